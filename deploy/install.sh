@@ -1,0 +1,70 @@
+#!/bin/bash
+# Installs the Debian packages of deploy/packages.txt that are missing.
+set -euo pipefail
+
+usage() {
+  cat <<'END'
+Usage: deploy/install.sh [--check] [--help]
+
+Installs the Debian packages named in deploy/packages.txt that are missing.
+Does nothing where all are present. Needs root or sudo only to install.
+
+  --check   install nothing; list what is missing and exit 1 if anything is
+  --help    this text
+END
+}
+
+check=0
+for arg in "$@"; do
+  case "$arg" in
+    --check) check=1 ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "install.sh: unknown argument: $arg (see --help)" >&2; exit 2 ;;
+  esac
+done
+
+die() {
+  echo "install.sh: $*" >&2
+  exit 1
+}
+
+list="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/packages.txt"
+[[ -r $list ]] || die "cannot read $list"
+command -v dpkg-query >/dev/null || die "this needs Debian 12 (no dpkg-query here); install by hand what $list names"
+
+mapfile -t wanted < <(sed 's/#.*//' "$list" | tr -s ' \t' '\n' | sed '/^$/d')
+# dpkg-query fails when it knows nothing of a package; that package is then simply missing.
+installed=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${wanted[@]}" 2>/dev/null || true)
+
+missing=()
+for package in "${wanted[@]}"; do
+  grep -qxF "$package installed" <<<"$installed" || missing+=("$package")
+done
+
+((${#missing[@]})) || exit 0
+if ((check)); then
+  echo "missing: ${missing[*]}"
+  exit 1
+fi
+
+as_root=()
+if ((EUID != 0)); then
+  if ! command -v sudo >/dev/null; then
+    die "packages are missing and this is neither root nor has sudo. As root, run:
+  apt-get install --no-install-recommends ${missing[*]}"
+  fi
+  as_root=(sudo)
+fi
+
+apt() {
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q "$@"
+}
+
+echo "Installing ${#missing[@]} packages: ${missing[*]}"
+if ! apt install -y --no-install-recommends "${missing[@]}"; then
+  # The usual cause is a list of packages that is missing or out of date.
+  echo "Updating apt's lists and trying once more"
+  apt update || die "apt-get update failed; its message is above"
+  apt install -y --no-install-recommends "${missing[@]}" ||
+    die "apt-get could not install: ${missing[*]} (its message is above; this needs Debian 12)"
+fi
