@@ -1,0 +1,62 @@
+// Where the rows of one micro-batch go: computed once from the gate's choices, it serves dispatch,
+// combine and both of their backwards.
+//
+// A token's row goes once to each server that hosts any of its experts, and comes back once for
+// each group; the worker adds groups in group order.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace moe {
+
+// The experts of one MoE layer on their servers.
+struct ExpertLayout {
+  int32_t experts = 0;
+  int32_t groups = 0;
+  int32_t servers = 0;
+  // [groups]: index of the server that hosts each.
+  std::vector<int32_t> server_of_group;
+
+  int32_t experts_per_group() const { return experts / groups; }
+};
+
+class RoutingPlan {
+ public:
+  // One group's pairs of (row, expert), ascending by row, then expert.
+  struct Group {
+    int32_t group = 0;
+    // [p]: row in the server's frame, expert within the group, gate.
+    std::vector<uint32_t> row;
+    std::vector<uint32_t> expert;
+    std::vector<float> gate;
+    // [p]: position of the choice in the gate's [T, k] arrays.
+    std::vector<int32_t> choice;
+    // [q]: tokens of the group's distinct rows, ascending.
+    std::vector<int32_t> token;
+  };
+  // All that goes to one server.
+  struct Server {
+    // [rows]: tokens, ascending.
+    std::vector<uint32_t> token;
+    // Every group of the layer that the server hosts, ascending, empty ones included.
+    std::vector<Group> groups;
+  };
+
+  // expert, gate: [tokens, k], experts ascending within a token; expert -1: no choice (a padding
+  // token).
+  RoutingPlan(const ExpertLayout& layout, int32_t tokens, int32_t k,
+              std::span<const int32_t> expert, std::span<const float> gate);
+
+  int32_t tokens() const { return tokens_; }
+  int32_t k() const { return k_; }
+  const std::vector<Server>& servers() const { return servers_; }
+
+ private:
+  int32_t tokens_;
+  int32_t k_;
+  std::vector<Server> servers_;
+};
+
+}  // namespace moe

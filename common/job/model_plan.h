@@ -1,0 +1,68 @@
+// What a job's model consists of: its parameters as logical tensors, and the shards that they are
+// cut into. A function of the job alone, so that every member derives the same plan.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "proto/moe/v1/job.pb.h"
+
+namespace moe {
+
+// One parameter tensor, row-major [rows, cols].
+struct TensorSpec {
+  // Position in the logical order: embedding, the layers in order (gates before experts, each
+  // expert's w1 before its w2), softmax weight, softmax bias.
+  int64_t index = 0;
+  // embedding | layer<l>.lstm.{wx,wh,b[,wp]} | layer<l>.moe.{wg,wnoise} |
+  // layer<l>.moe.expert<e>.{w1,w2} | softmax.{w,b}
+  std::string name;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  // Initial values are uniform in [-bound, bound] (0: zeros) plus `offset` in the columns
+  // [offset_begin, offset_end).
+  float bound = 0;
+  float offset = 0;
+  int64_t offset_begin = 0;
+  int64_t offset_end = 0;
+
+  int64_t size() const { return rows * cols; }
+};
+
+enum class ShardKind { kDense, kExpert, kReplica };
+
+// dense/<i> | layer<l>/group<g> | replica/<r>
+struct ShardSpec {
+  std::string id;
+  ShardKind kind = ShardKind::kDense;
+  // Logical tensors, ascending. Expert shards: w1, w2 of each expert in turn.
+  std::vector<int64_t> tensors;
+  // Expert shards.
+  int32_t layer = 0;
+  int32_t group = 0;
+  int32_t first_expert = 0;
+  int32_t experts = 0;
+  // Replica shards.
+  uint32_t replica = 0;
+};
+
+struct ModelPlan {
+  std::vector<TensorSpec> tensors;
+  // Dense, then expert (by layer and group), then replica shards.
+  std::vector<ShardSpec> shards;
+
+  int64_t SizeOf(const ShardSpec& shard) const {
+    int64_t size = 0;
+    for (int64_t t : shard.tensors) size += tensors[t].size();
+    return size;
+  }
+};
+
+// `job` is valid (job_file.h) and its model.vocabulary is set.
+ModelPlan MakeModelPlan(const v1::Job& job);
+
+// Initial values of one tensor: host memory, [rows * cols].
+void FillInitialValues(uint64_t seed, const TensorSpec& tensor, float* out);
+
+}  // namespace moe

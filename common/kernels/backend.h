@@ -1,0 +1,263 @@
+// The arithmetic of the system, behind one interface for each kind of device.
+//
+// Memory: pointers and matrices passed to an operation point into memory that this backend
+// allocated (Array, Tensor), except where a comment says "host". Callers never dereference device
+// memory; they Upload and Download. Operations are issued in order and each sees the results of
+// those before it; Download waits for them.
+//
+// Bits: a result depends on the arguments' values and logical sizes alone, never on addresses,
+// strides, the number of threads or what else runs (docs/design/bits.md). Sums over rows run in row
+// order unless a comment says otherwise.
+//
+// Threads: an instance may be called from several threads at once, on disjoint outputs.
+//
+// Shapes that don't fit are a broken invariant of the caller and abort the process: whatever a user
+// or the network can get wrong is checked before it comes here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "common/random/random.h"
+#include "common/tensor/matrix.h"
+
+namespace moe {
+
+enum class Transpose { kNo, kYes };
+
+// One expert's rows within an expert-major batch of p rows.
+struct ExpertRows {
+  float* w1 = nullptr;  // [d, h]
+  float* w2 = nullptr;  // [h, d]
+  int64_t begin = 0;    // first row of the expert in the batch
+  int64_t rows = 0;
+};
+
+// Adam's parameters for one update (Kingma & Ba 2015). `count` is the number of updates of this
+// tensor, this one included: 1, 2, ...
+struct AdamStep {
+  float rate = 0;
+  float beta1 = 0.9f;
+  float beta2 = 0.999f;
+  float epsilon = 1e-8f;
+  int64_t count = 1;
+};
+
+// One tensor's optimizer update. Gradients are multiplied by `gradient_scale` first.
+struct OptimizerStep {
+  enum class Kind { kSgd, kAdam };
+  Kind kind = Kind::kSgd;
+  AdamStep adam;  // kSgd uses its rate only
+  float gradient_scale = 1;
+};
+
+// One expert's update from the rows of a whole step.
+struct ExpertUpdate {
+  ExpertRows expert;
+  // Adam's moments, [d, h] and [h, d]; unused for SGD.
+  float* m1 = nullptr;
+  float* v1 = nullptr;
+  float* m2 = nullptr;
+  float* v2 = nullptr;
+  OptimizerStep step;
+};
+
+// What noisy top-k gating keeps of T tokens and n experts from forward to backward.
+struct GateBatch {
+  ConstMatrix clean;  // [T, n] x W_g
+  ConstMatrix raw;    // [T, n] x W_noise; ignored (may be empty) without noise
+  Matrix noise;       // [T, n] the standard normal draws; ignored without noise
+  int32_t k = 0;
+  bool with_noise = false;
+  RandomKey key;       // of the draws; row = token, column = expert
+  int32_t* expert = nullptr;  // [T, k] chosen experts, ascending within a token
+  float* gate = nullptr;      // [T, k] their gates, in the same order
+  // [T, 2] the experts that hold the k-th and the (k+1)-th largest H; the second is -1 if k == n.
+  int32_t* threshold = nullptr;
+  double* importance = nullptr;  // [n] sum over tokens of G(x)_i (eq. 6)
+  // [n] sum over tokens of P(x, i) (eq. 8-10); counts of chosen tokens without noise or if k == n.
+  double* load = nullptr;
+};
+
+// Splits work over threads. Nested use is allowed; the calling thread takes part.
+class Parallel {
+ public:
+  virtual ~Parallel() = default;
+  // Calls fn(i) for each i in [0, n) and returns when all have returned.
+  virtual void For(int64_t n, const std::function<void(int64_t)>& fn) = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // "cpu: avx2 fma, OpenBLAS 0.3.21 Haswell, 2 threads".
+  virtual std::string Description() const = 0;
+  virtual Parallel& parallel() = 0;
+
+  // ---- memory
+  // Aligned for every operation. Never null for bytes > 0; aborts when memory runs out.
+  virtual void* Allocate(size_t bytes) = 0;
+  virtual void Free(void* memory) = 0;
+  virtual void Upload(const void* host, void* device, size_t bytes) = 0;
+  virtual void Download(const void* device, void* host, size_t bytes) = 0;
+  virtual void Copy(const void* from, void* to, size_t bytes) = 0;
+  virtual void Zero(void* memory, size_t bytes) = 0;
+
+  // ---- general
+  // c = alpha op(a) op(b) + beta c; beta 0 doesn't read c.
+  virtual void Gemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a, ConstMatrix b,
+                    float beta, Matrix c) = 0;
+  // Every row of out = row [out.cols].
+  virtual void BroadcastRow(const float* row, Matrix out) = 0;
+  // sums[c] += sum over rows of x.
+  virtual void AddColumnSums(ConstMatrix x, float* sums) = 0;
+  // y += x.
+  virtual void Add(int64_t n, const float* x, float* y) = 0;
+  // Sum of squares in fixed blocks, in double.
+  virtual double SquareSum(int64_t n, const float* x) = 0;
+  virtual bool AllFinite(ConstMatrix x) = 0;
+
+  // ---- rows
+  // out row i = x row index[i], times scale[i] unless scale is null. index is host memory.
+  virtual void GatherRows(ConstMatrix x, std::span<const int32_t> index, const float* scale,
+                          Matrix out) = 0;
+  // out row index[i] += x row i, i ascending; indices may repeat. index is host memory.
+  virtual void ScatterAddRows(ConstMatrix x, std::span<const int32_t> index, Matrix out) = 0;
+  // out row r = sum over j in [offset[r], offset[r+1]) ascending of weight[j] * x row position[j];
+  // zero where there is none; weight null: 1. offset and position are host memory.
+  virtual void CombineRows(ConstMatrix x, std::span<const int32_t> offset,
+                           std::span<const int32_t> position, const float* weight, Matrix out) = 0;
+
+  // ---- activations
+  virtual void SigmoidForward(ConstMatrix x, Matrix y) = 0;
+  // dx = dy * y * (1 - y); dx may be dy.
+  virtual void SigmoidBackward(ConstMatrix y, ConstMatrix dy, Matrix dx) = 0;
+  // y = mask * x / (1 - rate) [+ residual unless its data is null]; rate 0 keeps all. The mask of
+  // element (row, column) is a function of key. y may be x.
+  virtual void DropoutForward(RandomKey key, float rate, ConstMatrix x, ConstMatrix residual,
+                              Matrix y) = 0;
+  // dx = mask * dy / (1 - rate); dx may be dy.
+  virtual void DropoutBackward(RandomKey key, float rate, ConstMatrix dy, Matrix dx) = 0;
+
+  // ---- LSTM cell, B lanes, H units; gates in the order input, forget, candidate, output
+  // gates: [B, 4H] pre-activations in, activations out. c, tanh_c, h: [B, H] out.
+  virtual void LstmCellForward(Matrix gates, ConstMatrix c_prev, Matrix c, Matrix tanh_c,
+                               Matrix h) = 0;
+  // gates, c_prev, tanh_c as the forward left them. dh: [B, H] dL/dh. dc: [B, H] in dL/dc from the
+  // next time step, out dL/dc_prev. dgates: [B, 4H] out, w.r.t. the pre-activations; may be gates.
+  virtual void LstmCellBackward(ConstMatrix gates, ConstMatrix c_prev, ConstMatrix tanh_c,
+                                ConstMatrix dh, Matrix dc, Matrix dgates) = 0;
+
+  // ---- softmax cross-entropy
+  // logits: [T, V]. target: host, [T], -1 = not counted (its dlogits are 0). Returns the sum of
+  // -ln p(target) in double, in row order. If gradient_scale is not 0, logits become
+  // gradient_scale * (p - onehot).
+  virtual double SoftmaxCrossEntropy(Matrix logits, std::span<const int32_t> target,
+                                     float gradient_scale) = 0;
+
+  // ---- gating (eq. 3-5, 8-10)
+  // Reads clean, raw, k, with_noise, key; writes the rest. A tie goes to the lower expert.
+  virtual void NoisyTopKForward(const GateBatch& batch) = 0;
+  // dgate: [T, k] dL/dG(x)_i of the chosen, importance's part included. dload: [n] dL/dLoad_i,
+  // which flows through the clean logit, the noise scale and the threshold; null: none.
+  // dclean, draw: [T, n] out; draw is ignored without noise.
+  virtual void NoisyTopKBackward(const GateBatch& batch, const float* dgate, const float* dload,
+                                 Matrix dclean, Matrix draw) = 0;
+
+  // ---- experts: ReLU(x W1) W2 on an expert-major batch of p rows; experts in parallel
+  // x: [p, d]; hidden: [p, h] out; y: [p, d] out.
+  virtual void ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x, Matrix hidden,
+                             Matrix y) = 0;
+  // dy: [p, d] dL/d(layer output) of each row, ungated. gate: [p]. With u = dy W2^T:
+  // dgate [p] = <hidden, u>, dhidden [p, h] = gate * u * 1[hidden > 0], dx [p, d] = dhidden W1^T.
+  virtual void ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix dy,
+                              const float* gate, ConstMatrix hidden, float* dgate, Matrix dhidden,
+                              Matrix dx) = 0;
+  // Forms dW1 = x^T dhidden and dW2 = hidden^T gated_dy (gated_dy = gate * dy) over each expert's
+  // rows and applies the optimizer at once; no gradient is kept. Experts without rows are untouched.
+  virtual void ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x,
+                             ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy) = 0;
+  // The square sums of dW1 and dW2 of each expert: sums[2 i], sums[2 i + 1], host memory.
+  virtual void ExpertSquareSums(std::span<const ExpertRows> experts, ConstMatrix x,
+                                ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy,
+                                std::span<double> sums) = 0;
+
+  // ---- optimizers; w, g, m, v: [n]; m and v unused for SGD
+  virtual void OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g, float* w,
+                               float* m, float* v) = 0;
+};
+
+// Memory of one backend, freed with the object. Not initialized.
+template <typename T>
+class Array {
+ public:
+  Array() = default;
+  Array(Backend& backend, int64_t size)
+      : backend_(&backend),
+        size_(size),
+        data_(size > 0 ? static_cast<T*>(backend.Allocate(size * sizeof(T))) : nullptr) {}
+  ~Array() {
+    if (data_ != nullptr) backend_->Free(data_);
+  }
+  Array(Array&& other) noexcept { *this = std::move(other); }
+  Array& operator=(Array&& other) noexcept {
+    std::swap(backend_, other.backend_);
+    std::swap(size_, other.size_);
+    std::swap(data_, other.data_);
+    return *this;
+  }
+
+  T* data() const { return data_; }
+  int64_t size() const { return size_; }
+  void Zero() { if (size_ > 0) backend_->Zero(data_, size_ * sizeof(T)); }
+  void Upload(std::span<const T> host) {
+    backend_->Upload(host.data(), data_, host.size_bytes());
+  }
+  void Download(std::span<T> host) const {
+    backend_->Download(data_, host.data(), host.size_bytes());
+  }
+
+ private:
+  Backend* backend_ = nullptr;
+  int64_t size_ = 0;
+  T* data_ = nullptr;
+};
+
+// A matrix with memory of its own. Not initialized.
+class Tensor {
+ public:
+  Tensor() = default;
+  Tensor(Backend& backend, int64_t rows, int64_t cols)
+      : memory_(backend, rows * cols), rows_(rows), cols_(cols) {}
+
+  int64_t rows() const { return rows_; }
+  int64_t cols() const { return cols_; }
+  int64_t size() const { return rows_ * cols_; }
+  float* data() const { return memory_.data(); }
+  Matrix view() const { return Matrix(memory_.data(), rows_, cols_); }
+  Matrix Rows(int64_t begin, int64_t count) const { return view().Rows(begin, count); }
+  void Zero() { memory_.Zero(); }
+  void Upload(std::span<const float> host) { memory_.Upload(host); }
+  void Download(std::span<float> host) const { memory_.Download(host); }
+
+ private:
+  Array<float> memory_;
+  int64_t rows_ = 0;
+  int64_t cols_ = 0;
+};
+
+// The CPU backend; threads >= 1 counts the calling thread. Fails only if the processor lacks AVX2
+// or FMA: then it returns null and sets *error.
+std::unique_ptr<Backend> MakeCpuBackend(int threads, std::string* error);
+
+// The numerics class of a backend: equal hashes, equal bits (64 hexadecimal digits are not needed:
+// 16). Computed from fixed probe products and elementwise functions, about 10 ms.
+std::string NumericsFingerprint(Backend& backend);
+
+}  // namespace moe

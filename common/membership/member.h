@@ -1,0 +1,68 @@
+// A process's membership of the cluster: registration with the coordinator and the heartbeat that
+// keeps it. Servers and workers alike own one.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "proto/moe/v1/coordinator.pb.h"
+
+namespace moe {
+
+class Member {
+ public:
+  struct Options {
+    // host:port of the coordinator.
+    std::string coordinator;
+    v1::RegisterRequest registration;
+    // How long to wait for a coordinator that isn't there yet.
+    absl::Duration join_timeout = absl::Seconds(60);
+  };
+
+  // Registers (retrying while the coordinator is unavailable, and saying so once a few seconds) and
+  // starts the heartbeat thread. A refusal by the coordinator comes back with its message.
+  static absl::StatusOr<std::unique_ptr<Member>> Join(Options options);
+  virtual ~Member() = default;
+
+  // "server/<name>" or "worker/<name>".
+  virtual const std::string& id() const = 0;
+
+  // Waits until the state satisfies `ready`, the cluster fails or finishes, or the member loses the
+  // coordinator. A failed cluster: ABORTED with the cause. `reason` is shown in status meanwhile.
+  virtual absl::StatusOr<v1::ClusterState> WaitFor(
+      const std::string& reason, absl::Duration timeout,
+      const std::function<bool(const v1::ClusterState&)>& ready) = 0;
+
+  // OK, or why the job is over: ABORTED with the cluster's cause, UNAVAILABLE if the coordinator
+  // can't be reached for longer than the lease, CANCELLED after Cancel().
+  virtual absl::Status health() const = 0;
+  // Called once, from the heartbeat thread (or at once if it is already so), when health() turns
+  // bad. For waking up whoever waits elsewhere.
+  virtual void OnTrouble(std::function<void(const absl::Status&)> callback) = 0;
+
+  virtual void SetReady(uint64_t generation) = 0;
+  // What this process waits for at present; empty if it computes. Cheap; any thread.
+  virtual void SetWaitingFor(const std::string& reason) = 0;
+  virtual void SetTimes(const v1::MemberTimes& times) = 0;
+
+  // Tells the coordinator that the job can't go on. Never blocks for long; errors are logged.
+  virtual void Fail(const std::string& cause) = 0;
+  // Makes every wait return CANCELLED; safe from any thread. For a signal.
+  virtual void Cancel() = 0;
+
+  virtual absl::Status ReportStep(v1::ReportStepRequest request) = 0;
+  virtual absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
+      v1::ReportEvaluationRequest request) = 0;
+  virtual absl::Status ReportShardFile(v1::ReportShardFileRequest request) = 0;
+  virtual absl::StatusOr<v1::AwaitCheckpointResponse> AwaitCheckpoint(uint64_t step) = 0;
+  virtual absl::Status FinishWork() = 0;
+  // Says goodbye and stops the heartbeat.
+  virtual void Leave() = 0;
+};
+
+}  // namespace moe

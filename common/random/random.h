@@ -1,0 +1,47 @@
+// Counter-based random numbers: each is a pure function of logical ids, so that no draw depends on
+// which process, thread or order of work makes it (docs/design/bits.md).
+//
+// Generator: Philox-4x32-10 (Salmon et al. 2011). A Key names a tensor of numbers; (row, column)
+// names the element. Thread-safe: nothing here has state.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace moe {
+
+// What a number is for. The values are part of the result of a job: never renumber.
+enum class Purpose : uint32_t {
+  kInitialValue = 1,
+  kDropout = 2,
+  kGateNoise = 3,
+  kProbe = 4,
+};
+
+// Key of one tensor of random numbers, derived by Philox from the ids.
+struct RandomKey {
+  uint32_t k0 = 0;
+  uint32_t k1 = 0;
+  friend bool operator==(const RandomKey&, const RandomKey&) = default;
+};
+
+// The ids that name a tensor of numbers; unused ones stay zero.
+struct RandomIds {
+  uint32_t layer = 0;
+  uint64_t step = 0;
+  uint32_t wave = 0;
+  uint32_t replica = 0;
+  // Of a logical tensor of parameters.
+  uint64_t tensor = 0;
+};
+
+RandomKey MakeKey(uint64_t seed, Purpose purpose, const RandomIds& ids);
+
+// Fills out[c] with the number of element (row, c).
+void FillBits(RandomKey key, uint64_t row, std::span<uint32_t> out);
+// Uniform in [0, 1), multiples of 2^-24.
+void FillUniform(RandomKey key, uint64_t row, std::span<float> out);
+// Standard normal (Box-Muller on the uniforms of the same element pair).
+void FillNormal(RandomKey key, uint64_t row, std::span<float> out);
+
+}  // namespace moe

@@ -1,0 +1,55 @@
+// Sums over replicas along a fixed binary tree, so that the bits of a sum don't depend on which
+// worker owns which replica (docs/design/bits.md).
+//
+// Node (level, index) covers the replicas [index * 2^level, (index + 1) * 2^level) that exist; the
+// root has level ceil(log2 R). A node's sum is left + right; where the right child has no replicas
+// the node's sum is the left child's.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace moe {
+
+struct TreeNode {
+  uint32_t level = 0;
+  uint32_t index = 0;
+  friend auto operator<=>(const TreeNode&, const TreeNode&) = default;
+};
+
+// The largest nodes whose existing replicas are all in `owned` (ascending), by first replica.
+std::vector<TreeNode> MaximalNodes(std::span<const uint32_t> owned, uint32_t replicas);
+
+// Joins contributions of `size` floats each. Not thread-safe.
+class TreeReduction {
+ public:
+  TreeReduction(uint32_t replicas, int64_t size);
+
+  // Adds a node's sum and joins siblings as far up as possible. The same node again is ignored;
+  // INVALID_ARGUMENT: no such node, a wrong size, or a part of a node that is already there.
+  absl::Status Add(TreeNode node, std::vector<float> sum);
+  // All replicas are covered.
+  bool complete() const;
+  // Replicas not covered yet, ascending.
+  std::vector<uint32_t> Missing() const;
+  // The sum over all replicas; call once, when complete.
+  std::vector<float> TakeRoot();
+  // The nodes held at present, by first replica; for a worker's maximal nodes. Call once.
+  std::map<TreeNode, std::vector<float>> TakeNodes();
+
+ private:
+  bool Exists(TreeNode node) const;
+
+  const uint32_t replicas_;
+  const int64_t size_;
+  uint32_t root_level_ = 0;
+  std::map<TreeNode, std::vector<float>> held_;
+  std::vector<bool> covered_;
+};
+
+}  // namespace moe
