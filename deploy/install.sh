@@ -4,10 +4,11 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-Usage: deploy/install.sh [--check] [--help]
+Usage: deploy/install.sh [--check] [--help] [GROUP...]
 
-Installs the Debian packages named in deploy/packages.txt that are missing.
-Does nothing where all are present. Needs root or sudo only to install.
+Installs the Debian packages named in deploy/packages.txt that are missing: of
+the groups named (build, runtime, test), or of all. Does nothing where all are
+present. Needs root or sudo only to install.
 
   --check   install nothing; list what is missing and exit 1 if anything is
   --help    this text
@@ -15,10 +16,12 @@ END
 }
 
 check=0
+groups=()
 for arg in "$@"; do
   case "$arg" in
     --check) check=1 ;;
     -h | --help) usage; exit 0 ;;
+    build | runtime | test) groups+=("$arg") ;;
     *) echo "install.sh: unknown argument: $arg (see --help)" >&2; exit 2 ;;
   esac
 done
@@ -32,7 +35,12 @@ list="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/packages.txt"
 [[ -r $list ]] || die "cannot read $list"
 command -v dpkg-query >/dev/null || die "this needs Debian 12 (no dpkg-query here); install by hand what $list names"
 
-mapfile -t wanted < <(sed 's/#.*//' "$list" | tr -s ' \t' '\n' | sed '/^$/d')
+((${#groups[@]})) || groups=(build runtime test)
+
+mapfile -t wanted < <(awk -v groups=" ${groups[*]} " '
+  { sub(/#.*/, "") }
+  /^\[.*\]/ { open = index(groups, " " substr($1, 2, length($1) - 2) " "); next }
+  NF && open { print $1 }' "$list")
 # dpkg-query fails when it knows nothing of a package; that package is then simply missing.
 installed=$(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${wanted[@]}" 2>/dev/null || true)
 

@@ -16,8 +16,7 @@ import xml.etree.ElementTree as ElementTree
 class Target:
     def __init__(self):
         self.status = None
-        self.logs = []
-        self.xmls = []
+        self.results = {}  # (run, shard) -> {"test.log": path, "test.xml": path}
 
 
 def local_path(uri):
@@ -46,11 +45,8 @@ def read_events(path):
                 # Of several attempts the last one's files stand.
                 target = tests.setdefault(key["testResult"]["label"], Target())
                 files = event["testResult"].get("testActionOutput", [])
-                target.logs += [local_path(f["uri"]) for f in files if f["name"] == "test.log"]
-                xmls = [local_path(f["uri"]) for f in files if f["name"] == "test.xml"]
-                if int(key["testResult"].get("attempt", 1)) > 1:
-                    target.xmls = target.xmls[:-1]
-                target.xmls += xmls
+                part = (key["testResult"].get("run"), key["testResult"].get("shard"))
+                target.results[part] = {f["name"]: local_path(f["uri"]) for f in files}
             elif "testSummary" in key and "testSummary" in event:
                 target = tests.setdefault(key["testSummary"]["label"], Target())
                 target.status = event["testSummary"]["overallStatus"]
@@ -63,7 +59,11 @@ def count_cases(path):
     for suite in ElementTree.parse(path).iter("testsuite"):
         for case in suite.findall("testcase"):
             name = ".".join(filter(None, [suite.get("name"), case.get("name")]))
-            if case.find("failure") is not None or case.find("error") is not None:
+            error = case.find("error")
+            if error is not None and suite.get("name") == case.get("name"):
+                # Bazel's own record of a program that wrote none: it crashed, or is a script.
+                failed.append("({})".format(error.get("message", "failed")))
+            elif error is not None or case.find("failure") is not None:
                 failed.append(name)
             elif case.find("skipped") is not None or case.get("status") == "notrun":
                 skipped += 1
@@ -82,19 +82,22 @@ def main():
             broken.add(label)
             continue
         failed_here = []
-        for path in target.xmls:
+        failed_logs = []
+        for files in target.results.values():
             try:
-                p, f, s = count_cases(path)
-            except (OSError, ElementTree.ParseError):
-                continue
+                p, f, s = count_cases(files["test.xml"])
+            except (KeyError, OSError, ElementTree.ParseError):
+                p, f, s = 0, ["(no readable test.xml)"], 0
             passed, skipped = passed + p, skipped + s
             failed_here += f
+            if f:
+                failed_logs.append(files.get("test.log", "none"))
         if target.status not in ("PASSED", "FLAKY") and not failed_here:
             failed_here = ["({}, no case reported a failure)".format(target.status.lower())]
+            failed_logs = [files.get("test.log", "none") for files in target.results.values()]
         failed += len(failed_here)
         complaints += ["  {} {}".format(label, case) for case in failed_here]
-        if failed_here:
-            complaints += ["    log: " + log for log in target.logs[-1:]]
+        complaints += ["    log: " + log for log in failed_logs]
     for label in sorted(broken - {l for l, t in tests.items() if t.status is not None}):
         failed += 1
         complaints.append("  {} (did not build)".format(label))
