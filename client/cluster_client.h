@@ -1,0 +1,48 @@
+// A worker's connection to all servers of a cluster.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "client/expert_client.h"
+#include "client/parameter_client.h"
+#include "client/shard_stream.h"
+#include "common/job/model_plan.h"
+#include "proto/moe/v1/coordinator.pb.h"
+
+namespace moe {
+
+class ClusterClient {
+ public:
+  struct Options {
+    // Member id of this worker ("worker/w0") and the replicas that it owns, ascending.
+    std::string member;
+    std::vector<uint32_t> owned_replicas;
+    // Of every wait.
+    absl::Duration timeout = absl::Seconds(60);
+    // Called by the waiting thread with the reason when a wait begins, and with "" when it ends.
+    std::function<void(const std::string& reason)> on_wait;
+    // Tests put fakes here.
+    ShardStreamFactory open_stream = OpenShardStream;
+  };
+
+  // Opens a stream to every server of state.placement that hosts a shard. The state is that of a
+  // cluster from phase LOADING on, and `plan` is its job's.
+  static absl::StatusOr<std::unique_ptr<ClusterClient>> Connect(const v1::ClusterState& state,
+                                                                const ModelPlan& plan,
+                                                                Options options);
+  virtual ~ClusterClient() = default;
+
+  virtual ExpertClient& experts() = 0;
+  virtual ParameterClient& parameters() = 0;
+  // Every wait, now and later, returns `cause`. Any thread.
+  virtual void Cancel(const absl::Status& cause) = 0;
+};
+
+}  // namespace moe
