@@ -1,0 +1,13 @@
+// What members must have in common.
+#pragma once
+
+#include <cstdint>
+
+namespace moe {
+
+// Raised when a message or its meaning changes: the coordinator refuses members that differ.
+inline constexpr int32_t kProtocolVersion = 1;
+
+inline constexpr char kVersion[] = "0.1.0";
+
+}  // namespace moe

@@ -1,0 +1,36 @@
+// Whole files and folders. Errors name the path and give the system's text.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace moe {
+
+absl::StatusOr<std::string> ReadFile(const std::string& path);
+
+// After OK the file is on disk whole; after an error, or a crash at any time, `path` is as it was
+// before. The folder must exist.
+absl::Status WriteFileAtomically(const std::string& path, std::string_view contents);
+
+// Appends to a file that isn't under its name yet.
+class FileSink {
+ public:
+  virtual ~FileSink() = default;
+  virtual absl::Status Append(std::string_view bytes) = 0;
+};
+
+// The same for contents that aren't in memory at once: `write` appends them.
+absl::Status WriteFileAtomically(const std::string& path,
+                                 const std::function<absl::Status(FileSink&)>& write);
+
+// Creates the folder and its parents; OK if it is there.
+absl::Status MakeDirs(const std::string& path);
+
+// Removes a file or a folder with all its contents; OK if there is none. Doesn't follow links.
+absl::Status RemoveTree(const std::string& path);
+
+}  // namespace moe
