@@ -39,5 +39,4 @@ bazel test --keep_going --jobs="${JOBS:-2}" --build_event_json_file="$events" \
   "${options[@]}" -- "${targets[@]}" &&
   status=0 || status=$?
 
-# 4 is "no tests at all"; the summary says so.
 /usr/bin/python3 tests/summarize.py "$events" "$status"

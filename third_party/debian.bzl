@@ -1,8 +1,9 @@
 """System libraries from Debian packages, as Bazel repositories."""
 
 def _debian_library_impl(ctx):
-    # A header in /usr/include is no input that Bazel watches. The package's list of checksums is:
-    # as an input of every dependent compile it makes an upgrade rebuild, also past the disk cache.
+    # Bazel doesn't watch /usr/include. The package's list of checksums, an input of every dependent
+    # compile, keeps the disk cache from answering with objects of an older package. In a warm tree
+    # `bazel clean` is still needed after an upgrade, as with any compiler.
     for package in ctx.attr.packages:
         for name in [package + ":amd64", package]:
             checksums = ctx.path("/var/lib/dpkg/info/" + name + ".md5sums")
