@@ -1,4 +1,5 @@
-// Parameters and multiply-adds of a model, counted as the paper counts them (tables 7 and 8).
+// Parameters and multiply-adds of a model, counted as the paper counts them (tables 7 and
+// 8).
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,8 @@ struct LayerCount {
   std::string name;
   // All parameters of the layer.
   int64_t parameters = 0;
-  // Multiply-adds per timestep of the forward pass; k active experts and both gate matrices.
+  // Multiply-adds per timestep of the forward pass; k active experts and both gate
+  // matrices.
   int64_t multiply_adds = 0;
 };
 

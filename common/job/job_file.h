@@ -13,7 +13,8 @@ namespace moe {
 absl::StatusOr<v1::Job> ReadJobFile(const std::string& path);
 absl::StatusOr<v1::Job> ParseJob(const std::string& text, const std::string& source);
 
-// OK if every field is in its range. model.vocabulary may be 0 (taken from the data later).
+// OK if every field is in its range. model.vocabulary may be 0 (taken from the data
+// later).
 absl::Status ValidateJob(const v1::Job& job);
 
 }  // namespace moe

@@ -1,5 +1,6 @@
-// What a job's model consists of: its parameters as logical tensors, and the shards that they are
-// cut into. A function of the job alone, so that every member derives the same plan.
+// What a job's model consists of: its parameters as logical tensors, and the shards that
+// they are cut into. A function of the job alone, so that every member derives the same
+// plan.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +13,12 @@ namespace moe {
 
 // One parameter tensor, row-major [rows, cols].
 struct TensorSpec {
-  // Position in the logical order: embedding, the layers in order (gates before experts, each
-  // expert's w1 before its w2), softmax weight, softmax bias.
+  // Position in the logical order: embedding, the layers in order (gates before experts,
+  // each expert's w1 before its w2), softmax weight, softmax bias.
   int64_t index = 0;
   // embedding | layer<l>.lstm.{wx,wh,b[,wp]} | layer<l>.moe.{wg,wnoise} |
-  // layer<l>.moe.expert<e>.{w1,w2} | softmax.{w,b}
+  // layer<l>.moe.expert<e>.{w1,w2} | softmax.{w,b}. An expert with m hidden layers has w1
+  // .. w<m+1>.
   std::string name;
   int64_t rows = 0;
   int64_t cols = 0;
@@ -30,13 +32,18 @@ struct TensorSpec {
   int64_t size() const { return rows * cols; }
 };
 
+// Number of dense shards if the job doesn't say.
+inline constexpr int kDefaultDenseShards = 2;
+
 enum class ShardKind { kDense, kExpert, kReplica };
 
 // dense/<i> | layer<l>/group<g> | replica/<r>
 struct ShardSpec {
   std::string id;
   ShardKind kind = ShardKind::kDense;
-  // Logical tensors, ascending. Expert shards: w1, w2 of each expert in turn.
+  // Logical tensors, ascending. Dense shards: consecutive dense tensors; fewer shards
+  // than the job asks for if there are fewer tensors. Expert shards: w1, w2 of each
+  // expert in turn.
   std::vector<int64_t> tensors;
   // Expert shards.
   int32_t layer = 0;

@@ -1,0 +1,200 @@
+#include "common/job/model_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/random/random.h"
+#include "glog/logging.h"
+
+namespace moe {
+namespace {
+
+// Lists the tensors in their logical order, and by the shard that they go to.
+class Planner {
+ public:
+  explicit Planner(const v1::Job& job) : job_(job), d_(job.model().d_model()) {}
+
+  ModelPlan Run() {
+    const v1::Model& model = job_.model();
+    CHECK_GT(d_, 0);
+    CHECK_GT(model.vocabulary(), 0)
+        << "the vocabulary must be known before a model is planned";
+    AddDense(Weights("embedding", model.vocabulary(), d_, /*fan_in=*/d_));
+    for (int l = 0; l < model.layers_size(); ++l) {
+      const v1::Layer& layer = model.layers(l);
+      switch (layer.kind_case()) {
+        case v1::Layer::kLstm:
+          AddLstm(absl::StrCat("layer", l, ".lstm."), layer.lstm());
+          break;
+        case v1::Layer::kMoe:
+          AddMoe(l, layer.moe());
+          break;
+        case v1::Layer::KIND_NOT_SET:
+          LOG(FATAL) << "layer " << l << " has no kind";
+      }
+    }
+    AddDense(Weights("softmax.w", model.vocabulary(), d_, /*fan_in=*/d_));
+    AddDense(Bias("softmax.b", model.vocabulary()));
+
+    CutDense();
+    for (ShardSpec& shard : experts_) plan_.shards.push_back(std::move(shard));
+    for (int32_t r = 0; r < job_.training().replicas(); ++r) {
+      ShardSpec shard;
+      shard.id = absl::StrCat("replica/", r);
+      shard.kind = ShardKind::kReplica;
+      shard.replica = r;
+      plan_.shards.push_back(std::move(shard));
+    }
+    return std::move(plan_);
+  }
+
+ private:
+  TensorSpec Zeros(std::string name, int64_t rows, int64_t cols) const {
+    TensorSpec tensor;
+    tensor.name = std::move(name);
+    tensor.rows = rows;
+    tensor.cols = cols;
+    return tensor;
+  }
+
+  TensorSpec Weights(std::string name, int64_t rows, int64_t cols, int64_t fan_in) const {
+    TensorSpec tensor = Zeros(std::move(name), rows, cols);
+    const float scale = job_.model().initialization().uniform_scale();
+    // A uniform number in [-b, b] has the variance b^2 / 3.
+    tensor.bound = scale > 0 ? scale : static_cast<float>(std::sqrt(3.0 / fan_in));
+    return tensor;
+  }
+
+  TensorSpec Bias(std::string name, int64_t cols) const {
+    TensorSpec tensor = Zeros(std::move(name), 1, cols);
+    tensor.bound = job_.model().initialization().uniform_scale();
+    return tensor;
+  }
+
+  int64_t Add(TensorSpec tensor) {
+    tensor.index = static_cast<int64_t>(plan_.tensors.size());
+    plan_.tensors.push_back(std::move(tensor));
+    return plan_.tensors.back().index;
+  }
+
+  void AddDense(TensorSpec tensor) { dense_.push_back(Add(std::move(tensor))); }
+
+  void AddLstm(const std::string& prefix, const v1::Lstm& lstm) {
+    const int64_t hidden = lstm.hidden();
+    const int64_t recurrent = lstm.projection() > 0 ? lstm.projection() : hidden;
+    AddDense(Weights(absl::StrCat(prefix, "wx"), d_, 4 * hidden, d_));
+    AddDense(Weights(absl::StrCat(prefix, "wh"), recurrent, 4 * hidden, recurrent));
+    TensorSpec bias = Bias(absl::StrCat(prefix, "b"), 4 * hidden);
+    bias.offset = lstm.forget_bias();
+    bias.offset_begin = hidden;
+    bias.offset_end = 2 * hidden;
+    AddDense(std::move(bias));
+    if (lstm.projection() > 0) {
+      AddDense(Weights(absl::StrCat(prefix, "wp"), hidden, lstm.projection(), hidden));
+    }
+  }
+
+  void AddMoe(int32_t layer, const v1::Moe& moe) {
+    CHECK_GT(moe.groups(), 0) << "layer " << layer;
+    CHECK_EQ(moe.experts() % moe.groups(), 0) << "layer " << layer;
+    const std::string prefix = absl::StrCat("layer", layer, ".moe.");
+    AddDense(Zeros(absl::StrCat(prefix, "wg"), d_, moe.experts()));
+    AddDense(Zeros(absl::StrCat(prefix, "wnoise"), d_, moe.experts()));
+    const int32_t experts_per_group = moe.experts() / moe.groups();
+    for (int32_t g = 0; g < moe.groups(); ++g) {
+      ShardSpec shard;
+      shard.id = absl::StrCat("layer", layer, "/group", g);
+      shard.kind = ShardKind::kExpert;
+      shard.layer = layer;
+      shard.group = g;
+      shard.first_expert = g * experts_per_group;
+      shard.experts = experts_per_group;
+      for (int32_t e = 0; e < experts_per_group; ++e) {
+        AddExpert(absl::StrCat(prefix, "expert", shard.first_expert + e, ".w"), moe,
+                  &shard);
+      }
+      experts_.push_back(std::move(shard));
+    }
+  }
+
+  void AddExpert(const std::string& prefix, const v1::Moe& moe, ShardSpec* shard) {
+    int64_t in = d_;
+    for (int i = 0; i <= moe.hidden_size(); ++i) {
+      const int64_t out = i < moe.hidden_size() ? moe.hidden(i) : d_;
+      shard->tensors.push_back(Add(Weights(absl::StrCat(prefix, i + 1), in, out, in)));
+      in = out;
+    }
+  }
+
+  // Contiguous ranges of the dense tensors, so that a worker that pulls shard after shard
+  // gets the parameters in the order of use. A tensor goes to the range that its middle
+  // falls in.
+  void CutDense() {
+    const int64_t wanted = job_.training().dense_shards() > 0
+                               ? job_.training().dense_shards()
+                               : kDefaultDenseShards;
+    const int64_t tensors = static_cast<int64_t>(dense_.size());
+    const int64_t shards = std::min(wanted, tensors);
+    int64_t total = 0;
+    for (int64_t t : dense_) total += plan_.tensors[t].size();
+
+    int64_t before = 0;
+    ShardSpec shard = DenseShard(0);
+    for (int64_t i = 0; i < tensors; ++i) {
+      const int64_t index = static_cast<int64_t>(plan_.shards.size());
+      const int64_t size = plan_.tensors[dense_[i]].size();
+      // Of the tensors from i on, each of the shards after this one needs one.
+      const bool last_chance = tensors - i == shards - index - 1;
+      const bool beyond = (2 * before + size) * shards >= 2 * total * (index + 1);
+      if (!shard.tensors.empty() && index + 1 < shards && (last_chance || beyond)) {
+        plan_.shards.push_back(std::move(shard));
+        shard = DenseShard(index + 1);
+      }
+      shard.tensors.push_back(dense_[i]);
+      before += size;
+    }
+    plan_.shards.push_back(std::move(shard));
+  }
+
+  static ShardSpec DenseShard(int64_t index) {
+    ShardSpec shard;
+    shard.id = absl::StrCat("dense/", index);
+    shard.kind = ShardKind::kDense;
+    return shard;
+  }
+
+  const v1::Job& job_;
+  const int64_t d_;
+  ModelPlan plan_;
+  std::vector<int64_t> dense_;
+  std::vector<ShardSpec> experts_;
+};
+
+}  // namespace
+
+ModelPlan MakeModelPlan(const v1::Job& job) { return Planner(job).Run(); }
+
+void FillInitialValues(uint64_t seed, const TensorSpec& tensor, float* out) {
+  if (tensor.bound > 0) {
+    const RandomKey key = MakeKey(seed, Purpose::kInitialValue,
+                                  {.tensor = static_cast<uint64_t>(tensor.index)});
+    for (int64_t r = 0; r < tensor.rows; ++r) {
+      const std::span<float> row(out + r * tensor.cols, tensor.cols);
+      FillUniform(key, r, row);
+      for (float& value : row) value = tensor.bound * (2.0f * value - 1.0f);
+    }
+  } else {
+    std::fill_n(out, tensor.size(), 0.0f);
+  }
+  if (tensor.offset == 0) return;
+  for (int64_t r = 0; r < tensor.rows; ++r) {
+    for (int64_t c = tensor.offset_begin; c < tensor.offset_end; ++c) {
+      out[r * tensor.cols + c] += tensor.offset;
+    }
+  }
+}
+
+}  // namespace moe
