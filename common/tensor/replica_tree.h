@@ -1,15 +1,16 @@
-// Sums over replicas along a fixed binary tree, so that the bits of a sum don't depend on which
-// worker owns which replica (docs/design/bits.md).
+// Sums over replicas along a fixed binary tree, so that the bits of a sum don't depend on
+// which worker owns which replica (docs/design/bits.md).
 //
-// Node (level, index) covers the replicas [index * 2^level, (index + 1) * 2^level) that exist; the
-// root has level ceil(log2 R). A node's sum is left + right; where the right child has no replicas
-// the node's sum is the left child's.
+// Node (level, index) covers the replicas [index * 2^level, (index + 1) * 2^level) that
+// exist; the root has level ceil(log2 R). A node's sum is left + right; where the right
+// child has no replicas the node's sum is the left child's.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
-#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -22,7 +23,8 @@ struct TreeNode {
   friend auto operator<=>(const TreeNode&, const TreeNode&) = default;
 };
 
-// The largest nodes whose existing replicas are all in `owned` (ascending), by first replica.
+// The largest nodes whose existing replicas are all in `owned` (ascending), by first
+// replica.
 std::vector<TreeNode> MaximalNodes(std::span<const uint32_t> owned, uint32_t replicas);
 
 // Joins contributions of `size` floats each. Not thread-safe.
@@ -30,8 +32,9 @@ class TreeReduction {
  public:
   TreeReduction(uint32_t replicas, int64_t size);
 
-  // Adds a node's sum and joins siblings as far up as possible. The same node again is ignored;
-  // INVALID_ARGUMENT: no such node, a wrong size, or a part of a node that is already there.
+  // Adds a node's sum and joins siblings as far up as possible. The same node again is
+  // ignored; INVALID_ARGUMENT: no such node, a wrong size, or a part of a node that is
+  // already there.
   absl::Status Add(TreeNode node, std::vector<float> sum);
   // All replicas are covered.
   bool complete() const;
@@ -40,7 +43,7 @@ class TreeReduction {
   // The sum over all replicas; call once, when complete.
   std::vector<float> TakeRoot();
   // The nodes held at present, by first replica; for a worker's maximal nodes. Call once.
-  std::map<TreeNode, std::vector<float>> TakeNodes();
+  std::vector<std::pair<TreeNode, std::vector<float>>> TakeNodes();
 
  private:
   bool Exists(TreeNode node) const;
@@ -48,7 +51,9 @@ class TreeReduction {
   const uint32_t replicas_;
   const int64_t size_;
   uint32_t root_level_ = 0;
+  // Sums not joined yet; nodes without a sibling are lifted to their parent.
   std::map<TreeNode, std::vector<float>> held_;
+  std::set<TreeNode> added_;
   std::vector<bool> covered_;
 };
 
