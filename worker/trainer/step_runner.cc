@@ -1,0 +1,243 @@
+#include "worker/trainer/step_runner.h"
+
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/base/status_macros.h"
+
+namespace moe {
+namespace {
+
+// Adds the time from construction to destruction to `seconds`.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds), start_(absl::Now()) {}
+  ~Stopwatch() { seconds_ += absl::ToDoubleSeconds(absl::Now() - start_); }
+
+ private:
+  double& seconds_;
+  absl::Time start_;
+};
+
+}  // namespace
+
+void PassResult::Add(const PassResult& other) {
+  for (size_t i = 0; i < losses.size(); ++i) {
+    losses[i].set_loss_sum(losses[i].loss_sum() + other.losses[i].loss_sum());
+    losses[i].set_tokens(losses[i].tokens() + other.losses[i].tokens());
+  }
+  for (size_t m = 0; m < balance.size(); ++m) {
+    for (size_t e = 0; e < balance[m].assigned.size(); ++e) {
+      balance[m].assigned[e] += other.balance[m].assigned[e];
+      balance[m].importance[e] += other.balance[m].importance[e];
+    }
+  }
+}
+
+double CoefficientOfVariation(std::span<const double> v) {
+  return std::sqrt(CvSquared(v, 0, nullptr));
+}
+
+StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& plan,
+                       const DenseParameters& parameters, ExpertClient& experts,
+                       std::vector<uint32_t> owned)
+    : backend_(backend),
+      job_(job),
+      experts_(experts),
+      owned_(std::move(owned)),
+      waves_(job.training().waves()) {
+  const v1::Training& training = job.training();
+  for (uint32_t replica : owned_) {
+    models_.push_back(std::make_unique<ReplicaModel>(backend, job, plan, parameters, replica,
+                                                     training.lanes(), training.waves(),
+                                                     training.unroll()));
+  }
+  const int moe_layers = models_.front()->segments() - 1;
+  plans_.resize(moe_layers);
+  for (auto& plans : plans_) plans.resize(waves_ * owned_.size());
+  totals_.resize(moe_layers);
+  importance_gradient_.resize(moe_layers);
+  load_gradient_.resize(moe_layers);
+  const int64_t tokens = int64_t{training.lanes()} / waves_ * training.unroll();
+  int32_t max_k = 0;
+  for (const v1::Layer& layer : job.model().layers()) max_k = std::max(max_k, layer.moe().k());
+  rows_.assign(owned_.size(), std::vector<float>(tokens * job.model().d_model()));
+  gates_.assign(owned_.size(), std::vector<float>(tokens * max_k));
+}
+
+v1::FrameId StepRunner::FrameOf(int segment, int32_t wave) const {
+  v1::FrameId id;
+  id.set_step(step_);
+  id.set_wave(wave);
+  id.set_layer(models_.front()->moe_layer(segment));
+  id.set_mode(mode_ == PassMode::kTrain ? v1::MODE_TRAIN : v1::MODE_EVALUATE);
+  return id;
+}
+
+void StepRunner::Compute(const std::function<void(size_t)>& for_each_owned) {
+  Stopwatch stopwatch(times_.computing);
+  backend_.parallel().For(owned_.size(), for_each_owned);
+}
+
+const RoutingPlan& StepRunner::PlanOf(int segment, int32_t wave, size_t owned) const {
+  return *plans_[segment][wave * owned_.size() + owned];
+}
+
+absl::StatusOr<PassResult> StepRunner::Forward(uint64_t step, PassMode mode,
+                                               int64_t tokens_of_step,
+                                               std::span<const MicroBatch> batches) {
+  step_ = step;
+  mode_ = mode;
+  for (auto& model : models_) model->BeginStep(step, mode, tokens_of_step);
+  const int segments = models_.front()->segments();
+  for (int segment = 0; segment < segments; ++segment) {
+    for (int32_t wave = 0; wave < waves_; ++wave) {
+      if (segment > 0) RETURN_IF_ERROR(AwaitForward(segment - 1, wave));
+      Compute([&](size_t i) {
+        const MicroBatch& batch = batches[i * waves_ + wave];
+        models_[i]->Forward(segment, wave, batch.input, batch.target);
+      });
+      if (segment < segments - 1) RETURN_IF_ERROR(SendForward(segment, wave));
+    }
+  }
+  RETURN_IF_ERROR(CheckFinite());
+  if (mode == PassMode::kTrain) FormBalanceGradients();
+  return Summarize(batches);
+}
+
+absl::Status StepRunner::SendForward(int segment, int32_t wave) {
+  Stopwatch stopwatch(times_.moving);
+  const ExpertLayout& layout = experts_.layout(models_.front()->moe_layer(segment));
+  std::vector<ForwardCall> calls;
+  for (size_t i = 0; i < owned_.size(); ++i) {
+    const MoeCall& call = models_[i]->moe_call(segment, wave);
+    auto& plan = plans_[segment][wave * owned_.size() + i];
+    plan = std::make_unique<RoutingPlan>(layout, call.tokens, call.k, call.expert, call.gate);
+    ForwardCall forward;
+    forward.replica = owned_[i];
+    forward.plan = plan.get();
+    forward.x = call.x.data();
+    if (mode_ == PassMode::kTrain) {
+      forward.importance = call.importance;
+      forward.load = call.load;
+    }
+    calls.push_back(forward);
+  }
+  return experts_.SendForward(FrameOf(segment, wave), calls);
+}
+
+absl::Status StepRunner::AwaitForward(int segment, int32_t wave) {
+  std::vector<ForwardResult> results;
+  for (size_t i = 0; i < owned_.size(); ++i) {
+    results.push_back({owned_[i], &PlanOf(segment, wave, i), rows_[i].data()});
+  }
+  const bool last_of_step = mode_ == PassMode::kTrain && wave == waves_ - 1;
+  {
+    Stopwatch stopwatch(times_.waiting);
+    RETURN_IF_ERROR(experts_.AwaitForward(FrameOf(segment, wave), results,
+                                          last_of_step ? &totals_[segment] : nullptr));
+  }
+  for (size_t i = 0; i < owned_.size(); ++i) models_[i]->SetMoeOutput(segment, wave, rows_[i]);
+  return absl::OkStatus();
+}
+
+absl::Status StepRunner::CheckFinite() const {
+  for (size_t i = 0; i < owned_.size(); ++i) {
+    for (int32_t wave = 0; wave < waves_; ++wave) {
+      if (std::isfinite(models_[i]->loss_sum(wave))) continue;
+      const std::string where = models_[i]->FirstNonFinite(wave);
+      return absl::DataLossError(absl::StrCat(
+          "the loss is not finite at step ", step_, " (replica ", owned_[i], ", wave ", wave,
+          "): first NaN or infinity in ", where.empty() ? "the softmax" : where));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void StepRunner::FormBalanceGradients() {
+  for (size_t segment = 0; segment < totals_.size(); ++segment) {
+    const v1::Moe& moe = job_.model().layers(models_.front()->moe_layer(segment)).moe();
+    CvSquared(totals_[segment].importance, moe.w_importance(), &importance_gradient_[segment]);
+    CvSquared(totals_[segment].load, moe.w_load(), &load_gradient_[segment]);
+  }
+}
+
+absl::Status StepRunner::Backward() {
+  const int segments = models_.front()->segments();
+  for (int segment = segments - 1; segment >= 0; --segment) {
+    for (int32_t wave = 0; wave < waves_; ++wave) {
+      if (segment < segments - 1) RETURN_IF_ERROR(AwaitBackward(segment, wave));
+      Compute([&](size_t i) { models_[i]->Backward(segment, wave); });
+      if (segment > 0) RETURN_IF_ERROR(SendBackward(segment - 1, wave));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StepRunner::SendBackward(int segment, int32_t wave) {
+  Stopwatch stopwatch(times_.moving);
+  std::vector<BackwardCall> calls;
+  for (size_t i = 0; i < owned_.size(); ++i) {
+    calls.push_back({owned_[i], &PlanOf(segment, wave, i),
+                     models_[i]->moe_output_gradient(segment, wave).data()});
+  }
+  return experts_.SendBackward(FrameOf(segment, wave), calls);
+}
+
+absl::Status StepRunner::AwaitBackward(int segment, int32_t wave) {
+  std::vector<BackwardResult> results;
+  for (size_t i = 0; i < owned_.size(); ++i) {
+    results.push_back(
+        {owned_[i], &PlanOf(segment, wave, i), rows_[i].data(), gates_[i].data()});
+  }
+  {
+    Stopwatch stopwatch(times_.waiting);
+    RETURN_IF_ERROR(experts_.AwaitBackward(FrameOf(segment, wave), results));
+  }
+  for (size_t i = 0; i < owned_.size(); ++i) {
+    const MoeCall& call = models_[i]->moe_call(segment, wave);
+    models_[i]->SetMoeGradient(segment, wave, rows_[i],
+                               std::span(gates_[i]).first(call.tokens * call.k),
+                               importance_gradient_[segment], load_gradient_[segment]);
+  }
+  return absl::OkStatus();
+}
+
+PassResult StepRunner::Summarize(std::span<const MicroBatch> batches) const {
+  PassResult result;
+  for (size_t i = 0; i < owned_.size(); ++i) {
+    v1::ReplicaLoss loss;
+    loss.set_replica(owned_[i]);
+    for (int32_t wave = 0; wave < waves_; ++wave) {
+      loss.set_loss_sum(loss.loss_sum() + models_[i]->loss_sum(wave));
+      for (int32_t target : batches[i * waves_ + wave].target) {
+        if (target >= 0) loss.set_tokens(loss.tokens() + 1);
+      }
+    }
+    result.losses.push_back(loss);
+  }
+  for (int segment = 0; segment < models_.front()->segments() - 1; ++segment) {
+    PassResult::Balance balance;
+    balance.layer = models_.front()->moe_layer(segment);
+    const int32_t experts = job_.model().layers(balance.layer).moe().experts();
+    balance.assigned.resize(experts);
+    balance.importance.resize(experts);
+    for (const auto& model : models_) {
+      for (int32_t wave = 0; wave < waves_; ++wave) {
+        const MoeCall& call = model->moe_call(segment, wave);
+        for (size_t j = 0; j < call.expert.size(); ++j) {
+          if (call.expert[j] < 0) continue;
+          ++balance.assigned[call.expert[j]];
+          balance.importance[call.expert[j]] += call.gate[j];
+        }
+      }
+    }
+    result.balance.push_back(std::move(balance));
+  }
+  return result;
+}
+
+}  // namespace moe

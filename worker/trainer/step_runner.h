@@ -1,0 +1,114 @@
+// One pass over a micro-batch of every wave for all replicas of this worker: the local segments of
+// the models and the exchange with the expert servers between them.
+//
+// Frames of a wave leave as soon as its segment is done, so that servers compute wave w while this
+// worker computes wave w + 1.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/expert_client.h"
+#include "common/job/model_plan.h"
+#include "common/kernels/backend.h"
+#include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/job.pb.h"
+#include "worker/models/parameters.h"
+#include "worker/models/replica_model.h"
+
+namespace moe {
+
+// Input and target words of one (replica, wave), time-major; target -1: not counted.
+struct MicroBatch {
+  std::vector<int32_t> input;
+  std::vector<int32_t> target;
+};
+
+// Seconds of this worker's life by what it did.
+struct WorkerTimes {
+  double computing = 0;
+  double waiting = 0;
+  double moving = 0;
+};
+
+struct PassResult {
+  // One for each owned replica, ascending.
+  std::vector<v1::ReplicaLoss> losses;
+  // One for each MoE layer: tokens of the owned replicas that chose each expert, and the sums of
+  // their gates.
+  struct Balance {
+    uint32_t layer = 0;
+    std::vector<uint64_t> assigned;
+    std::vector<double> importance;
+  };
+  std::vector<Balance> balance;
+
+  // Adds another pass of the same replicas.
+  void Add(const PassResult& other);
+};
+
+// Standard deviation (population) divided by the mean; 0 where the mean is 0.
+double CoefficientOfVariation(std::span<const double> v);
+
+class StepRunner {
+ public:
+  // Everything passed must outlive the runner. owned: replicas, ascending.
+  StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& plan,
+             const DenseParameters& parameters, ExpertClient& experts,
+             std::vector<uint32_t> owned);
+
+  const std::vector<uint32_t>& owned() const { return owned_; }
+  // The model of the i-th owned replica.
+  ReplicaModel& model(size_t i) { return *models_[i]; }
+
+  // Forward over all waves. batches: [owned * waves], replica-major. In training the totals of each
+  // MoE layer over the whole step are known afterwards. A loss that isn't finite is an error that
+  // names replica, wave and layer.
+  absl::StatusOr<PassResult> Forward(uint64_t step, PassMode mode, int64_t tokens_of_step,
+                                     std::span<const MicroBatch> batches);
+  // Backward over all waves; the models' gradients() hold the result.
+  absl::Status Backward();
+
+  // Totals of each MoE layer over the last training step, all replicas.
+  const std::vector<BalanceTotals>& totals() const { return totals_; }
+  const WorkerTimes& times() const { return times_; }
+
+ private:
+  v1::FrameId FrameOf(int segment, int32_t wave) const;
+  void Compute(const std::function<void(size_t)>& for_each_owned);
+  absl::Status SendForward(int segment, int32_t wave);
+  absl::Status AwaitForward(int segment, int32_t wave);
+  absl::Status SendBackward(int segment, int32_t wave);
+  absl::Status AwaitBackward(int segment, int32_t wave);
+  absl::Status CheckFinite() const;
+  void FormBalanceGradients();
+  const RoutingPlan& PlanOf(int segment, int32_t wave, size_t owned) const;
+  PassResult Summarize(std::span<const MicroBatch> batches) const;
+
+  Backend& backend_;
+  const v1::Job& job_;
+  ExpertClient& experts_;
+  const std::vector<uint32_t> owned_;
+  const int32_t waves_;
+  std::vector<std::unique_ptr<ReplicaModel>> models_;
+
+  uint64_t step_ = 0;
+  PassMode mode_ = PassMode::kTrain;
+  // [segment][wave * owned + i]
+  std::vector<std::vector<std::unique_ptr<RoutingPlan>>> plans_;
+  std::vector<BalanceTotals> totals_;                  // [segment]
+  std::vector<std::vector<double>> importance_gradient_;  // [segment][n]
+  std::vector<std::vector<double>> load_gradient_;        // [segment][n]
+  // Host buffers of one exchange, for each owned replica.
+  std::vector<std::vector<float>> rows_;
+  std::vector<std::vector<float>> gates_;
+  WorkerTimes times_;
+};
+
+}  // namespace moe

@@ -1,0 +1,210 @@
+#include "worker/trainer/trainer.h"
+
+#include <span>
+#include <utility>
+
+#include "absl/memory/memory.h"
+#include "common/base/status_macros.h"
+#include "common/job/learning_rate.h"
+#include "glog/logging.h"
+
+namespace moe {
+namespace {
+
+uint64_t TotalSteps(const v1::Training& training, int64_t steps_per_epoch) {
+  return training.steps() > 0 ? training.steps() : training.epochs() * steps_per_epoch;
+}
+
+std::span<const int32_t> WordsOf(const TokenDataset& data, v1::Split split) {
+  switch (split) {
+    case v1::SPLIT_VALIDATION:
+      return data.validation();
+    case v1::SPLIT_TEST:
+      return data.test();
+    default:
+      return data.train();
+  }
+}
+
+v1::MemberTimes ToProto(const WorkerTimes& times) {
+  v1::MemberTimes proto;
+  proto.set_computing(times.computing);
+  proto.set_waiting(times.waiting);
+  proto.set_moving(times.moving);
+  return proto;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Backend& backend, const v1::Job& job,
+                                                         const ModelPlan& plan,
+                                                         const TokenDataset& data,
+                                                         ClusterClient& cluster, Member& member,
+                                                         std::vector<uint32_t> owned) {
+  ASSIGN_OR_RETURN(TrainingLanes lanes, TrainingLanes::Create(data.train(), job.training()));
+  return absl::WrapUnique(new Trainer(backend, job, plan, data, cluster, member, std::move(owned),
+                                      std::move(lanes)));
+}
+
+Trainer::Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan,
+                 const TokenDataset& data, ClusterClient& cluster, Member& member,
+                 std::vector<uint32_t> owned, TrainingLanes lanes)
+    : job_(job),
+      plan_(plan),
+      data_(data),
+      cluster_(cluster),
+      member_(member),
+      lanes_(std::move(lanes)),
+      total_steps_(TotalSteps(job.training(), lanes_.steps_per_epoch())),
+      parameters_(backend, plan),
+      runner_(backend, job, plan, parameters_, cluster.experts(), std::move(owned)) {
+  for (const Array<float>& shard : parameters_.shards()) pull_buffer_.emplace_back(shard.size());
+  batches_.resize(runner_.owned().size() * job.training().waves());
+}
+
+absl::Status Trainer::Train(uint64_t start) {
+  RETURN_IF_ERROR(RestoreStates(start));
+  const uint64_t cut_every = job_.checkpointing().every_steps();
+  const uint64_t evaluate_every = job_.training().evaluate_every();
+  for (uint64_t step = start; step < total_steps_; ++step) {
+    const uint64_t taken = step + 1;
+    const bool cut = taken == total_steps_ || (cut_every > 0 && taken % cut_every == 0);
+    RETURN_IF_ERROR(Step(step, cut));
+    if (cut || (evaluate_every > 0 && taken % evaluate_every == 0)) {
+      RETURN_IF_ERROR(Evaluate(v1::SPLIT_VALIDATION, taken));
+    }
+    if (cut) RETURN_IF_ERROR(member_.AwaitCheckpoint(taken).status());
+  }
+  return Evaluate(v1::SPLIT_TEST, total_steps_);
+}
+
+absl::Status Trainer::RestoreStates(uint64_t version) {
+  for (size_t i = 0; i < runner_.owned().size(); ++i) {
+    const uint32_t replica = runner_.owned()[i];
+    ASSIGN_OR_RETURN(std::string state, cluster_.parameters().PullReplicaState(version, replica));
+    if (state.empty()) {
+      runner_.model(i).ResetState();
+    } else {
+      RETURN_IF_ERROR(runner_.model(i).LoadState(state));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Pull(uint64_t version) {
+  if (pulled_ == version) return absl::OkStatus();
+  std::vector<std::span<float>> spans(pull_buffer_.begin(), pull_buffer_.end());
+  RETURN_IF_ERROR(cluster_.parameters().PullDense(version, spans));
+  for (size_t s = 0; s < pull_buffer_.size(); ++s) parameters_.shards()[s].Upload(pull_buffer_[s]);
+  pulled_ = version;
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Step(uint64_t step, bool cut) {
+  RETURN_IF_ERROR(Pull(step));
+  const int32_t waves = job_.training().waves();
+  const int64_t step_of_epoch = step % lanes_.steps_per_epoch();
+  for (size_t i = 0; i < runner_.owned().size(); ++i) {
+    // The lanes start over with the text.
+    if (step_of_epoch == 0) runner_.model(i).ResetState();
+    for (int32_t wave = 0; wave < waves; ++wave) {
+      MicroBatch& batch = batches_[i * waves + wave];
+      lanes_.Fill(step_of_epoch, runner_.owned()[i], wave, batch.input, batch.target);
+    }
+  }
+  ASSIGN_OR_RETURN(PassResult pass, runner_.Forward(step, PassMode::kTrain,
+                                                    lanes_.tokens_per_step(), batches_));
+  RETURN_IF_ERROR(runner_.Backward());
+  ASSIGN_OR_RETURN(StepClosed closed, cluster_.parameters().Close(MakeClose(step, cut)));
+  member_.SetTimes(ToProto(runner_.times()));
+  return member_.ReportStep(Report(step, pass, closed.gradient_norm));
+}
+
+StepClose Trainer::MakeClose(uint64_t step, bool cut) {
+  StepClose close;
+  close.step = step;
+  close.learning_rate = RateOf(step);
+  close.cut = cut;
+  for (size_t i = 0; i < runner_.owned().size(); ++i) {
+    const uint32_t replica = runner_.owned()[i];
+    auto& gradients = close.gradients[replica];
+    for (const Array<float>& shard : runner_.model(i).gradients().shards()) {
+      gradients.emplace_back(shard.size());
+      shard.Download(gradients.back());
+    }
+    close.replica_states[replica] = runner_.model(i).SaveState();
+  }
+  return close;
+}
+
+double Trainer::RateOf(uint64_t step) const {
+  return LearningRate(job_.optimizer().schedule(), step, lanes_.steps_per_epoch());
+}
+
+v1::ReportStepRequest Trainer::Report(uint64_t step, const PassResult& pass,
+                                      double gradient_norm) const {
+  v1::ReportStepRequest report;
+  report.set_step(step);
+  report.set_total_steps(total_steps_);
+  report.set_learning_rate(RateOf(step));
+  report.set_gradient_norm(gradient_norm);
+  for (const v1::ReplicaLoss& loss : pass.losses) *report.add_losses() = loss;
+  for (size_t m = 0; m < pass.balance.size(); ++m) {
+    v1::LayerBalance* balance = report.add_balance();
+    balance->set_layer(pass.balance[m].layer);
+    const BalanceTotals& totals = runner_.totals()[m];
+    balance->set_cv_importance(CoefficientOfVariation(totals.importance));
+    balance->set_cv_load(CoefficientOfVariation(totals.load));
+    balance->mutable_assigned()->Add(pass.balance[m].assigned.begin(),
+                                     pass.balance[m].assigned.end());
+  }
+  return report;
+}
+
+absl::Status Trainer::Evaluate(v1::Split split, uint64_t version) {
+  RETURN_IF_ERROR(Pull(version));
+  const int32_t waves = job_.training().waves();
+  const EvaluationLanes lanes(WordsOf(data_, split), job_.training());
+
+  std::vector<std::string> carried;
+  for (size_t i = 0; i < runner_.owned().size(); ++i) {
+    carried.push_back(runner_.model(i).SaveState());
+    runner_.model(i).ResetState();
+  }
+
+  PassResult sum;
+  for (int64_t b = 0; b < lanes.batches(); ++b) {
+    for (size_t i = 0; i < runner_.owned().size(); ++i) {
+      for (int32_t wave = 0; wave < waves; ++wave) {
+        MicroBatch& batch = batches_[i * waves + wave];
+        lanes.Fill(b, runner_.owned()[i], wave, batch.input, batch.target);
+      }
+    }
+    ASSIGN_OR_RETURN(PassResult pass,
+                     runner_.Forward(evaluation_batches_++, PassMode::kEvaluate,
+                                     lanes_.tokens_per_step(), batches_));
+    if (b == 0) {
+      sum = std::move(pass);
+    } else {
+      sum.Add(pass);
+    }
+  }
+
+  for (size_t i = 0; i < runner_.owned().size(); ++i) {
+    RETURN_IF_ERROR(runner_.model(i).LoadState(carried[i]));
+  }
+
+  v1::ReportEvaluationRequest report;
+  report.set_step(version);
+  report.set_split(split);
+  for (const v1::ReplicaLoss& loss : sum.losses) *report.add_losses() = loss;
+  for (const PassResult::Balance& layer : sum.balance) {
+    v1::LayerBalance* balance = report.add_balance();
+    balance->set_layer(layer.layer);
+    balance->mutable_assigned()->Add(layer.assigned.begin(), layer.assigned.end());
+    balance->mutable_importance()->Add(layer.importance.begin(), layer.importance.end());
+  }
+  return member_.ReportEvaluation(std::move(report)).status();
+}
+
+}  // namespace moe

@@ -1,0 +1,71 @@
+// The life of a worker within a running job: optimizer steps, evaluations, cuts.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/cluster_client.h"
+#include "common/job/model_plan.h"
+#include "common/kernels/backend.h"
+#include "common/membership/member.h"
+#include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/job.pb.h"
+#include "worker/data/lane_batches.h"
+#include "worker/data/token_dataset.h"
+#include "worker/models/parameters.h"
+#include "worker/trainer/step_runner.h"
+
+namespace moe {
+
+class Trainer {
+ public:
+  // Everything passed must outlive the trainer. owned: this worker's replicas, ascending.
+  // INVALID_ARGUMENT if the text is too short for the job.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(Backend& backend, const v1::Job& job,
+                                                         const ModelPlan& plan,
+                                                         const TokenDataset& data,
+                                                         ClusterClient& cluster, Member& member,
+                                                         std::vector<uint32_t> owned);
+
+  // Trains from optimizer step `start` to the job's last, with the cuts and evaluations that the
+  // job asks for, and evaluates the test text at the end.
+  absl::Status Train(uint64_t start);
+  // Evaluates one split with the parameters of `version` and reports it.
+  absl::Status Evaluate(v1::Split split, uint64_t version);
+
+ private:
+  Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan, const TokenDataset& data,
+          ClusterClient& cluster, Member& member, std::vector<uint32_t> owned,
+          TrainingLanes lanes);
+
+  absl::Status RestoreStates(uint64_t version);
+  absl::Status Pull(uint64_t version);
+  absl::Status Step(uint64_t step, bool cut);
+  v1::ReportStepRequest Report(uint64_t step, const PassResult& pass, double gradient_norm) const;
+  StepClose MakeClose(uint64_t step, bool cut);
+  double RateOf(uint64_t step) const;
+
+  const v1::Job& job_;
+  const ModelPlan& plan_;
+  const TokenDataset& data_;
+  ClusterClient& cluster_;
+  Member& member_;
+  const TrainingLanes lanes_;
+  const uint64_t total_steps_;
+  DenseParameters parameters_;
+  StepRunner runner_;
+
+  // Version of parameters_.
+  std::optional<uint64_t> pulled_;
+  std::vector<std::vector<float>> pull_buffer_;
+  // Numbers evaluation frames; the same on every worker, since all evaluate the same batches.
+  uint64_t evaluation_batches_ = 0;
+  std::vector<MicroBatch> batches_;  // [owned * waves]
+};
+
+}  // namespace moe

@@ -1,0 +1,57 @@
+#include <cstdio>
+#include <string>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/base/program.h"
+#include "common/base/signals.h"
+#include "worker/worker_process.h"
+
+ABSL_FLAG(std::string, name, "w0", "Name of this worker, unique among the job's workers.");
+ABSL_FLAG(std::string, coordinator, "127.0.0.1:7070", "host:port of the coordinator.");
+ABSL_FLAG(std::string, data, "", "Folder with the prepared text (see prepare_text).");
+ABSL_FLAG(int, threads, 1, "Threads that compute; no more than the replicas it owns are of use.");
+ABSL_FLAG(absl::Duration, join_timeout, absl::Seconds(60),
+          "How long to try to reach the coordinator.");
+ABSL_FLAG(absl::Duration, start_timeout, absl::Minutes(10),
+          "How long to wait for the other members before the job starts.");
+ABSL_FLAG(absl::Duration, step_timeout, absl::Seconds(60),
+          "How long to wait for any answer of a server before giving up.");
+
+constexpr char kUsage[] =
+    R"(Computes the LSTM, gating and softmax layers of a job for its share of the replicas.
+
+Usage: worker --coordinator HOST:PORT --data DIR [--name NAME] [--threads N]
+
+It waits for the coordinator and for the other members, in any order of starting, trains until the
+job is finished, and leaves. Exit status: 0 finished, 1 failed (the cause is the last line on
+stderr), 2 wrong flags.
+
+Example:
+  worker --coordinator 127.0.0.1:7070 --data out/data --name w0)";
+
+int main(int argc, char** argv) {
+  moe::BlockTerminationSignals();
+  moe::ParseCommandLine(argc, argv, kUsage);
+  moe::Worker::Options options;
+  options.name = absl::GetFlag(FLAGS_name);
+  options.coordinator = absl::GetFlag(FLAGS_coordinator);
+  options.data = absl::GetFlag(FLAGS_data);
+  options.threads = absl::GetFlag(FLAGS_threads);
+  options.join_timeout = absl::GetFlag(FLAGS_join_timeout);
+  options.start_timeout = absl::GetFlag(FLAGS_start_timeout);
+  options.step_timeout = absl::GetFlag(FLAGS_step_timeout);
+  if (options.data.empty()) moe::ExitWithUsageError("--data is missing: the prepared text's folder");
+  if (options.threads < 1) {
+    moe::ExitWithUsageError(absl::StrCat("--threads is ", options.threads, "; it must be at least 1"));
+  }
+
+  moe::Worker worker(options);
+  moe::TerminationHandler on_signal([&worker](int) { worker.Stop(); });
+  const absl::Status status = worker.Wait();
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "worker %s: %s\n", options.name.c_str(),
+               std::string(status.message()).c_str());
+  return 1;
+}

@@ -1,0 +1,146 @@
+#include "worker/worker_process.h"
+
+#include <unistd.h>
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "client/cluster_client.h"
+#include "common/base/protocol.h"
+#include "common/base/status_macros.h"
+#include "common/job/model_plan.h"
+#include "common/kernels/backend.h"
+#include "glog/logging.h"
+#include "worker/data/token_dataset.h"
+#include "worker/trainer/trainer.h"
+
+namespace moe {
+namespace {
+
+std::string HostName() {
+  char name[256] = "";
+  gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+v1::RegisterRequest Registration(const Worker::Options& options, const TokenDataset& data,
+                                 Backend& backend) {
+  v1::RegisterRequest request;
+  request.set_kind(v1::MEMBER_KIND_WORKER);
+  request.set_name(options.name);
+  request.set_protocol_version(kProtocolVersion);
+  request.set_numerics(NumericsFingerprint(backend));
+  request.set_numerics_description(backend.Description());
+  request.set_host(HostName());
+  request.set_pid(getpid());
+  v1::DataDescription& description = *request.mutable_data();
+  description.set_sha256(data.sha256());
+  description.set_vocabulary(data.vocabulary().size());
+  description.set_train_tokens(data.train().size());
+  description.set_validation_tokens(data.validation().size());
+  description.set_test_tokens(data.test().size());
+  return request;
+}
+
+bool HasStarted(const v1::ClusterState& state) { return state.phase() == v1::PHASE_RUNNING; }
+bool HasFinished(const v1::ClusterState& state) { return state.phase() == v1::PHASE_FINISHED; }
+
+}  // namespace
+
+Worker::Worker(Options options)
+    : options_(std::move(options)), thread_([this] { result_ = Run(); }) {}
+
+Worker::~Worker() {
+  if (!thread_.joinable()) return;
+  Stop();
+  thread_.join();
+}
+
+absl::Status Worker::Wait() {
+  if (thread_.joinable()) thread_.join();
+  return result_;
+}
+
+void Worker::Stop() {
+  absl::MutexLock lock(&mutex_);
+  stopped_ = true;
+  if (member_ != nullptr) member_->Cancel();
+}
+
+absl::Status Worker::Run() {
+  std::string error;
+  std::unique_ptr<Backend> backend = MakeCpuBackend(options_.threads, &error);
+  if (backend == nullptr) return absl::FailedPreconditionError(error);
+  ASSIGN_OR_RETURN(TokenDataset data, TokenDataset::Open(options_.data));
+
+  Member::Options join;
+  join.coordinator = options_.coordinator;
+  join.registration = Registration(options_, data, *backend);
+  join.join_timeout = options_.join_timeout;
+  ASSIGN_OR_RETURN(std::unique_ptr<Member> member, Member::Join(join));
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopped_) return absl::CancelledError("stopped");
+    member_ = member.get();
+  }
+  absl::Cleanup forget = [this] {
+    absl::MutexLock lock(&mutex_);
+    member_ = nullptr;
+  };
+
+  ASSIGN_OR_RETURN(v1::ClusterState state,
+                   member->WaitFor("the job to start", options_.start_timeout, HasStarted));
+  const absl::Status worked = Work(*backend, data, *member, state);
+  if (!worked.ok()) {
+    // A cause that the cluster already knows comes back as the member's health.
+    if (!member->health().ok()) {
+      member->Leave();
+      return member->health();
+    }
+    member->Fail(std::string(worked.message()));
+    member->Leave();
+    return worked;
+  }
+  RETURN_IF_ERROR(
+      member->WaitFor("the job to finish", options_.start_timeout, HasFinished).status());
+  member->Leave();
+  return absl::OkStatus();
+}
+
+absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& member,
+                          const v1::ClusterState& state) {
+  const v1::Job& job = state.job();
+  const ModelPlan plan = MakeModelPlan(job);
+  std::vector<uint32_t> owned;
+  for (const v1::ReplicaAssignment& replica : state.replicas()) {
+    if (replica.worker() == member.id()) owned.push_back(replica.replica());
+  }
+  if (owned.empty()) return absl::InternalError(absl::StrCat(member.id(), " was given no replica"));
+
+  ClusterClient::Options connect;
+  connect.member = member.id();
+  connect.owned_replicas = owned;
+  connect.timeout = options_.step_timeout;
+  connect.on_wait = [&member](const std::string& reason) { member.SetWaitingFor(reason); };
+  connect.open_stream = options_.open_stream;
+  ASSIGN_OR_RETURN(std::shared_ptr<ClusterClient> cluster,
+                   ClusterClient::Connect(state, plan, std::move(connect)));
+  // The member outlives the connection.
+  member.OnTrouble([cluster = std::weak_ptr(cluster)](const absl::Status& cause) {
+    if (auto alive = cluster.lock()) alive->Cancel(cause);
+  });
+
+  ASSIGN_OR_RETURN(std::unique_ptr<Trainer> trainer,
+                   Trainer::Create(backend, job, plan, data, *cluster, member, owned));
+  if (state.mode() == v1::RUN_MODE_EVALUATE) {
+    RETURN_IF_ERROR(trainer->Evaluate(state.evaluate_split(), state.start_step()));
+  } else {
+    RETURN_IF_ERROR(trainer->Train(state.start_step()));
+  }
+  return member.FinishWork();
+}
+
+}  // namespace moe

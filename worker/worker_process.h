@@ -1,0 +1,63 @@
+// A worker as a library object: joins the cluster, waits for its replicas, trains or evaluates,
+// leaves.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "client/shard_stream.h"
+#include "common/kernels/backend.h"
+#include "common/membership/member.h"
+#include "proto/moe/v1/coordinator.pb.h"
+#include "worker/data/token_dataset.h"
+
+namespace moe {
+
+class Worker {
+ public:
+  struct Options {
+    std::string name;
+    // host:port.
+    std::string coordinator;
+    // Folder that prepare_text wrote.
+    std::string data;
+    int threads = 1;
+    absl::Duration join_timeout = absl::Seconds(60);
+    // How long any wait for a server may take.
+    absl::Duration step_timeout = absl::Seconds(60);
+    // How long to wait for the other members before the job starts.
+    absl::Duration start_timeout = absl::Minutes(10);
+    // How streams to servers are opened; a cluster within one process puts its own here.
+    ShardStreamFactory open_stream = OpenShardStream;
+  };
+
+  // Works on a thread of its own.
+  explicit Worker(Options options);
+  // Stops, if Wait hasn't returned.
+  ~Worker();
+
+  // OK when the job is finished, else why it isn't: the cluster's cause, this worker's own, or
+  // CANCELLED after Stop.
+  absl::Status Wait();
+  // Any thread.
+  void Stop();
+
+ private:
+  absl::Status Run();
+  absl::Status Work(Backend& backend, const TokenDataset& data, Member& member,
+                    const v1::ClusterState& state);
+
+  const Options options_;
+  absl::Mutex mutex_;
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
+  Member* member_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  absl::Status result_;  // written by thread_, read after it ended
+  std::thread thread_;
+};
+
+}  // namespace moe
