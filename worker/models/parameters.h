@@ -1,5 +1,5 @@
-// The dense parameters (or their gradients) of a job on one device: for each dense shard one
-// contiguous array, so that pulling and pushing a shard is one copy.
+// The dense parameters (or their gradients) of a job on one device: for each dense shard
+// one contiguous array, so that pulling and pushing a shard is one copy.
 #pragma once
 
 #include <cstdint>

@@ -1,15 +1,17 @@
-// One replica's language model: embedding, layers, softmax, forward and backward together, wave by
-// wave. The experts are elsewhere: the model is cut into segments at its MoE layers, and the caller
-// carries rows between them.
+// One replica's language model: embedding, layers, softmax, forward and backward
+// together, wave by wave. The experts are elsewhere: the model is cut into segments at
+// its MoE layers, and the caller carries rows between them.
 //
-// Segment 0 runs from the embedding to the gate of the first MoE layer, segment i from the output of
-// MoE layer i-1 to the gate of MoE layer i, the last one to the softmax and the loss. A model
-// without MoE layers has one segment.
+// Segment 0 runs from the embedding to the gate of the first MoE layer, segment i from
+// the output of MoE layer i-1 to the gate of MoE layer i, the last one to the softmax and
+// the loss. A model without MoE layers has one segment.
 //
 // Order of a training step:
 //   BeginStep(s, kTrain)
-//   for each segment, for each wave: [SetMoeOutput] Forward        (losses and the softmax's
-//                                                                   gradient after the last)
+//   for each segment, for each wave: [SetMoeOutput] Forward        (losses and the
+//   softmax's
+//                                                                   gradient after the
+//                                                                   last)
 //   for each segment from the last, for each wave: [SetMoeGradient] Backward
 //   then gradients() holds dL/dparameter of this replica, waves added in order.
 // In evaluation only the forward half, with mode kEvaluate: no noise, no dropout.
@@ -29,32 +31,33 @@
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
 #include "proto/moe/v1/job.pb.h"
+#include "worker/gating/cv_squared.h"  // IWYU pragma: export
+#include "worker/layers/pass.h"        // IWYU pragma: export
 #include "worker/models/parameters.h"
 
 namespace moe {
 
-enum class PassMode { kTrain, kEvaluate };
-
-// What the gate of one MoE layer chose for one micro-batch of T rows. Host memory, owned by the
-// model, valid until the next Forward of the same wave.
+// What the gate of one MoE layer chose for one micro-batch of T rows. Host memory, owned
+// by the model, valid until the next Forward of the same segment and wave.
 struct MoeCall {
   int32_t layer = 0;  // index into Model.layers
   int32_t tokens = 0;
   int32_t k = 0;
-  std::span<const int32_t> expert;  // [T, k] ascending within a token; -1 for rows without target
-  std::span<const float> gate;      // [T, k]
-  std::span<const float> x;         // [T, d_model]
+  std::span<const int32_t>
+      expert;  // [T, k] ascending within a token; -1 for rows without target
+  std::span<const float> gate;         // [T, k]
+  std::span<const float> x;            // [T, d_model]
   std::span<const double> importance;  // [n]
   std::span<const double> load;        // [n]
 };
 
 class ReplicaModel {
  public:
-  // parameters must outlive the model and may change between steps only. lanes: of the replica;
-  // divided evenly over the waves.
+  // parameters must outlive the model and may change between steps only. lanes: of the
+  // replica; divided evenly over the waves.
   ReplicaModel(Backend& backend, const v1::Job& job, const ModelPlan& plan,
-               const DenseParameters& parameters, uint32_t replica, int32_t lanes, int32_t waves,
-               int32_t unroll);
+               const DenseParameters& parameters, uint32_t replica, int32_t lanes,
+               int32_t waves, int32_t unroll);
   ~ReplicaModel();
 
   int segments() const;
@@ -67,17 +70,19 @@ class ReplicaModel {
   // INVALID_ARGUMENT if the blob isn't of this model's sizes.
   absl::Status LoadState(const std::string& state);
 
-  // The part of the loss that each token's mean is taken over: tokens of the whole step, all
-  // replicas and waves.
+  // The part of the loss that each token's mean is taken over: tokens of the whole step,
+  // all replicas and waves.
   void BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step);
 
-  // input, target: host, [unroll * lanes / waves], time-major. target -1: padding, counts nowhere;
-  // in evaluation such a row is routed to no expert. Used by segment 0 and by the last one.
+  // input, target: host, [unroll * lanes / waves], time-major; read by segment 0, which
+  // keeps a copy. Every input is a word of the vocabulary. target -1: padding, counts
+  // nowhere; in evaluation such a row is routed to no expert; in training there are none.
   void Forward(int segment, int32_t wave, std::span<const int32_t> input,
                std::span<const int32_t> target);
   // After Forward(segment, wave), segment < segments() - 1.
   const MoeCall& moe_call(int segment, int32_t wave) const;
-  // The MoE layer's combined output, [T, d_model], before the sigmoid; before Forward(segment + 1).
+  // The MoE layer's combined output, [T, d_model], before the sigmoid; before
+  // Forward(segment + 1).
   void SetMoeOutput(int segment, int32_t wave, std::span<const float> y);
 
   // Sum of -ln p(target) over the wave's rows; after the last segment's Forward.
@@ -85,29 +90,26 @@ class ReplicaModel {
 
   // segment from the last to 0. For segment < segments() - 1 SetMoeGradient comes first.
   void Backward(int segment, int32_t wave);
-  // dL/dy of the MoE layer's output [T, d_model]; after Backward(segment + 1, wave). Host memory,
-  // valid until the next Backward of the same wave.
+  // dL/dy of the MoE layer's output [T, d_model]; after Backward(segment + 1, wave). Host
+  // memory, valid until the next Backward of the same segment and wave.
   std::span<const float> moe_output_gradient(int segment, int32_t wave) const;
-  // dx: [T, d_model] through the experts; dgate: [T, k] <dL/dy, E_i(x)>; dimportance and dload: [n]
-  // gradients of the balancing losses with respect to the step's Importance and Load.
+  // dx: [T, d_model] through the experts; dgate: [T, k] <dL/dy, E_i(x)>; dimportance and
+  // dload: [n] gradients of the balancing losses with respect to the step's Importance
+  // and Load.
   void SetMoeGradient(int segment, int32_t wave, std::span<const float> dx,
                       std::span<const float> dgate, std::span<const double> dimportance,
                       std::span<const double> dload);
 
-  // Sums over waves in order; zeroed by BeginStep.
+  // Sums over waves in order; zeroed by BeginStep of a training step.
   DenseParameters& gradients();
 
-  // The first layer whose output in this wave has a NaN or an infinity ("layer1 (moe) output");
-  // empty if there is none. For error messages.
+  // The first layer whose output in this wave has a NaN or an infinity ("layer1 (moe)
+  // output"); empty if there is none. For error messages.
   std::string FirstNonFinite(int32_t wave) const;
 
  private:
   class Impl;
   std::unique_ptr<Impl> impl_;
 };
-
-// CV^2 of v (population variance; eq. 7 and 11) and w times its gradient, the caller's coefficient
-// w_importance or w_load: gradient [n]. Where the mean is 0: value 0, gradient 0.
-double CvSquared(std::span<const double> v, double w, std::vector<double>* gradient);
 
 }  // namespace moe

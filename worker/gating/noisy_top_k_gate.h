@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/kernels/backend.h"
+#include "worker/layers/parameter.h"
+#include "worker/layers/pass.h"
+
+namespace moe {
+
+// The gate of one MoE layer (eq. 3-5), applied to all rows of a micro-batch at once, and
+// its part in the balancing losses (eq. 6-11).
+class NoisyTopKGate {
+ public:
+  struct Parameters {
+    Parameter wg;      // [d, n]
+    Parameter wnoise;  // [d, n]
+  };
+
+  // What the gate chose for one micro-batch. Host memory.
+  struct Choices {
+    std::vector<int32_t> expert;     // [T, k] ascending within a row; -1: none
+    std::vector<float> gate;         // [T, k]
+    std::vector<double> importance;  // [n]
+    std::vector<double> load;        // [n]
+  };
+
+  // rows: T.
+  NoisyTopKGate(Backend& backend, uint32_t layer_id, const Parameters& parameters,
+                int32_t k, int64_t rows, int32_t waves);
+
+  int32_t k() const { return k_; }
+
+  // x: [T, d]. In evaluation there is no noise, and a row whose target (host, [T]) is -1
+  // is padding: it has no expert, and counts in neither importance nor load.
+  void Forward(const Pass& pass, int32_t wave, ConstMatrix x,
+               std::span<const int32_t> target);
+  // Valid until the next Forward of the wave.
+  const Choices& choices(int32_t wave) const { return waves_[wave].choices; }
+
+  // After a Forward in training, with the same pass and x. dgate: [T, k] <dL/dy, E_i(x)>;
+  // dimportance, dload: [n] gradients of the balancing losses by the step's totals. Adds
+  // to dx.
+  void Backward(const Pass& pass, int32_t wave, ConstMatrix x,
+                std::span<const float> dgate, std::span<const double> dimportance,
+                std::span<const double> dload, Matrix dx);
+
+ private:
+  struct Wave {
+    Tensor clean;              // [T, n]
+    Tensor raw;                // [T, n]
+    Tensor noise;              // [T, n]
+    Array<int32_t> expert;     // [T, k]
+    Array<float> gate;         // [T, k]
+    Array<int32_t> threshold;  // [T, 2]
+    Array<double> importance;  // [n]
+    Array<double> load;        // [n]
+    Choices choices;
+  };
+
+  GateBatch Batch(const Pass& pass, int32_t wave) const;
+  void DropPadding(std::span<const int32_t> target, Choices* choices) const;
+
+  Backend& backend_;
+  const uint32_t layer_id_;
+  const Parameters parameters_;
+  const int32_t k_;
+  const int64_t rows_;
+  const int64_t experts_;
+  std::vector<Wave> waves_;
+  // Of the wave whose backward is running.
+  Tensor dclean_;       // [T, n]
+  Tensor draw_;         // [T, n]
+  Array<float> dgate_;  // [T, k]
+  Array<float> dload_;  // [n]
+  std::vector<float> host_dgate_;
+  std::vector<float> host_dload_;
+};
+
+}  // namespace moe

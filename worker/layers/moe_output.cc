@@ -1,0 +1,36 @@
+#include "worker/layers/moe_output.h"
+
+#include "glog/logging.h"
+
+namespace moe {
+
+MoeOutput::MoeOutput(Backend& backend, bool sigmoid, int64_t rows, int64_t cols,
+                     int32_t waves)
+    : backend_(backend), sigmoid_(sigmoid), gradients_(waves) {
+  if (sigmoid) y_ = Tensor(backend, rows, cols);
+  for (auto& gradient : gradients_) {
+    outputs_.emplace_back(backend, rows, cols);
+    gradient.resize(rows * cols);
+  }
+}
+
+void MoeOutput::Forward(int32_t wave, std::span<const float> y) {
+  Tensor& output = outputs_[wave];
+  CHECK_EQ(static_cast<int64_t>(y.size()), output.size());
+  if (sigmoid_) {
+    y_.Upload(y);
+    backend_.SigmoidForward(y_.view(), output.view());
+  } else {
+    output.Upload(y);
+  }
+}
+
+std::span<const float> MoeOutput::Backward(int32_t wave, Matrix doutput) {
+  CHECK(doutput.contiguous());
+  std::vector<float>& gradient = gradients_[wave];
+  if (sigmoid_) backend_.SigmoidBackward(outputs_[wave].view(), doutput, doutput);
+  backend_.Download(doutput.data, gradient.data(), gradient.size() * sizeof(float));
+  return gradient;
+}
+
+}  // namespace moe

@@ -1,0 +1,391 @@
+#include "worker/models/replica_model.h"
+
+#include <cstddef>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "glog/logging.h"
+#include "worker/gating/noisy_top_k_gate.h"
+#include "worker/layers/dropout.h"
+#include "worker/layers/embedding.h"
+#include "worker/layers/lstm.h"
+#include "worker/layers/moe_output.h"
+#include "worker/layers/parameter.h"
+#include "worker/layers/softmax_loss.h"
+
+namespace moe {
+namespace {
+
+// The worker's half of a MoE layer.
+struct MoeLayer {
+  MoeLayer(Backend& backend, int32_t index, const v1::Moe& moe,
+           const NoisyTopKGate::Parameters& parameters, int64_t rows, int64_t d,
+           int32_t waves)
+      : gate(backend, index + 1, parameters, moe.k(), rows, waves),
+        output(backend, moe.sigmoid_output(), rows, d, waves),
+        x(waves, std::vector<float>(rows * d)),
+        calls(waves) {}
+
+  NoisyTopKGate gate;
+  MoeOutput output;
+  std::vector<std::vector<float>> x;  // [waves][T, d] host copies of the layer's input
+  std::vector<MoeCall> calls;         // [waves]
+};
+
+struct LayerState {
+  LayerState(Backend& backend, int32_t index, const v1::Layer& layer)
+      : dropout(backend, index + 1, layer.dropout()), residual(layer.residual()) {}
+
+  // One of the two.
+  std::unique_ptr<Lstm> lstm;
+  std::unique_ptr<MoeLayer> moe;
+  Dropout dropout;
+  bool residual;
+  std::vector<Tensor> output;  // [waves] of [T, d]
+};
+
+std::vector<Tensor> ZeroTensors(Backend& backend, int32_t waves, int64_t rows,
+                                int64_t cols) {
+  std::vector<Tensor> tensors;
+  for (int32_t w = 0; w < waves; ++w) tensors.emplace_back(backend, rows, cols).Zero();
+  return tensors;
+}
+
+}  // namespace
+
+class ReplicaModel::Impl {
+ public:
+  Impl(Backend& backend, const v1::Job& job, const ModelPlan& plan,
+       const DenseParameters& parameters, uint32_t replica, int32_t lanes, int32_t waves,
+       int32_t unroll);
+
+  int segments() const { return static_cast<int>(moe_layers_.size()) + 1; }
+  int32_t moe_layer(int segment) const { return moe_layers_.at(segment); }
+  DenseParameters& gradients() { return gradients_; }
+  double loss_sum(int32_t wave) const { return loss_sum_[wave]; }
+
+  void ResetState();
+  std::string SaveState() const;
+  absl::Status LoadState(const std::string& state);
+
+  void BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step);
+  void Forward(int segment, int32_t wave, std::span<const int32_t> input,
+               std::span<const int32_t> target);
+  void SetMoeOutput(int segment, int32_t wave, std::span<const float> y);
+  void Backward(int segment, int32_t wave);
+  void SetMoeGradient(int segment, int32_t wave, std::span<const float> dx,
+                      std::span<const float> dgate, std::span<const double> dimportance,
+                      std::span<const double> dload);
+  const MoeCall& moe_call(int segment, int32_t wave) const {
+    return layers_[moe_layer(segment)].moe->calls[wave];
+  }
+  std::span<const float> moe_output_gradient(int segment, int32_t wave) const {
+    return layers_[moe_layer(segment)].moe->output.gradient(wave);
+  }
+  std::string FirstNonFinite(int32_t wave) const;
+
+ private:
+  // Parameters and gradients of the tensor `name`.
+  Parameter Named(const DenseParameters& parameters, const std::string& name) const {
+    return {parameters.tensor(name), gradients_.tensor(name)};
+  }
+  // The layers that a segment computes whole: [first, last).
+  std::pair<int32_t, int32_t> WholeLayers(int segment) const;
+  // Layer l's input, [T, d]; that of layer layers_.size() is the softmax's.
+  ConstMatrix Input(int32_t layer, int32_t wave) const {
+    return layer == 0 ? embedded_[wave].view() : layers_[layer - 1].output[wave].view();
+  }
+  // Dropout and residual: from the layer's own output to output[wave].
+  void FinishLayer(int32_t layer, int32_t wave, ConstMatrix y);
+  void ForwardGate(int32_t layer, int32_t wave);
+  size_t StateBytes() const;
+
+  Backend& backend_;
+  const int64_t d_;
+  const int32_t waves_;
+  const int64_t rows_;  // T, of one wave
+  DenseParameters gradients_;
+  std::optional<Embedding> embedding_;
+  std::vector<LayerState> layers_;
+  std::vector<int32_t> moe_layers_;
+  std::optional<SoftmaxLoss> softmax_;
+
+  Pass pass_;
+  float gradient_scale_ = 0;
+  std::vector<std::vector<int32_t>>
+      input_;  // [waves][T] kept for the embedding's backward
+  std::vector<std::vector<int32_t>> target_;  // [waves][T]
+  std::vector<Tensor> embedded_;              // [waves] of [T, d]
+  std::vector<double> loss_sum_;              // [waves]
+  // [waves] of [T, d]: dL/d of the activation that the wave's backward has come to.
+  std::vector<Tensor> gradient_;
+  Tensor scratch_;  // [T, d]
+};
+
+ReplicaModel::Impl::Impl(Backend& backend, const v1::Job& job, const ModelPlan& plan,
+                         const DenseParameters& parameters, uint32_t replica,
+                         int32_t lanes, int32_t waves, int32_t unroll)
+    : backend_(backend),
+      d_(job.model().d_model()),
+      waves_(waves),
+      rows_(int64_t{lanes} / waves * unroll),
+      gradients_(backend, plan),
+      input_(waves, std::vector<int32_t>(rows_)),
+      target_(waves, std::vector<int32_t>(rows_)),
+      embedded_(ZeroTensors(backend, waves, rows_, d_)),
+      loss_sum_(waves),
+      gradient_(ZeroTensors(backend, waves, rows_, d_)),
+      scratch_(backend, rows_, d_) {
+  CHECK_EQ(lanes % waves, 0);
+  pass_.seed = job.seed();
+  pass_.replica = replica;
+  const v1::Model& model = job.model();
+  embedding_.emplace(backend, Named(parameters, "embedding"), model.embedding_dropout());
+  for (int32_t l = 0; l < model.layers_size(); ++l) {
+    const v1::Layer& layer = model.layers(l);
+    LayerState& state = layers_.emplace_back(backend, l, layer);
+    state.output = ZeroTensors(backend, waves, rows_, d_);
+    if (layer.has_lstm()) {
+      CHECK_EQ(layer.lstm().projection(), 0) << "layer " << l;
+      CHECK_EQ(layer.lstm().hidden(), d_) << "layer " << l;
+      const std::string prefix = absl::StrCat("layer", l, ".lstm.");
+      state.lstm =
+          std::make_unique<Lstm>(backend,
+                                 Lstm::Parameters{Named(parameters, prefix + "wx"),
+                                                  Named(parameters, prefix + "wh"),
+                                                  Named(parameters, prefix + "b")},
+                                 lanes / waves, unroll, waves);
+    } else {
+      CHECK(layer.has_moe()) << "layer " << l;
+      const std::string prefix = absl::StrCat("layer", l, ".moe.");
+      state.moe = std::make_unique<MoeLayer>(
+          backend, l, layer.moe(),
+          NoisyTopKGate::Parameters{Named(parameters, prefix + "wg"),
+                                    Named(parameters, prefix + "wnoise")},
+          rows_, d_, waves);
+      moe_layers_.push_back(l);
+    }
+  }
+  softmax_.emplace(backend, Named(parameters, "softmax.w"),
+                   Named(parameters, "softmax.b"), rows_);
+}
+
+std::pair<int32_t, int32_t> ReplicaModel::Impl::WholeLayers(int segment) const {
+  CHECK(segment >= 0 && segment < segments()) << segment;
+  const int32_t first = segment == 0 ? 0 : moe_layers_[segment - 1] + 1;
+  const int32_t last = segment < segments() - 1 ? moe_layers_[segment]
+                                                : static_cast<int32_t>(layers_.size());
+  return {first, last};
+}
+
+size_t ReplicaModel::Impl::StateBytes() const {
+  size_t bytes = 0;
+  for (const LayerState& layer : layers_) {
+    if (layer.lstm != nullptr)
+      bytes += waves_ * layer.lstm->state(0).size() * sizeof(float);
+  }
+  return bytes;
+}
+
+void ReplicaModel::Impl::ResetState() {
+  for (LayerState& layer : layers_) {
+    if (layer.lstm == nullptr) continue;
+    for (int32_t w = 0; w < waves_; ++w) layer.lstm->state(w).Zero();
+  }
+}
+
+// The state's bytes: for each LSTM layer, for each wave, c [lanes of the wave, H], then
+// h; floats.
+std::string ReplicaModel::Impl::SaveState() const {
+  std::string state(StateBytes(), '\0');
+  char* at = state.data();
+  for (const LayerState& layer : layers_) {
+    if (layer.lstm == nullptr) continue;
+    for (int32_t w = 0; w < waves_; ++w) {
+      const Tensor& tensor = layer.lstm->state(w);
+      backend_.Download(tensor.data(), at, tensor.size() * sizeof(float));
+      at += tensor.size() * sizeof(float);
+    }
+  }
+  return state;
+}
+
+absl::Status ReplicaModel::Impl::LoadState(const std::string& state) {
+  if (state.size() != StateBytes()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("replica ", pass_.replica, ": the carried state has ", state.size(),
+                     " bytes; this model's has ", StateBytes()));
+  }
+  const char* at = state.data();
+  for (LayerState& layer : layers_) {
+    if (layer.lstm == nullptr) continue;
+    for (int32_t w = 0; w < waves_; ++w) {
+      Tensor& tensor = layer.lstm->state(w);
+      backend_.Upload(at, tensor.data(), tensor.size() * sizeof(float));
+      at += tensor.size() * sizeof(float);
+    }
+  }
+  return absl::OkStatus();
+}
+
+void ReplicaModel::Impl::BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step) {
+  pass_.step = step;
+  pass_.mode = mode;
+  if (mode == PassMode::kEvaluate) return;
+  CHECK_GT(tokens_of_step, 0);
+  gradient_scale_ = static_cast<float>(1.0 / static_cast<double>(tokens_of_step));
+  gradients_.Zero();
+}
+
+void ReplicaModel::Impl::Forward(int segment, int32_t wave,
+                                 std::span<const int32_t> input,
+                                 std::span<const int32_t> target) {
+  if (segment == 0) {
+    CHECK_EQ(static_cast<int64_t>(input.size()), rows_);
+    CHECK_EQ(static_cast<int64_t>(target.size()), rows_);
+    input_[wave].assign(input.begin(), input.end());
+    target_[wave].assign(target.begin(), target.end());
+    embedding_->Forward(pass_, wave, input, embedded_[wave].view());
+  } else {
+    const int32_t moe = moe_layers_[segment - 1];
+    FinishLayer(moe, wave, layers_[moe].moe->output.output(wave));
+  }
+
+  const auto [first, last] = WholeLayers(segment);
+  for (int32_t l = first; l < last; ++l) {
+    Lstm& lstm = *layers_[l].lstm;
+    lstm.Forward(wave, Input(l, wave));
+    FinishLayer(l, wave, lstm.output(wave));
+  }
+
+  if (segment < segments() - 1) {
+    ForwardGate(last, wave);
+  } else if (pass_.training()) {
+    loss_sum_[wave] = softmax_->Train(Input(last, wave), target_[wave], gradient_scale_,
+                                      gradient_[wave].view());
+  } else {
+    loss_sum_[wave] = softmax_->Evaluate(Input(last, wave), target_[wave]);
+  }
+}
+
+void ReplicaModel::Impl::FinishLayer(int32_t layer, int32_t wave, ConstMatrix y) {
+  LayerState& state = layers_[layer];
+  const ConstMatrix residual = state.residual ? Input(layer, wave) : ConstMatrix();
+  state.dropout.Forward(pass_, wave, y, residual, state.output[wave].view());
+}
+
+void ReplicaModel::Impl::ForwardGate(int32_t layer, int32_t wave) {
+  MoeLayer& moe = *layers_[layer].moe;
+  const ConstMatrix x = Input(layer, wave);
+  moe.gate.Forward(pass_, wave, x, target_[wave]);
+  backend_.Download(x.data, moe.x[wave].data(), x.size() * sizeof(float));
+
+  const NoisyTopKGate::Choices& choices = moe.gate.choices(wave);
+  MoeCall& call = moe.calls[wave];
+  call.layer = layer;
+  call.tokens = static_cast<int32_t>(rows_);
+  call.k = moe.gate.k();
+  call.expert = choices.expert;
+  call.gate = choices.gate;
+  call.x = moe.x[wave];
+  call.importance = choices.importance;
+  call.load = choices.load;
+}
+
+void ReplicaModel::Impl::SetMoeOutput(int segment, int32_t wave,
+                                      std::span<const float> y) {
+  layers_[moe_layer(segment)].moe->output.Forward(wave, y);
+}
+
+void ReplicaModel::Impl::Backward(int segment, int32_t wave) {
+  CHECK(pass_.training());
+  const Matrix gradient = gradient_[wave].view();
+  const auto [first, last] = WholeLayers(segment);
+  for (int32_t l = last - 1; l >= first; --l) {
+    LayerState& layer = layers_[l];
+    layer.dropout.Backward(pass_, wave, gradient, scratch_.view());
+    layer.lstm->Backward(wave, Input(l, wave), scratch_.view(), /*add=*/layer.residual,
+                         gradient);
+  }
+
+  if (segment == 0) {
+    embedding_->Backward(pass_, wave, input_[wave], gradient);
+    return;
+  }
+  // What the residual lets past stays in `gradient`; SetMoeGradient adds the rest.
+  LayerState& layer = layers_[moe_layer(segment - 1)];
+  layer.dropout.Backward(pass_, wave, gradient, scratch_.view());
+  layer.moe->output.Backward(wave, scratch_.view());
+  if (!layer.residual) gradient_[wave].Zero();
+}
+
+void ReplicaModel::Impl::SetMoeGradient(int segment, int32_t wave,
+                                        std::span<const float> dx,
+                                        std::span<const float> dgate,
+                                        std::span<const double> dimportance,
+                                        std::span<const double> dload) {
+  CHECK_EQ(static_cast<int64_t>(dx.size()), rows_ * d_);
+  const int32_t layer = moe_layer(segment);
+  scratch_.Upload(dx);
+  backend_.Add(scratch_.size(), scratch_.data(), gradient_[wave].data());
+  layers_[layer].moe->gate.Backward(pass_, wave, Input(layer, wave), dgate, dimportance,
+                                    dload, gradient_[wave].view());
+}
+
+std::string ReplicaModel::Impl::FirstNonFinite(int32_t wave) const {
+  if (!backend_.AllFinite(embedded_[wave].view())) return "embedding output";
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const LayerState& layer = layers_[l];
+    if (backend_.AllFinite(layer.output[wave].view())) continue;
+    return absl::StrCat("layer", l, layer.lstm != nullptr ? " (lstm)" : " (moe)",
+                        " output");
+  }
+  return "";
+}
+
+ReplicaModel::ReplicaModel(Backend& backend, const v1::Job& job, const ModelPlan& plan,
+                           const DenseParameters& parameters, uint32_t replica,
+                           int32_t lanes, int32_t waves, int32_t unroll)
+    : impl_(std::make_unique<Impl>(backend, job, plan, parameters, replica, lanes, waves,
+                                   unroll)) {}
+ReplicaModel::~ReplicaModel() = default;
+
+int ReplicaModel::segments() const { return impl_->segments(); }
+int32_t ReplicaModel::moe_layer(int segment) const { return impl_->moe_layer(segment); }
+void ReplicaModel::ResetState() { impl_->ResetState(); }
+std::string ReplicaModel::SaveState() const { return impl_->SaveState(); }
+absl::Status ReplicaModel::LoadState(const std::string& state) {
+  return impl_->LoadState(state);
+}
+void ReplicaModel::BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step) {
+  impl_->BeginStep(step, mode, tokens_of_step);
+}
+void ReplicaModel::Forward(int segment, int32_t wave, std::span<const int32_t> input,
+                           std::span<const int32_t> target) {
+  impl_->Forward(segment, wave, input, target);
+}
+const MoeCall& ReplicaModel::moe_call(int segment, int32_t wave) const {
+  return impl_->moe_call(segment, wave);
+}
+void ReplicaModel::SetMoeOutput(int segment, int32_t wave, std::span<const float> y) {
+  impl_->SetMoeOutput(segment, wave, y);
+}
+double ReplicaModel::loss_sum(int32_t wave) const { return impl_->loss_sum(wave); }
+void ReplicaModel::Backward(int segment, int32_t wave) { impl_->Backward(segment, wave); }
+std::span<const float> ReplicaModel::moe_output_gradient(int segment,
+                                                         int32_t wave) const {
+  return impl_->moe_output_gradient(segment, wave);
+}
+void ReplicaModel::SetMoeGradient(int segment, int32_t wave, std::span<const float> dx,
+                                  std::span<const float> dgate,
+                                  std::span<const double> dimportance,
+                                  std::span<const double> dload) {
+  impl_->SetMoeGradient(segment, wave, dx, dgate, dimportance, dload);
+}
+DenseParameters& ReplicaModel::gradients() { return impl_->gradients(); }
+std::string ReplicaModel::FirstNonFinite(int32_t wave) const {
+  return impl_->FirstNonFinite(wave);
+}
+
+}  // namespace moe
