@@ -1,0 +1,236 @@
+#include "common/checkpoint/manifest.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/strip.h"
+#include "common/base/status_macros.h"
+#include "common/io/file.h"
+#include "common/io/sha256.h"
+
+namespace moe {
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr char kStepPrefix[] = "step-";
+constexpr int kDigestBytes = 32;
+
+bool IsHexDigest(const std::string& hex) {
+  return hex.size() == 2 * kDigestBytes &&
+         std::all_of(hex.begin(), hex.end(),
+                     [](char c) { return absl::ascii_isxdigit(c); });
+}
+
+absl::Status CheckManifest(const v1::Manifest& manifest) {
+  if (manifest.format_version() != kManifestVersion) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("has format version ", manifest.format_version(),
+                     ", this program reads ", kManifestVersion));
+  }
+  if (manifest.shards().empty()) return absl::DataLossError("names no shards");
+  for (const v1::ShardFile& shard : manifest.shards()) {
+    // A manifest may come from elsewhere; its files stay in its folder.
+    if (shard.file().empty() || shard.file() != fs::path(shard.file()).filename()) {
+      return absl::DataLossError(absl::StrCat("shard ", shard.shard(),
+                                              " has the file name \"", shard.file(),
+                                              "\", which isn't one"));
+    }
+    if (!IsHexDigest(shard.sha256())) {
+      return absl::DataLossError(
+          absl::StrCat("shard ", shard.shard(), " has no SHA-256"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+struct StepFolder {
+  uint64_t step;
+  std::string path;
+  bool committed;
+};
+
+absl::StatusOr<std::vector<StepFolder>> ListStepFolders(
+    const std::string& checkpoint_dir) {
+  std::vector<StepFolder> folders;
+  std::error_code error;
+  fs::directory_iterator entries(checkpoint_dir, error);
+  if (error == std::errc::no_such_file_or_directory) return folders;
+  for (; !error && entries != fs::directory_iterator(); entries.increment(error)) {
+    const std::optional<uint64_t> step =
+        ParseStepFolderName(entries->path().filename().string());
+    if (!step.has_value()) continue;
+    std::error_code ignored;
+    if (!fs::is_directory(entries->path(), ignored)) continue;
+    const std::string path = entries->path().string();
+    folders.push_back({*step, path, fs::exists(ManifestPath(path), ignored)});
+  }
+  if (error) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot list ", checkpoint_dir, ": ", error.message()));
+  }
+  std::sort(folders.begin(), folders.end(),
+            [](const StepFolder& a, const StepFolder& b) { return a.step < b.step; });
+  return folders;
+}
+
+}  // namespace
+
+std::string StepFolderName(uint64_t step) { return absl::StrFormat("step-%08d", step); }
+
+std::optional<uint64_t> ParseStepFolderName(const std::string& name) {
+  absl::string_view digits = name;
+  uint64_t step = 0;
+  if (!absl::ConsumePrefix(&digits, kStepPrefix) || !absl::SimpleAtoi(digits, &step) ||
+      StepFolderName(step) != name) {
+    return std::nullopt;
+  }
+  return step;
+}
+
+std::string ShardFileName(const std::string& shard) {
+  return absl::StrCat(absl::StrReplaceAll(shard, {{"/", "-"}}), ".safetensors");
+}
+
+std::string ManifestPath(const std::string& folder) {
+  return absl::StrCat(folder, "/manifest.json");
+}
+
+absl::StatusOr<v1::Manifest> ReadManifest(const std::string& folder) {
+  const std::string path = ManifestPath(folder);
+  ASSIGN_OR_RETURN(const std::string json, ReadFile(path));
+  v1::Manifest manifest;
+  const auto parsed = google::protobuf::util::JsonStringToMessage(json, &manifest);
+  if (!parsed.ok()) {
+    return absl::DataLossError(
+        absl::StrCat(path, ": is no manifest: ", parsed.ToString()));
+  }
+  RETURN_IF_ERROR(Annotate(CheckManifest(manifest), path));
+  return manifest;
+}
+
+absl::Status WriteManifest(const std::string& folder, const v1::Manifest& manifest) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.add_whitespace = true;
+  options.preserve_proto_field_names = true;
+  std::string json;
+  const auto printed =
+      google::protobuf::util::MessageToJsonString(manifest, &json, options);
+  if (!printed.ok()) {
+    return absl::InternalError(
+        absl::StrCat("cannot print a manifest: ", printed.ToString()));
+  }
+  return WriteFileAtomically(ManifestPath(folder), json);
+}
+
+absl::Status VerifySizes(const std::string& folder, const v1::Manifest& manifest) {
+  for (const v1::ShardFile& shard : manifest.shards()) {
+    const std::string path = absl::StrCat(folder, "/", shard.file());
+    std::error_code error;
+    const uintmax_t bytes = fs::file_size(path, error);
+    if (error) return absl::DataLossError(absl::StrCat(path, ": ", error.message()));
+    if (bytes != shard.bytes()) {
+      return absl::DataLossError(absl::StrCat(
+          path, ": has ", bytes, " bytes, the manifest says ", shard.bytes()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status VerifyContents(const std::string& folder, const v1::Manifest& manifest) {
+  RETURN_IF_ERROR(VerifySizes(folder, manifest));
+  for (const v1::ShardFile& shard : manifest.shards()) {
+    const std::string path = absl::StrCat(folder, "/", shard.file());
+    ASSIGN_OR_RETURN(const std::string sha256, Sha256File(path));
+    if (sha256 != shard.sha256()) {
+      return absl::DataLossError(absl::StrCat(path, ": is damaged: its SHA-256 is ",
+                                              sha256, ", the manifest says ",
+                                              shard.sha256()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<Checkpoint>> ListCheckpoints(
+    const std::string& checkpoint_dir) {
+  ASSIGN_OR_RETURN(const std::vector<StepFolder> folders,
+                   ListStepFolders(checkpoint_dir));
+  std::vector<Checkpoint> checkpoints;
+  for (const StepFolder& folder : folders) {
+    if (!folder.committed) continue;
+    ASSIGN_OR_RETURN(v1::Manifest manifest, ReadManifest(folder.path));
+    checkpoints.push_back({folder.path, std::move(manifest)});
+  }
+  return checkpoints;
+}
+
+absl::StatusOr<std::vector<std::string>> ListUncommitted(
+    const std::string& checkpoint_dir) {
+  ASSIGN_OR_RETURN(const std::vector<StepFolder> folders,
+                   ListStepFolders(checkpoint_dir));
+  std::vector<std::string> uncommitted;
+  for (const StepFolder& folder : folders) {
+    if (!folder.committed) uncommitted.push_back(folder.path);
+  }
+  return uncommitted;
+}
+
+const Checkpoint* LastCheckpoint(std::span<const Checkpoint> checkpoints) {
+  return checkpoints.empty() ? nullptr : &checkpoints.back();
+}
+
+const Checkpoint* BestCheckpoint(std::span<const Checkpoint> checkpoints) {
+  const Checkpoint* best = nullptr;
+  for (const Checkpoint& checkpoint : checkpoints) {
+    const double perplexity = checkpoint.manifest.validation_perplexity();
+    if (!std::isfinite(perplexity) || perplexity <= 0) continue;
+    if (best == nullptr || perplexity <= best->manifest.validation_perplexity()) {
+      best = &checkpoint;
+    }
+  }
+  return best;
+}
+
+absl::StatusOr<std::string> ModelDigest(std::span<const std::string> tensor_sha256) {
+  Sha256 digest;
+  for (size_t i = 0; i < tensor_sha256.size(); ++i) {
+    if (!IsHexDigest(tensor_sha256[i])) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "tensor ", i, " has the SHA-256 \"", tensor_sha256[i], "\", which isn't one"));
+    }
+    digest.Update(absl::HexStringToBytes(tensor_sha256[i]));
+  }
+  return digest.Hex();
+}
+
+absl::StatusOr<std::string> ModelDigest(std::vector<v1::TensorDigest> tensors) {
+  std::sort(tensors.begin(), tensors.end(),
+            [](const v1::TensorDigest& a, const v1::TensorDigest& b) {
+              return a.tensor() < b.tensor();
+            });
+  std::vector<std::string> digests;
+  for (const v1::TensorDigest& tensor : tensors) {
+    if (tensor.tensor() != digests.size()) {
+      return absl::FailedPreconditionError(
+          tensor.tensor() < digests.size()
+              ? absl::StrCat("tensor ", tensor.tensor(), " (", tensor.name(),
+                             ") is there twice")
+              : absl::StrCat("tensor ", digests.size(), " is missing"));
+    }
+    digests.push_back(tensor.sha256());
+  }
+  return ModelDigest(std::span<const std::string>(digests));
+}
+
+}  // namespace moe

@@ -1,0 +1,439 @@
+#include "common/membership/member.h"
+
+#include <glog/logging.h>
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <random>
+#include <set>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "common/base/human.h"
+#include "common/base/status_macros.h"
+#include "common/net/channel.h"
+#include "common/net/grpc_status.h"
+#include "proto/moe/v1/coordinator.grpc.pb.h"
+
+namespace moe {
+namespace {
+
+constexpr absl::Duration kRegisterAttempt = absl::Seconds(2);
+constexpr absl::Duration kRegisterPause = absl::Milliseconds(100);
+constexpr absl::Duration kRegisterNotice = absl::Seconds(3);
+// Of a call that the coordinator may hold back; it is then repeated.
+constexpr absl::Duration kHeldCall = absl::Seconds(10);
+constexpr absl::Duration kRetryPause = absl::Milliseconds(200);
+// Of calls for which nobody waits.
+constexpr absl::Duration kParting = absl::Seconds(2);
+
+// The failures of a network or of a coordinator that is just starting; all else is an
+// answer.
+bool IsTransient(const grpc::Status& status) {
+  return status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+         status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED;
+}
+
+bool IsOver(v1::Phase phase) {
+  return phase == v1::PHASE_FINISHED || phase == v1::PHASE_FAILED;
+}
+
+uint64_t RandomNonce() {
+  std::random_device device;
+  uint64_t nonce = 0;
+  while (nonce == 0) nonce = (uint64_t{device()} << 32) | device();
+  return nonce;
+}
+
+std::chrono::system_clock::time_point DeadlineIn(absl::Duration duration) {
+  return absl::ToChronoTime(absl::Now() + duration);
+}
+
+class GrpcMember final : public Member {
+ public:
+  GrpcMember(Options options, std::unique_ptr<v1::CoordinatorService::Stub> stub,
+             const v1::RegisterResponse& registered)
+      : options_(std::move(options)),
+        stub_(std::move(stub)),
+        id_(registered.member()),
+        incarnation_(registered.incarnation()),
+        heartbeat_(absl::Milliseconds(std::max(1, registered.heartbeat_ms()))),
+        lease_(absl::Milliseconds(std::max(1, registered.lease_ms()))),
+        heartbeat_thread_([this] { HeartbeatLoop(); }) {}
+
+  ~GrpcMember() override { Leave(); }
+
+  const std::string& id() const override { return id_; }
+
+  absl::StatusOr<v1::ClusterState> WaitFor(
+      const std::string& reason, absl::Duration timeout,
+      const std::function<bool(const v1::ClusterState&)>& ready) override {
+    const absl::Time deadline = absl::Now() + timeout;
+    const WaitingFor waiting(*this, reason);
+    uint64_t seen = 0;
+    while (true) {
+      v1::ClusterState state;
+      {
+        absl::MutexLock lock(&mutex_);
+        while (health_.ok() && !left_ && state_version_ == seen) {
+          if (changed_.WaitWithDeadline(&mutex_, deadline) && state_version_ == seen) {
+            return absl::DeadlineExceededError(
+                absl::StrCat("waited ", moe::FormatDuration(timeout), " for ", reason,
+                             state_.waiting_for().empty() ? "" : "; the cluster is ",
+                             state_.waiting_for()));
+          }
+        }
+        if (!health_.ok()) return health_;
+        if (left_) return absl::CancelledError("this process has left the cluster");
+        seen = state_version_;
+        state = state_;
+      }
+      if (IsOver(state.phase()) || ready(state)) return state;
+    }
+  }
+
+  absl::Status health() const override {
+    absl::MutexLock lock(&mutex_);
+    return health_;
+  }
+
+  void OnTrouble(std::function<void(const absl::Status&)> callback) override {
+    absl::Status health;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (health_.ok()) {
+        callbacks_.push_back(std::move(callback));
+        return;
+      }
+      health = health_;
+    }
+    callback(health);
+  }
+
+  void SetReady(uint64_t generation) override {
+    absl::MutexLock lock(&mutex_);
+    if (ready_generation_ == generation) return;
+    ready_generation_ = generation;
+    HeartbeatNow();
+  }
+
+  void SetWaitingFor(const std::string& reason) override {
+    absl::MutexLock lock(&mutex_);
+    waiting_for_ = reason;
+  }
+
+  void SetTimes(const v1::MemberTimes& times) override {
+    absl::MutexLock lock(&mutex_);
+    times_ = times;
+  }
+
+  void Fail(const std::string& cause) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (left_ || IsOver(state_.phase())) return;
+    }
+    v1::FailJobRequest request;
+    request.set_member(id_);
+    request.set_cause(cause);
+    v1::FailJobResponse response;
+    grpc::ClientContext context;
+    context.set_deadline(DeadlineIn(kParting));
+    const grpc::Status status = stub_->FailJob(&context, request, &response);
+    if (!status.ok()) {
+      LOG(WARNING) << "could not tell the coordinator that the job failed (" << cause
+                   << "): " << status.error_message();
+    }
+  }
+
+  void Cancel() override {
+    absl::MutexLock lock(&mutex_);
+    SetTrouble(absl::CancelledError("this process was told to stop"));
+  }
+
+  absl::Status ReportStep(v1::ReportStepRequest request) override {
+    return Call<v1::ReportStepResponse>(std::move(request), "the coordinator",
+                                        &v1::CoordinatorService::Stub::ReportStep)
+        .status();
+  }
+
+  absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
+      v1::ReportEvaluationRequest request) override {
+    return Call<v1::ReportEvaluationResponse>(
+        std::move(request), "the other workers' evaluation",
+        &v1::CoordinatorService::Stub::ReportEvaluation);
+  }
+
+  absl::Status ReportShardFile(v1::ReportShardFileRequest request) override {
+    return Call<v1::ReportShardFileResponse>(
+               std::move(request), "the coordinator",
+               &v1::CoordinatorService::Stub::ReportShardFile)
+        .status();
+  }
+
+  absl::StatusOr<v1::AwaitCheckpointResponse> AwaitCheckpoint(uint64_t step) override {
+    v1::AwaitCheckpointRequest request;
+    request.set_step(step);
+    return Call<v1::AwaitCheckpointResponse>(
+        std::move(request), absl::StrCat("the checkpoint of step ", step),
+        &v1::CoordinatorService::Stub::AwaitCheckpoint);
+  }
+
+  absl::Status FinishWork() override {
+    return Call<v1::FinishWorkResponse>(v1::FinishWorkRequest(), "the coordinator",
+                                        &v1::CoordinatorService::Stub::FinishWork)
+        .status();
+  }
+
+  void Leave() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (left_) return;
+      left_ = true;
+      HeartbeatNow();
+      for (grpc::ClientContext* call : calls_) call->TryCancel();
+    }
+    heartbeat_thread_.join();
+    v1::LeaveRequest request;
+    request.set_member(id_);
+    request.set_incarnation(incarnation_);
+    v1::LeaveResponse response;
+    grpc::ClientContext context;
+    context.set_deadline(DeadlineIn(kParting));
+    const grpc::Status status = stub_->Leave(&context, request, &response);
+    absl::MutexLock lock(&mutex_);
+    // A coordinator whose job is over needn't be there any more.
+    if (!status.ok() && health_.ok() && !IsOver(state_.phase())) {
+      LOG(WARNING) << "could not say goodbye to the coordinator: "
+                   << status.error_message();
+    }
+  }
+
+ private:
+  // Shows `reason` in status, then what was there before.
+  class WaitingFor {
+   public:
+    WaitingFor(GrpcMember& member, const std::string& reason) : member_(member) {
+      absl::MutexLock lock(&member_.mutex_);
+      before_ = std::exchange(member_.waiting_for_, reason);
+    }
+    ~WaitingFor() { member_.SetWaitingFor(before_); }
+
+   private:
+    GrpcMember& member_;
+    std::string before_;
+  };
+
+  // Makes a call known, so that trouble cancels it.
+  class RunningCall {
+   public:
+    RunningCall(GrpcMember& member, grpc::ClientContext* context)
+        : member_(member), context_(context) {
+      absl::MutexLock lock(&member_.mutex_);
+      member_.calls_.insert(context_);
+      if (!member_.health_.ok() || member_.left_) context_->TryCancel();
+    }
+    ~RunningCall() {
+      absl::MutexLock lock(&member_.mutex_);
+      member_.calls_.erase(context_);
+    }
+
+   private:
+    GrpcMember& member_;
+    grpc::ClientContext* const context_;
+  };
+
+  // Repeats a call, which the coordinator may hold back, until it is answered or health()
+  // is bad.
+  template <typename Response, typename Request>
+  absl::StatusOr<Response> Call(Request request, const std::string& waiting_for,
+                                grpc::Status (v1::CoordinatorService::Stub::*method)(
+                                    grpc::ClientContext*, const Request&, Response*)) {
+    request.set_member(id_);
+    const WaitingFor waiting(*this, waiting_for);
+    while (true) {
+      RETURN_IF_ERROR(health());
+      Response response;
+      grpc::Status status;
+      {
+        grpc::ClientContext context;
+        context.set_deadline(DeadlineIn(kHeldCall));
+        const RunningCall running(*this, &context);
+        status = (*stub_.*method)(&context, request, &response);
+      }
+      if (status.ok()) return response;
+      absl::MutexLock lock(&mutex_);
+      if (!health_.ok()) return health_;
+      if (left_) return absl::CancelledError("this process has left the cluster");
+      // The job failed, and the heartbeat doesn't know yet.
+      if (status.error_code() == grpc::StatusCode::ABORTED) {
+        return absl::AbortedError(status.error_message());
+      }
+      if (!IsTransient(status)) {
+        return FromGrpcStatus(status, absl::StrCat("coordinator ", options_.coordinator));
+      }
+      if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+        changed_.WaitWithTimeout(&mutex_, kRetryPause);
+      }
+    }
+  }
+
+  void HeartbeatNow() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    heartbeat_due_ = true;
+    if (heartbeat_call_ != nullptr) heartbeat_call_->TryCancel();
+    changed_.SignalAll();
+  }
+
+  void SetTrouble(absl::Status trouble) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!health_.ok() || IsOver(state_.phase())) return;
+    health_ = std::move(trouble);
+    for (grpc::ClientContext* call : calls_) call->TryCancel();
+    HeartbeatNow();
+  }
+
+  // Sends heartbeats until the process leaves or the job is over, and calls back in
+  // trouble.
+  void HeartbeatLoop() {
+    absl::Time last_answer = absl::Now();
+    absl::MutexLock lock(&mutex_);
+    while (!left_) {
+      if (!health_.ok() && !callbacks_.empty()) {
+        const auto callbacks = std::exchange(callbacks_, {});
+        const absl::Status health = health_;
+        mutex_.Unlock();
+        for (const auto& callback : callbacks) callback(health);
+        mutex_.Lock();
+        continue;
+      }
+      if (over_) {
+        changed_.Wait(&mutex_);
+        continue;
+      }
+      const absl::Time start = absl::Now();
+      Beat(&last_answer);
+      // The coordinator holds the answer back for as long as the state is the same; this
+      // is for one that doesn't answer or that answers early.
+      while (!left_ && !heartbeat_due_ && !over_ &&
+             (health_.ok() || callbacks_.empty()) &&
+             !changed_.WaitWithDeadline(&mutex_, start + heartbeat_)) {
+      }
+    }
+  }
+
+  void Beat(absl::Time* last_answer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    heartbeat_due_ = false;
+    v1::HeartbeatRequest request;
+    request.set_member(id_);
+    request.set_incarnation(incarnation_);
+    request.set_ready_generation(ready_generation_);
+    request.set_waiting_for(waiting_for_);
+    *request.mutable_times() = times_;
+    request.set_seen_phase(state_.phase());
+    request.set_seen_generation(state_.generation());
+
+    v1::HeartbeatResponse response;
+    grpc::ClientContext context;
+    context.set_deadline(DeadlineIn(heartbeat_ + std::max(lease_ / 2, absl::Seconds(1))));
+    heartbeat_call_ = &context;
+    mutex_.Unlock();
+    const grpc::Status status = stub_->Heartbeat(&context, request, &response);
+    mutex_.Lock();
+    heartbeat_call_ = nullptr;
+    if (left_) return;
+
+    if (status.ok()) {
+      *last_answer = absl::Now();
+      const bool moved = response.state().phase() != state_.phase() ||
+                         response.state().generation() != state_.generation();
+      state_ = std::move(*response.mutable_state());
+      ++state_version_;
+      changed_.SignalAll();
+      heartbeat_due_ = heartbeat_due_ || moved;
+      over_ = IsOver(state_.phase());
+      if (state_.phase() == v1::PHASE_FAILED && health_.ok()) {
+        health_ = absl::AbortedError(state_.failure());
+        for (grpc::ClientContext* call : calls_) call->TryCancel();
+      }
+      return;
+    }
+    if (status.error_code() == grpc::StatusCode::CANCELLED && heartbeat_due_) return;
+    if (!IsTransient(status) && status.error_code() != grpc::StatusCode::CANCELLED) {
+      over_ = true;
+      SetTrouble(
+          FromGrpcStatus(status, absl::StrCat("coordinator ", options_.coordinator)));
+    } else if (absl::Now() - *last_answer > lease_) {
+      SetTrouble(absl::UnavailableError(
+          absl::StrCat("lost the coordinator ", options_.coordinator, ": no answer for ",
+                       moe::FormatDuration(absl::Now() - *last_answer), ": ",
+                       status.error_message())));
+    }
+  }
+
+  const Options options_;
+  const std::unique_ptr<v1::CoordinatorService::Stub> stub_;
+  const std::string id_;
+  const uint64_t incarnation_;
+  const absl::Duration heartbeat_;
+  const absl::Duration lease_;
+
+  mutable absl::Mutex mutex_;
+  absl::CondVar changed_;  // state, health, or a heartbeat is due
+  v1::ClusterState state_ ABSL_GUARDED_BY(mutex_);
+  uint64_t state_version_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::Status health_ ABSL_GUARDED_BY(mutex_);
+  bool left_ ABSL_GUARDED_BY(mutex_) = false;
+  // No more heartbeats: the job is over, or the coordinator doesn't know this process.
+  bool over_ ABSL_GUARDED_BY(mutex_) = false;
+  bool heartbeat_due_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t ready_generation_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::string waiting_for_ ABSL_GUARDED_BY(mutex_);
+  v1::MemberTimes times_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::function<void(const absl::Status&)>> callbacks_
+      ABSL_GUARDED_BY(mutex_);
+  std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mutex_);
+  grpc::ClientContext* heartbeat_call_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  std::thread heartbeat_thread_;  // last: it uses all the others
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
+  std::unique_ptr<v1::CoordinatorService::Stub> stub =
+      v1::CoordinatorService::NewStub(MakeChannel(options.coordinator));
+  options.registration.set_nonce(RandomNonce());
+  const absl::Time start = absl::Now();
+  const absl::Time deadline = start + options.join_timeout;
+  absl::Time next_notice = start + kRegisterNotice;
+  while (true) {
+    v1::RegisterResponse response;
+    grpc::ClientContext context;
+    context.set_wait_for_ready(true);
+    context.set_deadline(
+        absl::ToChronoTime(std::min(deadline, absl::Now() + kRegisterAttempt)));
+    const grpc::Status status = stub->Register(&context, options.registration, &response);
+    if (status.ok()) {
+      return std::make_unique<GrpcMember>(std::move(options), std::move(stub), response);
+    }
+    if (!IsTransient(status)) {
+      return FromGrpcStatus(status, absl::StrCat("coordinator ", options.coordinator));
+    }
+    const absl::Time now = absl::Now();
+    if (now + kRegisterPause >= deadline) {
+      return absl::UnavailableError(absl::StrCat(
+          "no coordinator answered at ", options.coordinator, " within ",
+          moe::FormatDuration(options.join_timeout), ": ", status.error_message()));
+    }
+    if (now >= next_notice) {
+      LOG(INFO) << "waiting for the coordinator at " << options.coordinator << " since "
+                << moe::FormatDuration(now - start) << ": " << status.error_message();
+      next_notice = now + kRegisterNotice;
+    }
+    absl::SleepFor(kRegisterPause);
+  }
+}
+
+}  // namespace moe
