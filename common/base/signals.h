@@ -1,17 +1,20 @@
 // An orderly end of a process on SIGINT or SIGTERM.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <thread>
 
 namespace moe {
 
-// Blocks SIGINT and SIGTERM in the calling thread and in all that it starts. Call it first in main,
-// before any thread exists; until a TerminationHandler is there, these signals stay pending.
+// Blocks SIGINT and SIGTERM in the calling thread and in all that it starts. Call it
+// first in main, before any thread exists; until a TerminationHandler is there, these
+// signals stay pending.
 void BlockTerminationSignals();
 
-// Runs the callback, on a thread of its own, at the first SIGINT or SIGTERM. A second one ends the
-// process at once with status 128 + signal. One instance at a time; BlockTerminationSignals first.
+// Runs the callback, on a thread of its own, at the first SIGINT or SIGTERM. A second one
+// ends the process at once with status 128 + signal. One instance at a time;
+// BlockTerminationSignals first.
 class TerminationHandler {
  public:
   explicit TerminationHandler(std::function<void(int signal)> callback);
@@ -22,9 +25,13 @@ class TerminationHandler {
 
  private:
   void Watch();
+  void Wake();
 
   const std::function<void(int signal)> callback_;
-  int stop_fd_;
+  const int signal_fd_;
+  const int wake_fd_;
+  std::atomic<bool> stopping_ = false;
+  std::atomic<bool> callback_running_ = false;
   std::thread callback_thread_;  // started by watcher_
   std::thread watcher_;
 };

@@ -7,15 +7,17 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/string_view.h"
 
-#define RETURN_IF_ERROR(expr)                                    \
-  do {                                                           \
-    if (absl::Status moe_status_ = (expr); !moe_status_.ok()) {  \
-      return moe_status_;                                        \
-    }                                                            \
+#define RETURN_IF_ERROR(expr)                                   \
+  do {                                                          \
+    if (absl::Status moe_status_ = (expr); !moe_status_.ok()) { \
+      return moe_status_;                                       \
+    }                                                           \
   } while (false)
 
-// ASSIGN_OR_RETURN(auto x, F()); several statements, so never the body of an `if` without braces.
+// ASSIGN_OR_RETURN(auto x, F()); several statements, so never the body of an `if` without
+// braces.
 #define ASSIGN_OR_RETURN(lhs, expr) \
   MOE_ASSIGN_OR_RETURN_(MOE_CONCATENATE_(moe_status_or_, __LINE__), lhs, expr)
 
@@ -34,7 +36,8 @@ namespace moe {
 // "context: message", with the code and the payloads of `status`. OK stays OK.
 inline absl::Status Annotate(const absl::Status& status, std::string_view context) {
   if (status.ok()) return status;
-  absl::Status annotated(status.code(), absl::StrCat(context, ": ", status.message()));
+  absl::Status annotated(status.code(),
+                         absl::StrCat(ToAbsl(context), ": ", status.message()));
   status.ForEachPayload([&](absl::string_view url, const absl::Cord& payload) {
     annotated.SetPayload(url, payload);
   });

@@ -12,8 +12,8 @@ namespace moe {
 
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 
-// After OK the file is on disk whole; after an error, or a crash at any time, `path` is as it was
-// before. The folder must exist.
+// After OK the file is on disk whole; after an error, or a crash at any time, `path` is
+// as it was before. The folder must exist.
 absl::Status WriteFileAtomically(const std::string& path, std::string_view contents);
 
 // Appends to a file that isn't under its name yet.
@@ -30,7 +30,8 @@ absl::Status WriteFileAtomically(const std::string& path,
 // Creates the folder and its parents; OK if it is there.
 absl::Status MakeDirs(const std::string& path);
 
-// Removes a file or a folder with all its contents; OK if there is none. Doesn't follow links.
+// Removes a file or a folder with all its contents; OK if there is none. Doesn't follow
+// links.
 absl::Status RemoveTree(const std::string& path);
 
 }  // namespace moe

@@ -10,7 +10,8 @@
 
 namespace moe {
 
-// Read-only. The file must not shrink while it is mapped: it is replaced by rename or not at all.
+// Read-only. The file must not shrink while it is mapped: it is replaced by rename or not
+// at all.
 class MappedFile {
  public:
   static absl::StatusOr<std::unique_ptr<MappedFile>> Open(const std::string& path);

@@ -1,10 +1,12 @@
 // Files of named tensors in the safetensors format (github.com/huggingface/safetensors):
 //
 //   u64 little-endian  n
-//   n bytes            JSON object {name: {"dtype", "shape", "data_offsets": [begin, end]}, ...,
-//                      "__metadata__": {string: string}}, padded with spaces so that the data
-//                      begins at a multiple of 8
-//   rest               the tensors, row-major and little-endian, without gaps; offsets count from
+//   n bytes            JSON object {name: {"dtype", "shape", "data_offsets": [begin,
+//   end]}, ...,
+//                      "__metadata__": {string: string}}, padded with spaces so that the
+//                      data begins at a multiple of 8
+//   rest               the tensors, row-major and little-endian, without gaps; offsets
+//   count from
 //                      here
 #pragma once
 
@@ -33,22 +35,25 @@ struct SafetensorsEntry {
   size_t bytes = 0;
 };
 
-// Atomic. Names are unique and not "__metadata__"; bytes fits dtype and shape. The data of entries
-// with wider elements comes first, so that every element lies aligned; otherwise the order is kept.
-absl::Status WriteSafetensors(const std::string& path, std::span<const SafetensorsEntry> entries,
+// Atomic. Names are unique and not "__metadata__"; bytes fits dtype and shape. The data
+// of entries with wider elements comes first, so that every element lies aligned;
+// otherwise the order is kept.
+absl::Status WriteSafetensors(const std::string& path,
+                              std::span<const SafetensorsEntry> entries,
                               const std::map<std::string, std::string>& metadata);
 
 // A mapped file. Immutable, hence usable from any thread.
 class SafetensorsFile {
  public:
-  // Checks the whole header: every entry's data lies in the file, has the size of its shape, and
-  // overlaps no other. NOT_FOUND if there is no file, DATA_LOSS if it is damaged.
+  // Checks the whole header: every entry's data lies in the file, has the size of its
+  // shape, and overlaps no other. NOT_FOUND if there is no file, DATA_LOSS if it is
+  // damaged.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
 
   const std::string& path() const { return path_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  // NOT_FOUND names the file and the entry. The data lives as long as this object, and is aligned
-  // for its elements if the file was written by WriteSafetensors.
+  // NOT_FOUND names the file and the entry. The data lives as long as this object, and is
+  // aligned for its elements if the file was written by WriteSafetensors.
   absl::StatusOr<SafetensorsEntry> Find(std::string_view name) const;
   // In the order of their data.
   const std::vector<SafetensorsEntry>& entries() const { return entries_; }

@@ -14,9 +14,9 @@ namespace moe {
 
 class RpcServer {
  public:
-  // listen: host:port, where port 0 takes any free one, [ipv6]:port, or unix:path. services are not
-  // owned and outlive the server. ALREADY_EXISTS if another process has the address,
-  // INVALID_ARGUMENT if it isn't one.
+  // listen: host:port, where port 0 takes any free one, [ipv6]:port, or unix:path.
+  // services are not owned and outlive the server. ALREADY_EXISTS if another process has
+  // the address, INVALID_ARGUMENT if it isn't one.
   static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
       const std::string& listen, std::span<grpc::Service* const> services);
   // Shutdown(ZeroDuration) unless that has been.
@@ -25,8 +25,8 @@ class RpcServer {
   // As given, with the real port.
   const std::string& address() const { return address_; }
   std::shared_ptr<grpc::Channel> InProcessChannel();
-  // Takes no new calls, and cancels after `grace` those that still run. Returns when all handlers
-  // have returned. Idempotent.
+  // Takes no new calls, and cancels after `grace` those that still run. Returns when all
+  // handlers have returned. Idempotent.
   void Shutdown(absl::Duration grace);
 
  private:

@@ -1,0 +1,133 @@
+#include "common/io/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/base/string_view.h"
+
+namespace moe {
+namespace {
+
+absl::Status SystemError(int error, std::string_view action, const std::string& path) {
+  return absl::ErrnoToStatus(error, absl::StrCat("cannot ", ToAbsl(action), " ", path));
+}
+
+absl::Status WriteAll(int fd, std::string_view bytes, const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t written = write(fd, bytes.data(), bytes.size());
+    if (written < 0) {
+      if (errno == EINTR) continue;
+      return SystemError(errno, "write", path);
+    }
+    bytes.remove_prefix(written);
+  }
+  return absl::OkStatus();
+}
+
+class DescriptorSink : public FileSink {
+ public:
+  // path is for errors.
+  DescriptorSink(int fd, const std::string& path) : fd_(fd), path_(path) {}
+  absl::Status Append(std::string_view bytes) override {
+    return WriteAll(fd_, bytes, path_);
+  }
+
+ private:
+  const int fd_;
+  const std::string& path_;
+};
+
+absl::Status SyncFolder(const std::string& folder) {
+  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return SystemError(errno, "open folder", folder);
+  const int error = fsync(fd) == 0 ? 0 : errno;
+  close(fd);
+  // Some network and overlay file systems can't sync a folder.
+  if (error == 0 || error == EINVAL) return absl::OkStatus();
+  return SystemError(error, "sync folder", folder);
+}
+
+// Several threads and processes may write the same path.
+std::string TemporaryName(const std::string& path) {
+  static std::atomic<uint64_t> counter = 0;
+  return absl::StrCat(path, ".tmp-", getpid(), "-", counter++);
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return SystemError(errno, "open", path);
+  const absl::Cleanup closer = [fd] { close(fd); };
+  struct stat info;
+  if (fstat(fd, &info) != 0) return SystemError(errno, "read", path);
+
+  std::string contents;
+  size_t size = 0;
+  // One byte more than the file has, to see its end; pipes and /proc give no size.
+  contents.resize(static_cast<size_t>(info.st_size) + 1);
+  while (true) {
+    const ssize_t got = read(fd, contents.data() + size, contents.size() - size);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return SystemError(errno, "read", path);
+    if (got == 0) break;
+    size += got;
+    if (size == contents.size()) contents.resize(2 * size + 4096);
+  }
+  contents.resize(size);
+  return contents;
+}
+
+absl::Status WriteFileAtomically(const std::string& path, std::string_view contents) {
+  return WriteFileAtomically(path, [&](FileSink& sink) { return sink.Append(contents); });
+}
+
+absl::Status WriteFileAtomically(const std::string& path,
+                                 const std::function<absl::Status(FileSink&)>& write) {
+  const std::string temporary = TemporaryName(path);
+  int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (fd < 0) return SystemError(errno, "create", path);
+  absl::Cleanup remover = [&] {
+    if (fd >= 0) close(fd);
+    unlink(temporary.c_str());
+  };
+
+  DescriptorSink sink(fd, path);
+  RETURN_IF_ERROR(write(sink));
+  if (fsync(fd) != 0) return SystemError(errno, "write", path);
+  const int closed = close(fd);
+  fd = -1;
+  if (closed != 0) return SystemError(errno, "write", path);
+  if (rename(temporary.c_str(), path.c_str()) != 0)
+    return SystemError(errno, "write", path);
+  std::move(remover).Cancel();
+
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  return SyncFolder(folder.empty() ? "." : folder);
+}
+
+absl::Status MakeDirs(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) return SystemError(error.value(), "create folder", path);
+  return absl::OkStatus();
+}
+
+absl::Status RemoveTree(const std::string& path) {
+  std::error_code error;
+  std::filesystem::remove_all(path, error);
+  if (error) return SystemError(error.value(), "remove", path);
+  return absl::OkStatus();
+}
+
+}  // namespace moe
