@@ -11,11 +11,12 @@
 namespace moe {
 
 struct LayerCount {
+  // layer<l>.lstm | layer<l>.moe
   std::string name;
-  // All parameters of the layer.
+  // All parameters of the layer, LSTM biases included.
   int64_t parameters = 0;
-  // Multiply-adds per timestep of the forward pass; k active experts and both gate
-  // matrices.
+  // Per timestep of the forward pass, in products of matrices only: k active experts and
+  // both gate matrices, no biases.
   int64_t multiply_adds = 0;
 };
 
@@ -24,10 +25,12 @@ struct ModelCount {
   // Without embedding and softmax, as the paper's "#parameters" and "ops/timestep".
   int64_t parameters = 0;
   int64_t multiply_adds = 0;
+  // 0 while the job leaves the vocabulary to the data.
   int64_t embedding_parameters = 0;
   int64_t softmax_parameters = 0;
 };
 
+// `job` is valid (job_file.h).
 ModelCount CountModel(const v1::Job& job);
 
 }  // namespace moe

@@ -10,11 +10,18 @@
 namespace moe {
 
 // Reads text format, fills in the defaults that job.proto's comments name, and validates.
+// INVALID_ARGUMENT: "<source>:<line>:<column>: ..." for what isn't text format of a Job,
+// else ValidateJob's lines, each after "<source>: ".
 absl::StatusOr<v1::Job> ReadJobFile(const std::string& path);
 absl::StatusOr<v1::Job> ParseJob(const std::string& text, const std::string& source);
 
-// OK if every field is in its range. model.vocabulary may be 0 (taken from the data
-// later).
+void FillDefaults(v1::Job* job);
+
+// OK if every field is in its range, else INVALID_ARGUMENT with one line for each that
+// isn't. model.vocabulary may be 0 (taken from the data later).
 absl::Status ValidateJob(const v1::Job& job);
+
+// UNIMPLEMENTED if a valid job's model can be counted (describe.h) but not trained.
+absl::Status CheckTrainable(const v1::Job& job);
 
 }  // namespace moe

@@ -1,0 +1,65 @@
+#include "common/job/describe.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "glog/logging.h"
+
+namespace moe {
+namespace {
+
+LayerCount CountLstm(int64_t d, const v1::Lstm& lstm) {
+  const int64_t hidden = lstm.hidden();
+  const int64_t recurrent = lstm.projection() > 0 ? lstm.projection() : hidden;
+  const int64_t matrices = 4 * hidden * (d + recurrent) + hidden * lstm.projection();
+  const int64_t biases = 4 * hidden;
+  return {.name = "lstm", .parameters = matrices + biases, .multiply_adds = matrices};
+}
+
+LayerCount CountMoe(int64_t d, const v1::Moe& moe) {
+  int64_t expert = 0;
+  int64_t in = d;
+  for (int32_t hidden : moe.hidden()) {
+    expert += in * hidden;
+    in = hidden;
+  }
+  expert += in * d;
+  // W_g and W_noise, both applied to every token.
+  const int64_t gate = 2 * d * moe.experts();
+  return {.name = "moe",
+          .parameters = moe.experts() * expert + gate,
+          .multiply_adds = moe.k() * expert + gate};
+}
+
+LayerCount CountLayer(int64_t d, const v1::Layer& layer) {
+  switch (layer.kind_case()) {
+    case v1::Layer::kLstm:
+      return CountLstm(d, layer.lstm());
+    case v1::Layer::kMoe:
+      return CountMoe(d, layer.moe());
+    case v1::Layer::KIND_NOT_SET:
+      break;
+  }
+  LOG(FATAL) << "a layer has no kind";
+}
+
+}  // namespace
+
+ModelCount CountModel(const v1::Job& job) {
+  const v1::Model& model = job.model();
+  const int64_t d = model.d_model();
+  const int64_t words = model.vocabulary();
+  ModelCount count;
+  count.embedding_parameters = words * d;
+  count.softmax_parameters = words * d + words;
+  for (int l = 0; l < model.layers_size(); ++l) {
+    LayerCount layer = CountLayer(d, model.layers(l));
+    layer.name = absl::StrCat("layer", l, ".", layer.name);
+    count.parameters += layer.parameters;
+    count.multiply_adds += layer.multiply_adds;
+    count.layers.push_back(std::move(layer));
+  }
+  return count;
+}
+
+}  // namespace moe

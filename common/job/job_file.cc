@@ -1,0 +1,359 @@
+#include "common/job/job_file.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "common/base/status_macros.h"
+#include "common/io/file.h"
+#include "common/job/model_plan.h"
+#include "google/protobuf/descriptor.h"
+#include "google/protobuf/io/tokenizer.h"
+#include "google/protobuf/text_format.h"
+
+namespace moe {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::EnumDescriptor;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::FileDescriptor;
+
+std::string FieldNames(const Descriptor& message) {
+  std::vector<std::string> names;
+  for (int i = 0; i < message.field_count(); ++i)
+    names.push_back(message.field(i)->name());
+  return absl::StrJoin(names, ", ");
+}
+
+// Names of the values of the first enum field with this name, but for the one that stands
+// for unset.
+std::string EnumValues(const std::string& field_name) {
+  const FileDescriptor* file = v1::Job::descriptor()->file();
+  for (int i = 0; i < file->message_type_count(); ++i) {
+    const FieldDescriptor* field = file->message_type(i)->FindFieldByName(field_name);
+    if (field == nullptr || field->enum_type() == nullptr) continue;
+    const EnumDescriptor& type = *field->enum_type();
+    std::vector<std::string> names;
+    for (int v = 0; v < type.value_count(); ++v) {
+      if (type.value(v)->number() != 0) names.push_back(type.value(v)->name());
+    }
+    return absl::StrJoin(names, ", ");
+  }
+  return "";
+}
+
+// Collects the text format parser's errors as "source:line:column: what".
+class ErrorLines : public google::protobuf::io::ErrorCollector {
+ public:
+  ErrorLines(const std::string& text, const std::string& source)
+      : text_(text), source_(source) {}
+
+  void AddError(int line, google::protobuf::io::ColumnNumber column,
+                const std::string& message) override {
+    // The parser's messages are quoted: the pieces at odd places are names.
+    const std::vector<std::string> pieces = absl::StrSplit(message, '"');
+    if (pieces.size() == 5 && pieces[0] == "Message type " &&
+        pieces[2] == " has no field named ") {
+      MoveToWord(pieces[3], &line, &column);
+      const Descriptor* type =
+          v1::Job::descriptor()->file()->pool()->FindMessageTypeByName(pieces[1]);
+      Append(line, column,
+             absl::StrCat("no field named \"", pieces[3], "\" in ", pieces[1],
+                          type == nullptr ? "" : "; it has " + FieldNames(*type)));
+    } else if (pieces.size() == 5 && pieces[0] == "Unknown enumeration value of ") {
+      MoveToWord(pieces[1], &line, &column);
+      Append(line, column,
+             absl::StrCat("no value named \"", pieces[1], "\" for field \"", pieces[3],
+                          "\"; it must be one of ", EnumValues(pieces[3])));
+    } else {
+      Append(line, column, message);
+    }
+  }
+
+  std::string Join() const { return absl::StrJoin(lines_, "\n"); }
+
+ private:
+  void Append(int line, int column, const std::string& what) {
+    lines_.push_back(absl::StrCat(source_, ":", line + 1, ":", column + 1, ": ", what));
+  }
+
+  // The parser reports the token after the wrong word: goes back to the word.
+  void MoveToWord(const std::string& word, int* line, int* column) const {
+    size_t line_begin = 0;
+    for (int i = 0; i < *line; ++i) {
+      line_begin = text_.find('\n', line_begin);
+      if (line_begin == std::string::npos) return;
+      ++line_begin;
+    }
+    const size_t at = text_.rfind(word, line_begin + *column);
+    if (at == std::string::npos) return;
+    const std::string before = text_.substr(0, at);
+    *line = static_cast<int>(std::count(before.begin(), before.end(), '\n'));
+    const size_t newline = before.rfind('\n');
+    *column = static_cast<int>(newline == std::string::npos ? at : at - newline - 1);
+  }
+
+  const std::string& text_;
+  const std::string& source_;
+  std::vector<std::string> lines_;
+};
+
+// Sizes stay below this, so that products of a few of them fit in 64 bits.
+constexpr int kMaxSize = 1 << 20;
+
+// Lists every field that is wrong. The comparisons are written so that NaN is outside of
+// every range.
+class Validator {
+ public:
+  std::vector<std::string> Run(const v1::Job& job) {
+    CheckName(job.name());
+    CheckModel(job.model());
+    CheckOptimizer(job.optimizer());
+    CheckTraining(job.training());
+    CheckAtLeast("checkpointing.every_steps", job.checkpointing().every_steps(), 0);
+    return std::move(errors_);
+  }
+
+ private:
+  void Fail(const std::string& path, const std::string& what) {
+    errors_.push_back(absl::StrCat(path, " ", what));
+  }
+
+  void CheckSize(const std::string& path, int64_t value) {
+    if (value >= 1 && value <= kMaxSize) return;
+    Fail(path, absl::StrCat("is ", value, ": must be between 1 and ", kMaxSize));
+  }
+
+  void CheckAtLeast(const std::string& path, int64_t value, int64_t least) {
+    if (value >= least) return;
+    Fail(path, absl::StrCat("is ", value, ": must be at least ", least));
+  }
+
+  void CheckFraction(const std::string& path, float value) {
+    if (value >= 0 && value < 1) return;
+    Fail(path, absl::StrCat("is ", value, ": must be in [0, 1)"));
+  }
+
+  void CheckFinite(const std::string& path, float value) {
+    if (std::isfinite(value)) return;
+    Fail(path, absl::StrCat("is ", value, ": must be finite"));
+  }
+
+  void CheckNotNegative(const std::string& path, float value) {
+    if (std::isfinite(value) && value >= 0) return;
+    Fail(path, absl::StrCat("is ", value, ": must be 0 or more, and finite"));
+  }
+
+  void CheckName(const std::string& name) {
+    if (name.empty()) {
+      Fail("name", "is not set: letters, digits, '-', '_' and '.', such as \"kjv-moe\"");
+      return;
+    }
+    const auto allowed = [](unsigned char c) {
+      return absl::ascii_isalnum(c) || c == '-' || c == '_' || c == '.';
+    };
+    if (absl::ascii_isalnum(static_cast<unsigned char>(name[0])) &&
+        std::all_of(name.begin(), name.end(), allowed)) {
+      return;
+    }
+    Fail("name",
+         absl::StrCat("is \"", absl::CHexEscape(name),
+                      "\": must be letters, digits, '-', '_' and '.', and begin with a "
+                      "letter or a digit"));
+  }
+
+  void CheckModel(const v1::Model& model) {
+    CheckSize("model.d_model", model.d_model());
+    CheckAtLeast("model.vocabulary", model.vocabulary(), 0);
+    CheckFraction("model.embedding_dropout", model.embedding_dropout());
+    CheckNotNegative("model.initialization.uniform_scale",
+                     model.initialization().uniform_scale());
+    if (model.layers().empty())
+      Fail("model.layers", "is empty: at least one layer is needed");
+    for (int l = 0; l < model.layers_size(); ++l) {
+      const v1::Layer& layer = model.layers(l);
+      const std::string path = absl::StrCat("model.layers[", l, "]");
+      CheckFraction(path + ".dropout", layer.dropout());
+      switch (layer.kind_case()) {
+        case v1::Layer::kLstm:
+          CheckLstm(path + ".lstm", layer.lstm(), model.d_model());
+          break;
+        case v1::Layer::kMoe:
+          CheckMoe(path + ".moe", layer.moe());
+          break;
+        case v1::Layer::KIND_NOT_SET:
+          Fail(path, "has no kind: set lstm or moe");
+          break;
+      }
+    }
+  }
+
+  void CheckLstm(const std::string& path, const v1::Lstm& lstm, int32_t d_model) {
+    CheckSize(path + ".hidden", lstm.hidden());
+    CheckAtLeast(path + ".projection", lstm.projection(), 0);
+    CheckFinite(path + ".forget_bias", lstm.forget_bias());
+    if (lstm.projection() > 0 && lstm.projection() != d_model) {
+      Fail(path + ".projection",
+           absl::StrCat("is ", lstm.projection(), ": must be d_model (", d_model,
+                        "), or 0 for no projection"));
+    } else if (lstm.projection() == 0 && lstm.hidden() != d_model) {
+      Fail(path + ".hidden", absl::StrCat("is ", lstm.hidden(), ": must be d_model (",
+                                          d_model, "), because projection is 0"));
+    }
+  }
+
+  void CheckMoe(const std::string& path, const v1::Moe& moe) {
+    CheckSize(path + ".experts", moe.experts());
+    if (moe.k() < 1 || moe.k() > moe.experts()) {
+      Fail(path + ".k", absl::StrCat("is ", moe.k(), ": must be between 1 and experts (",
+                                     moe.experts(), ")"));
+    }
+    if (moe.groups() < 1 || moe.groups() > moe.experts() ||
+        moe.experts() % moe.groups() != 0) {
+      Fail(path + ".groups", absl::StrCat("is ", moe.groups(), ": must divide experts (",
+                                          moe.experts(), ")"));
+    }
+    if (moe.hidden().empty()) {
+      Fail(path + ".hidden", "is empty: an expert needs a hidden layer");
+    }
+    for (int i = 0; i < moe.hidden_size(); ++i) {
+      CheckSize(absl::StrCat(path, ".hidden[", i, "]"), moe.hidden(i));
+    }
+    if (moe.gating() == v1::GATING_UNSPECIFIED) {
+      Fail(path + ".gating", "is not set: must be " + EnumValues("gating"));
+    } else if (moe.gating() != v1::GATING_NOISY_TOP_K) {
+      Fail(path + ".gating", absl::StrCat("is ", static_cast<int>(moe.gating()),
+                                          ": must be ", EnumValues("gating")));
+    }
+    CheckNotNegative(path + ".w_importance", moe.w_importance());
+    CheckNotNegative(path + ".w_load", moe.w_load());
+  }
+
+  void CheckOptimizer(const v1::Optimizer& optimizer) {
+    if (optimizer.kind_case() == v1::Optimizer::KIND_NOT_SET) {
+      Fail("optimizer", "has no kind: set adam or sgd");
+    }
+    CheckFraction("optimizer.adam.beta1", optimizer.adam().beta1());
+    CheckFraction("optimizer.adam.beta2", optimizer.adam().beta2());
+    CheckNotNegative("optimizer.adam.epsilon", optimizer.adam().epsilon());
+    CheckNotNegative("optimizer.clip_norm", optimizer.clip_norm());
+
+    const v1::Schedule& schedule = optimizer.schedule();
+    const float rate = schedule.base_rate();
+    if (!std::isfinite(rate) || rate <= 0) {
+      Fail("optimizer.schedule.base_rate",
+           absl::StrCat("is ", rate, ": must be greater than 0, and finite"));
+    }
+    if (schedule.has_inverse_sqrt()) {
+      CheckAtLeast("optimizer.schedule.inverse_sqrt.warmup_steps",
+                   schedule.inverse_sqrt().warmup_steps(), 1);
+    }
+    if (schedule.has_step_decay()) {
+      CheckAtLeast("optimizer.schedule.step_decay.constant_epochs",
+                   schedule.step_decay().constant_epochs(), 0);
+      const float factor = schedule.step_decay().factor();
+      if (!(factor > 0 && factor <= 1)) {
+        Fail("optimizer.schedule.step_decay.factor",
+             absl::StrCat("is ", factor, ": must be in (0, 1]"));
+      }
+    }
+  }
+
+  void CheckTraining(const v1::Training& training) {
+    CheckSize("training.replicas", training.replicas());
+    CheckSize("training.lanes", training.lanes());
+    CheckSize("training.unroll", training.unroll());
+    if (training.waves() < 1 || training.waves() > training.lanes() ||
+        training.lanes() % training.waves() != 0) {
+      Fail("training.waves",
+           absl::StrCat("is ", training.waves(), ": must divide lanes (",
+                        training.lanes(), ")"));
+    }
+    CheckAtLeast("training.steps", training.steps(), 0);
+    CheckAtLeast("training.epochs", training.epochs(), 0);
+    if (training.steps() == 0 && training.epochs() == 0) {
+      Fail("training", "has no end: set steps or epochs");
+    }
+    CheckAtLeast("training.evaluate_every", training.evaluate_every(), 0);
+    CheckAtLeast("training.dense_shards", training.dense_shards(), 0);
+  }
+
+  std::vector<std::string> errors_;
+};
+
+}  // namespace
+
+absl::StatusOr<v1::Job> ReadJobFile(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  return ParseJob(text, path);
+}
+
+absl::StatusOr<v1::Job> ParseJob(const std::string& text, const std::string& source) {
+  v1::Job job;
+  ErrorLines errors(text, source);
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&errors);
+  if (!parser.ParseFromString(text, &job)) {
+    return absl::InvalidArgumentError(errors.Join());
+  }
+  FillDefaults(&job);
+  const std::vector<std::string> wrong = Validator().Run(job);
+  if (!wrong.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        source, ": ", absl::StrJoin(wrong, absl::StrCat("\n", source, ": "))));
+  }
+  return job;
+}
+
+void FillDefaults(v1::Job* job) {
+  v1::Optimizer& optimizer = *job->mutable_optimizer();
+  if (optimizer.has_adam()) {
+    v1::Adam& adam = *optimizer.mutable_adam();
+    if (adam.beta1() == 0) adam.set_beta1(0.9f);
+    if (adam.beta2() == 0) adam.set_beta2(0.999f);
+    if (adam.epsilon() == 0) adam.set_epsilon(1e-8f);
+  }
+  if (optimizer.schedule().kind_case() == v1::Schedule::KIND_NOT_SET) {
+    optimizer.mutable_schedule()->mutable_constant();
+  }
+  if (job->training().dense_shards() == 0) {
+    job->mutable_training()->set_dense_shards(kDefaultDenseShards);
+  }
+}
+
+absl::Status ValidateJob(const v1::Job& job) {
+  const std::vector<std::string> wrong = Validator().Run(job);
+  return wrong.empty() ? absl::OkStatus()
+                       : absl::InvalidArgumentError(absl::StrJoin(wrong, "\n"));
+}
+
+absl::Status CheckTrainable(const v1::Job& job) {
+  for (int l = 0; l < job.model().layers_size(); ++l) {
+    const v1::Layer& layer = job.model().layers(l);
+    const std::string path = absl::StrCat("model.layers[", l, "]");
+    if (layer.lstm().projection() > 0) {
+      return absl::UnimplementedError(
+          absl::StrCat(path, ".lstm.projection is ", layer.lstm().projection(),
+                       ": this version counts LSTMs with a projection but does not train "
+                       "them; to train, set "
+                       "projection to 0 and hidden to d_model"));
+    }
+    if (layer.moe().hidden_size() > 1) {
+      return absl::UnimplementedError(
+          absl::StrCat(path, ".moe.hidden has ", layer.moe().hidden_size(),
+                       " layers: this version counts experts with several hidden layers "
+                       "but does not train "
+                       "them; to train, give one"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace moe
