@@ -26,17 +26,17 @@ class ClusterClient {
     std::vector<uint32_t> owned_replicas;
     // Of every wait.
     absl::Duration timeout = absl::Seconds(60);
-    // Called by the waiting thread with the reason when a wait begins, and with "" when it ends.
+    // Called by the waiting thread with the reason when a wait begins, and with "" when
+    // it ends.
     std::function<void(const std::string& reason)> on_wait;
     // Tests put fakes here.
     ShardStreamFactory open_stream = OpenShardStream;
   };
 
-  // Opens a stream to every server of state.placement that hosts a shard. The state is that of a
-  // cluster from phase LOADING on, and `plan` is its job's.
-  static absl::StatusOr<std::unique_ptr<ClusterClient>> Connect(const v1::ClusterState& state,
-                                                                const ModelPlan& plan,
-                                                                Options options);
+  // Opens a stream to every server of state.placement that hosts a shard. The state is
+  // that of a cluster from phase LOADING on, and `plan` is its job's.
+  static absl::StatusOr<std::unique_ptr<ClusterClient>> Connect(
+      const v1::ClusterState& state, const ModelPlan& plan, Options options);
   virtual ~ClusterClient() = default;
 
   virtual ExpertClient& experts() = 0;

@@ -1,4 +1,5 @@
-// One worker's conversation with one server: the stream ShardService.Exchange (expert.proto).
+// One worker's conversation with one server: the stream ShardService.Exchange
+// (expert.proto).
 #pragma once
 
 #include <cstdint>
@@ -26,6 +27,9 @@ struct ExchangeKey {
   std::string shard;
   friend auto operator<=>(const ExchangeKey&, const ExchangeKey&) = default;
 };
+// Of a forward or backward message, and of a close or apply.
+ExchangeKey FrameKey(v1::ExchangeRequest::MessageCase kind, const v1::FrameId& id);
+ExchangeKey StepKey(v1::ExchangeRequest::MessageCase kind, uint64_t step);
 ExchangeKey KeyOf(const v1::ExchangeRequest& request);
 // Kind MESSAGE_NOT_SET for a Failure or an empty response.
 ExchangeKey KeyOf(const v1::ExchangeResponse& response);
@@ -41,8 +45,9 @@ class ShardStream {
   virtual const std::string& peer() const = 0;
   // Queues the request and returns; the generation is filled in.
   virtual absl::Status Send(v1::ExchangeRequest request) = 0;
-  // The response to the request with that key, which has been sent. DEADLINE_EXCEEDED if it doesn't
-  // come in time; the server's own status if it gave up; UNAVAILABLE if the stream broke.
+  // The response to the request with that key, which has been sent. DEADLINE_EXCEEDED if
+  // it doesn't come in time; the server's own status if it gave up; UNAVAILABLE if the
+  // stream broke.
   virtual absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
                                                      absl::Time deadline) = 0;
   // Every wait, now and later, returns `cause`.
@@ -60,10 +65,11 @@ struct ShardStreamOptions {
   absl::Duration timeout;
 };
 
-using ShardStreamFactory =
-    std::function<absl::StatusOr<std::unique_ptr<ShardStream>>(const ShardStreamOptions&)>;
+using ShardStreamFactory = std::function<absl::StatusOr<std::unique_ptr<ShardStream>>(
+    const ShardStreamOptions&)>;
 
 // Connects over gRPC and says Hello; returns when the server has answered.
-absl::StatusOr<std::unique_ptr<ShardStream>> OpenShardStream(const ShardStreamOptions& options);
+absl::StatusOr<std::unique_ptr<ShardStream>> OpenShardStream(
+    const ShardStreamOptions& options);
 
 }  // namespace moe

@@ -1,0 +1,298 @@
+#include "client/remote_experts.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/base/status_macros.h"
+#include "glog/logging.h"
+
+namespace moe {
+namespace {
+
+template <typename T>
+void PutArray(std::span<const T> values, std::string* bytes) {
+  bytes->assign(reinterpret_cast<const char*>(values.data()), values.size_bytes());
+}
+
+// The rows of x, [tokens, d], that go to the server.
+void GatherRows(const float* x, int64_t d, const std::vector<uint32_t>& token,
+                std::string* bytes) {
+  const size_t row_bytes = d * sizeof(float);
+  bytes->resize(token.size() * row_bytes);
+  char* out = bytes->data();
+  for (const uint32_t t : token) {
+    std::memcpy(out, x + t * d, row_bytes);
+    out += row_bytes;
+  }
+}
+
+// out[token] += rows, both [.., d]; `rows` may be unaligned.
+void AddRows(const std::string& rows, const std::vector<int32_t>& token, int64_t d,
+             float* out) {
+  std::vector<float> row(d);
+  const char* in = rows.data();
+  for (const int32_t t : token) {
+    std::memcpy(row.data(), in, d * sizeof(float));
+    in += d * sizeof(float);
+    float* sum = out + t * d;
+    for (int64_t i = 0; i < d; ++i) sum[i] += row[i];
+  }
+}
+
+bool SameBits(const google::protobuf::RepeatedField<double>& a,
+              const google::protobuf::RepeatedField<double>& b) {
+  return a.size() == b.size() &&
+         std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+}
+
+// A server's replies in the order of `results`, each with exactly the groups that were
+// asked for. Reply: ForwardReply or BackwardReply; Result: ForwardResult or
+// BackwardResult.
+template <typename Reply, typename Result>
+absl::StatusOr<std::vector<const Reply*>> MatchReplies(
+    const google::protobuf::RepeatedPtrField<Reply>& replies,
+    std::span<const Result> results, int32_t server) {
+  if (static_cast<size_t>(replies.size()) != results.size()) {
+    return absl::InternalError(
+        absl::StrFormat("%d replies instead of %d", replies.size(), results.size()));
+  }
+  std::vector<const Reply*> matched;
+  for (const Result& result : results) {
+    const auto reply = std::find_if(
+        replies.begin(), replies.end(),
+        [&](const Reply& candidate) { return candidate.replica() == result.replica; });
+    if (reply == replies.end()) {
+      return absl::InternalError(
+          absl::StrFormat("no reply for replica %d", result.replica));
+    }
+    const auto& groups = result.plan->servers()[server].groups;
+    if (static_cast<size_t>(reply->groups_size()) != groups.size()) {
+      return absl::InternalError(absl::StrFormat("%d groups instead of %d for replica %d",
+                                                 reply->groups_size(), groups.size(),
+                                                 result.replica));
+    }
+    for (size_t g = 0; g < groups.size(); ++g) {
+      const uint32_t group = reply->groups(static_cast<int>(g)).group();
+      if (group != static_cast<uint32_t>(groups[g].group)) {
+        return absl::InternalError(
+            absl::StrFormat("group %d in place of group %d for replica %d", group,
+                            groups[g].group, result.replica));
+      }
+    }
+    matched.push_back(&*reply);
+  }
+  return matched;
+}
+
+absl::Status CheckBytes(const char* field, size_t bytes, size_t expected,
+                        uint32_t replica, int32_t group) {
+  if (bytes == expected) return absl::OkStatus();
+  return absl::InternalError(
+      absl::StrFormat("%s has %d bytes instead of %d (replica %d, group %d)", field,
+                      bytes, expected, replica, group));
+}
+
+// Where to find one group of one replica: in a reply of its server.
+template <typename GroupReply>
+struct GroupPart {
+  const RoutingPlan::Group* plan = nullptr;
+  const GroupReply* reply = nullptr;
+};
+
+}  // namespace
+
+const ExpertLayout& RemoteExperts::layout(uint32_t layer) const {
+  const auto found = servers_.map.layouts.find(layer);
+  CHECK(found != servers_.map.layouts.end()) << "layer " << layer << " has no experts";
+  return found->second;
+}
+
+std::vector<int32_t> RemoteExperts::HostsOf(uint32_t layer) const {
+  std::vector<int32_t> hosts = layout(layer).server_of_group;
+  std::sort(hosts.begin(), hosts.end());
+  hosts.erase(std::unique(hosts.begin(), hosts.end()), hosts.end());
+  return hosts;
+}
+
+absl::Status RemoteExperts::SendForward(const v1::FrameId& id,
+                                        std::span<const ForwardCall> calls) {
+  const ExpertLayout& layout = this->layout(id.layer());
+  const size_t b = layout.experts_per_group();
+  for (const int32_t s : HostsOf(id.layer())) {
+    v1::ExchangeRequest request;
+    *request.mutable_forward()->mutable_id() = id;
+    for (const ForwardCall& call : calls) {
+      const RoutingPlan::Server& server = call.plan->servers()[s];
+      v1::ForwardFrame& frame = *request.mutable_forward()->add_frames();
+      frame.set_replica(call.replica);
+      frame.set_tokens(call.plan->tokens());
+      PutArray(std::span(server.token), frame.mutable_token());
+      GatherRows(call.x, d_, server.token, frame.mutable_x());
+      for (const RoutingPlan::Group& group : server.groups) {
+        v1::GroupRouting& routing = *frame.add_groups();
+        routing.set_group(group.group);
+        PutArray(std::span(group.row), routing.mutable_row());
+        PutArray(std::span(group.expert), routing.mutable_expert());
+        PutArray(std::span(group.gate), routing.mutable_gate());
+        if (id.mode() == v1::MODE_TRAIN) {
+          CHECK_EQ(call.importance.size(), static_cast<size_t>(layout.experts));
+          CHECK_EQ(call.load.size(), static_cast<size_t>(layout.experts));
+          const auto importance = call.importance.subspan(group.group * b, b);
+          const auto load = call.load.subspan(group.group * b, b);
+          routing.mutable_importance()->Add(importance.begin(), importance.end());
+          routing.mutable_load()->Add(load.begin(), load.end());
+        }
+      }
+    }
+    RETURN_IF_ERROR(servers_.streams[s]->Send(std::move(request)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
+                                         std::span<const ForwardResult> results,
+                                         BalanceTotals* totals) {
+  const ExpertLayout& layout = this->layout(id.layer());
+  const size_t b = layout.experts_per_group();
+  const ExchangeKey key = FrameKey(v1::ExchangeRequest::kForward, id);
+  const absl::Time deadline = servers_.Deadline();
+
+  std::vector<v1::ExchangeResponse> responses;
+  // [results][groups]
+  std::vector<std::vector<GroupPart<v1::GroupOutput>>> parts(
+      results.size(), std::vector<GroupPart<v1::GroupOutput>>(layout.groups));
+  const std::vector<int32_t> hosts = HostsOf(id.layer());
+  responses.reserve(hosts.size());
+  for (const int32_t s : hosts) {
+    ASSIGN_OR_RETURN(v1::ExchangeResponse response, servers_.Await(s, key, deadline));
+    responses.push_back(std::move(response));
+    const auto collect = [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const std::vector<const v1::ForwardReply*> replies,
+                       MatchReplies(responses.back().forward().replies(), results, s));
+      for (size_t r = 0; r < results.size(); ++r) {
+        const auto& groups = results[r].plan->servers()[s].groups;
+        for (size_t g = 0; g < groups.size(); ++g) {
+          const v1::GroupOutput& output = replies[r]->groups(static_cast<int>(g));
+          RETURN_IF_ERROR(CheckBytes("y", output.y().size(),
+                                     groups[g].token.size() * d_ * sizeof(float),
+                                     results[r].replica, groups[g].group));
+          if (id.mode() == v1::MODE_TRAIN) {
+            RETURN_IF_ERROR(CheckBytes("importance", output.importance_size(), b,
+                                       results[r].replica, groups[g].group));
+            RETURN_IF_ERROR(CheckBytes("load", output.load_size(), b, results[r].replica,
+                                       groups[g].group));
+          }
+          parts[r][groups[g].group] = {.plan = &groups[g], .reply = &output};
+        }
+      }
+      return absl::OkStatus();
+    };
+    RETURN_IF_ERROR(
+        Annotate(collect(), absl::StrCat("the answer of ", servers_.streams[s]->peer(),
+                                         " to ", Describe(key), " is wrong")));
+  }
+
+  for (size_t r = 0; r < results.size(); ++r) {
+    float* y = results[r].y;
+    std::fill_n(y, results[r].plan->tokens() * d_, 0.0f);
+    for (const auto& part : parts[r]) AddRows(part.reply->y(), part.plan->token, d_, y);
+  }
+
+  if (totals == nullptr || id.mode() != v1::MODE_TRAIN || results.empty())
+    return absl::OkStatus();
+  totals->importance.clear();
+  totals->load.clear();
+  totals->tokens = parts[0][0].reply->tokens();
+  for (int32_t g = 0; g < layout.groups; ++g) {
+    const v1::GroupOutput& first = *parts[0][g].reply;
+    for (size_t r = 0; r < results.size(); ++r) {
+      const v1::GroupOutput& output = *parts[r][g].reply;
+      if (output.tokens() != totals->tokens ||
+          !SameBits(output.importance(), first.importance()) ||
+          !SameBits(output.load(), first.load())) {
+        return absl::InternalError(absl::StrFormat(
+            "the answer of %s to %s is wrong: the totals of group %d differ from others",
+            servers_.streams[layout.server_of_group[g]]->peer(), Describe(key), g));
+      }
+    }
+    totals->importance.insert(totals->importance.end(), first.importance().begin(),
+                              first.importance().end());
+    totals->load.insert(totals->load.end(), first.load().begin(), first.load().end());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RemoteExperts::SendBackward(const v1::FrameId& id,
+                                         std::span<const BackwardCall> calls) {
+  for (const int32_t s : HostsOf(id.layer())) {
+    v1::ExchangeRequest request;
+    *request.mutable_backward()->mutable_id() = id;
+    for (const BackwardCall& call : calls) {
+      v1::BackwardFrame& frame = *request.mutable_backward()->add_frames();
+      frame.set_replica(call.replica);
+      GatherRows(call.dy, d_, call.plan->servers()[s].token, frame.mutable_dy());
+    }
+    RETURN_IF_ERROR(servers_.streams[s]->Send(std::move(request)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
+                                          std::span<const BackwardResult> results) {
+  const ExpertLayout& layout = this->layout(id.layer());
+  const ExchangeKey key = FrameKey(v1::ExchangeRequest::kBackward, id);
+  const absl::Time deadline = servers_.Deadline();
+
+  std::vector<v1::ExchangeResponse> responses;
+  std::vector<std::vector<GroupPart<v1::GroupGradient>>> parts(
+      results.size(), std::vector<GroupPart<v1::GroupGradient>>(layout.groups));
+  const std::vector<int32_t> hosts = HostsOf(id.layer());
+  responses.reserve(hosts.size());
+  for (const int32_t s : hosts) {
+    ASSIGN_OR_RETURN(v1::ExchangeResponse response, servers_.Await(s, key, deadline));
+    responses.push_back(std::move(response));
+    const auto collect = [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(const std::vector<const v1::BackwardReply*> replies,
+                       MatchReplies(responses.back().backward().replies(), results, s));
+      for (size_t r = 0; r < results.size(); ++r) {
+        const auto& groups = results[r].plan->servers()[s].groups;
+        for (size_t g = 0; g < groups.size(); ++g) {
+          const v1::GroupGradient& gradient = replies[r]->groups(static_cast<int>(g));
+          RETURN_IF_ERROR(CheckBytes("dx", gradient.dx().size(),
+                                     groups[g].token.size() * d_ * sizeof(float),
+                                     results[r].replica, groups[g].group));
+          RETURN_IF_ERROR(CheckBytes("dgate", gradient.dgate().size(),
+                                     groups[g].choice.size() * sizeof(float),
+                                     results[r].replica, groups[g].group));
+          parts[r][groups[g].group] = {.plan = &groups[g], .reply = &gradient};
+        }
+      }
+      return absl::OkStatus();
+    };
+    RETURN_IF_ERROR(
+        Annotate(collect(), absl::StrCat("the answer of ", servers_.streams[s]->peer(),
+                                         " to ", Describe(key), " is wrong")));
+  }
+
+  for (size_t r = 0; r < results.size(); ++r) {
+    const BackwardResult& result = results[r];
+    std::fill_n(result.dx, result.plan->tokens() * d_, 0.0f);
+    std::fill_n(result.dgate,
+                static_cast<int64_t>(result.plan->tokens()) * result.plan->k(), 0.0f);
+    for (const auto& part : parts[r]) {
+      AddRows(part.reply->dx(), part.plan->token, d_, result.dx);
+      const char* dgate = part.reply->dgate().data();
+      for (size_t i = 0; i < part.plan->choice.size(); ++i) {
+        std::memcpy(&result.dgate[part.plan->choice[i]], dgate + i * sizeof(float),
+                    sizeof(float));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace moe

@@ -1,0 +1,38 @@
+// ExpertClient over the servers of a cluster.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "client/expert_client.h"
+#include "client/server_set.h"
+
+namespace moe {
+
+class RemoteExperts final : public ExpertClient {
+ public:
+  // servers must outlive the client.
+  RemoteExperts(const ServerSet& servers, int64_t d_model)
+      : servers_(servers), d_(d_model) {}
+
+  const ExpertLayout& layout(uint32_t layer) const override;
+  absl::Status SendForward(const v1::FrameId& id,
+                           std::span<const ForwardCall> calls) override;
+  absl::Status AwaitForward(const v1::FrameId& id, std::span<const ForwardResult> results,
+                            BalanceTotals* totals) override;
+  absl::Status SendBackward(const v1::FrameId& id,
+                            std::span<const BackwardCall> calls) override;
+  absl::Status AwaitBackward(const v1::FrameId& id,
+                             std::span<const BackwardResult> results) override;
+
+ private:
+  // Servers that host a group of the layer, ascending.
+  std::vector<int32_t> HostsOf(uint32_t layer) const;
+
+  const ServerSet& servers_;
+  const int64_t d_;
+};
+
+}  // namespace moe

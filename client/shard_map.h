@@ -1,0 +1,37 @@
+// Which server hosts which shard, in the form that the clients need.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "client/routing_plan.h"
+#include "common/job/model_plan.h"
+#include "proto/moe/v1/coordinator.pb.h"
+
+namespace moe {
+
+struct ShardMap {
+  struct Server {
+    // Member id, and where it listens.
+    std::string id;
+    std::string address;
+    // Positions in ModelPlan.shards, ascending.
+    std::vector<int32_t> shards;
+  };
+  // Every server that hosts a shard, by id.
+  std::vector<Server> servers;
+  // [shards of the plan]: index into servers.
+  std::vector<int32_t> server_of_shard;
+  // For each MoE layer, by its index in Model.layers.
+  std::map<uint32_t, ExpertLayout> layouts;
+};
+
+// INVALID_ARGUMENT unless the placement names every shard of the plan once and nothing
+// else, and every server of the placement has an address.
+absl::StatusOr<ShardMap> MakeShardMap(const v1::ClusterState& state,
+                                      const ModelPlan& plan);
+
+}  // namespace moe
