@@ -1,0 +1,81 @@
+// The members of the cluster, and who may become one.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "proto/moe/v1/coordinator.pb.h"
+
+namespace moe {
+
+struct MemberRecord {
+  std::string id;
+  v1::RegisterRequest registration;
+  uint64_t incarnation = 0;
+  absl::Time last_heartbeat;
+  uint64_t ready_generation = 0;
+  // As of the last heartbeat.
+  std::string waiting_for;
+  v1::MemberTimes times;
+  // Workers: FinishWork has come.
+  bool finished = false;
+  // Was told that the job is over.
+  bool saw_end = false;
+};
+
+// "server/<name>" or "worker/<name>"
+std::string MemberId(v1::MemberKind kind, const std::string& name);
+// "worker/w1 (host7 pid 123)"
+std::string Describe(const MemberRecord& member);
+
+// Not thread-safe.
+class MemberTable {
+ public:
+  struct Rules {
+    int servers = 0;
+    int workers = 0;
+    bool allow_mixed_numerics = false;
+    // Size of the job's vocabulary; 0: the data decides.
+    int64_t vocabulary = 0;
+    // Of the data that a restored checkpoint was trained on; empty: any, but all workers
+    // the same.
+    std::string data_sha256;
+  };
+
+  explicit MemberTable(Rules rules) : rules_(std::move(rules)) {}
+
+  // OK, or why this process can't become a member. `repeated` is set if it is one
+  // already: the request is the one that made it so.
+  absl::Status Check(const v1::RegisterRequest& request, bool* repeated) const;
+  MemberRecord& Add(const v1::RegisterRequest& request, uint64_t incarnation,
+                    absl::Time now);
+  void Remove(const std::string& id) { members_.erase(id); }
+
+  // Null if there is none.
+  MemberRecord* Find(const std::string& id);
+  std::vector<std::string> Ids(v1::MemberKind kind) const;  // ascending
+  int count(v1::MemberKind kind) const;
+  bool complete() const;
+  // "1 of 2 servers and 2 of 2 workers": how many are missing, of those kinds that aren't
+  // complete.
+  std::string Missing() const;
+
+  std::map<std::string, MemberRecord>& members() { return members_; }
+  const std::map<std::string, MemberRecord>& members() const { return members_; }
+
+ private:
+  absl::Status CheckNumerics(const v1::RegisterRequest& request) const;
+  absl::Status CheckData(const v1::RegisterRequest& request) const;
+  int wanted(v1::MemberKind kind) const {
+    return kind == v1::MEMBER_KIND_SERVER ? rules_.servers : rules_.workers;
+  }
+
+  const Rules rules_;
+  std::map<std::string, MemberRecord> members_;  // by id
+};
+
+}  // namespace moe

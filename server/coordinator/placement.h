@@ -1,0 +1,26 @@
+// Who holds which shard and who computes which replica: functions of the job and of the
+// members' names alone.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/job/model_plan.h"
+#include "proto/moe/v1/coordinator.pb.h"
+
+namespace moe {
+
+// servers: member ids, ascending, at least one. Of the dense shards, of each layer's
+// expert shards and of the replica shards every server gets as many as any other, give or
+// take one, and within that as equal a number of parameters as dealing out the largest
+// first achieves. Shards in the plan's order.
+v1::Placement MakePlacement(const ModelPlan& plan,
+                            const std::vector<std::string>& servers);
+
+// workers: member ids, ascending, at most as many as replicas. Contiguous ranges whose
+// lengths differ by at most one. Ascending by replica.
+std::vector<v1::ReplicaAssignment> AssignReplicas(
+    uint32_t replicas, const std::vector<std::string>& workers);
+
+}  // namespace moe

@@ -1,0 +1,47 @@
+// Where the coordinator keeps what must outlive it: a small map from keys to values with
+// versions.
+//
+// The interface is what a replicated store offers with linearizable operations: in etcd,
+// Get is a range of one key, CompareAndSwap a transaction on the key's `version`, and
+// List a range over a prefix. FileStore is the one for a single machine.
+//
+//   job/name, job/phase, job/generation     the job that ran last, and how far it came
+//   job/placement                           Placement, in protobuf's JSON form
+//   members/<kind>/<name>                   the last incarnation given out under that
+//   name
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace moe {
+
+class Store {
+ public:
+  struct Entry {
+    std::string value;
+    // Counts the changes of the key, from 1.
+    uint64_t version = 0;
+  };
+
+  virtual ~Store() = default;
+
+  // Empty if the key isn't there.
+  virtual absl::StatusOr<std::optional<Entry>> Get(const std::string& key) = 0;
+  // Sets the value if the key's version is `version` (0: it isn't there), and returns the
+  // new version. ABORTED if the version is another; nothing has changed then. After OK
+  // the value survives a crash.
+  virtual absl::StatusOr<uint64_t> CompareAndSwap(const std::string& key,
+                                                  uint64_t version,
+                                                  const std::string& value) = 0;
+  // All keys that begin with `prefix`.
+  virtual absl::StatusOr<std::map<std::string, Entry>> List(
+      const std::string& prefix) = 0;
+};
+
+}  // namespace moe

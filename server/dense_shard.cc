@@ -1,0 +1,62 @@
+#include "server/dense_shard.h"
+
+#include <span>
+#include <utility>
+
+namespace moe {
+
+DenseShard::DenseShard(Backend& backend, const ModelPlan& plan, const ShardSpec& spec,
+                       const v1::Job& job)
+    : backend_(backend),
+      spec_(spec),
+      replicas_(job.training().replicas()),
+      parameters_(backend, plan, spec, job.optimizer()) {
+  tree_.emplace(replicas_, size());
+}
+
+std::string DenseShard::Content() const {
+  std::string content(size() * sizeof(float), '\0');
+  parameters_.Download(std::span(reinterpret_cast<float*>(content.data()), size()));
+  return content;
+}
+
+absl::Status DenseShard::AddGradient(TreeNode node, std::vector<float> gradient) {
+  return tree_->Add(node, std::move(gradient));
+}
+
+const Array<float>& DenseShard::Gradient() {
+  if (!gradient_.has_value()) {
+    gradient_.emplace(backend_, size());
+    gradient_->Upload(tree_->TakeRoot());
+  }
+  return *gradient_;
+}
+
+void DenseShard::AppendSquareSums(std::vector<v1::TensorSquareSum>* sums) {
+  const float* gradient = Gradient().data();
+  for (int i = 0; i < parameters_.tensors(); ++i) {
+    const TensorSpec& tensor = parameters_.tensor(i);
+    v1::TensorSquareSum& sum = sums->emplace_back();
+    sum.set_tensor(tensor.index);
+    sum.set_sum(backend_.SquareSum(tensor.size(), gradient + parameters_.begin(i)));
+  }
+}
+
+void DenseShard::Apply(double rate, double scale) {
+  const float* gradient = Gradient().data();
+  for (int i = 0; i < parameters_.tensors(); ++i) {
+    backend_.OptimizerUpdate(parameters_.NextUpdate(i, rate, scale),
+                             parameters_.tensor(i).size(), gradient + parameters_.begin(i),
+                             parameters_.w(i), parameters_.m(i), parameters_.v(i));
+  }
+  gradient_.reset();
+  tree_.emplace(replicas_, size());
+}
+
+void DenseShard::FillStatus(v1::ShardStatus* status) const {
+  status->set_shard(spec_.id);
+  status->set_parameter_bytes(parameters_.parameter_bytes());
+  status->set_optimizer_bytes(parameters_.optimizer_bytes());
+}
+
+}  // namespace moe

@@ -1,0 +1,103 @@
+#include "server/expert_layer.h"
+
+#include <utility>
+
+#include "glog/logging.h"
+
+namespace moe {
+namespace {
+
+// The matrices one below the other.
+Tensor Concatenate(Backend& backend, int64_t width, std::span<const Tensor* const> parts) {
+  int64_t rows = 0;
+  for (const Tensor* part : parts) rows += part->rows();
+  Tensor all(backend, rows, width);
+  rows = 0;
+  for (const Tensor* part : parts) {
+    if (part->rows() == 0) continue;
+    backend.Copy(part->data(), all.view().row(rows), part->size() * sizeof(float));
+    rows += part->rows();
+  }
+  return all;
+}
+
+}  // namespace
+
+ExpertLayer::ExpertLayer(Backend& backend, int64_t width,
+                         std::vector<std::unique_ptr<ExpertShard>> shards)
+    : backend_(backend), shards_(std::move(shards)) {
+  CHECK(!shards_.empty());
+  shape_.width = width;
+  shape_.experts_per_group = shards_[0]->spec().experts;
+  for (const auto& shard : shards_) shape_.groups.push_back(shard->spec().group);
+}
+
+std::vector<v1::ForwardReply> ExpertLayer::Forward(
+    v1::Mode mode, uint32_t wave,
+    std::span<const std::shared_ptr<const ForwardInput>> inputs) {
+  WaveRows rows;
+  std::vector<const Tensor*> parts;
+  uint64_t tokens = 0;
+  rows.begin.push_back(0);
+  for (const auto& input : inputs) {
+    parts.push_back(&input->x);
+    rows.begin.push_back(rows.begin.back() + input->x.rows());
+    tokens += input->tokens;
+  }
+  rows.x = Concatenate(backend_, shape_.width, parts);
+
+  std::vector<std::vector<v1::GroupOutput>> outputs(shards_.size());
+  backend_.parallel().For(shards_.size(), [&](int64_t g) {
+    std::vector<const GroupPairs*> pairs;
+    for (const auto& input : inputs) pairs.push_back(&input->groups[g]);
+    outputs[g] = shards_[g]->Forward(mode, wave, rows, pairs);
+  });
+
+  const bool train = mode == v1::MODE_TRAIN;
+  if (train) {
+    tokens_ = wave == 0 ? tokens : tokens_ + tokens;
+    CHECK_EQ(wave, waves_.size());
+    waves_.push_back(std::move(rows));
+  }
+  std::vector<v1::ForwardReply> replies(inputs.size());
+  for (size_t r = 0; r < inputs.size(); ++r) {
+    replies[r].set_replica(r);
+    for (auto& of_group : outputs) {
+      if (train) of_group[r].set_tokens(tokens_);
+      *replies[r].add_groups() = std::move(of_group[r]);
+    }
+  }
+  return replies;
+}
+
+std::vector<v1::BackwardReply> ExpertLayer::Backward(
+    uint32_t wave, std::span<const std::shared_ptr<const BackwardInput>> inputs) {
+  CHECK_LT(wave, waves_.size());
+  WaveRows& rows = waves_[wave];
+  std::vector<const Tensor*> parts;
+  for (const auto& input : inputs) parts.push_back(&input->dy);
+  rows.dy = Concatenate(backend_, shape_.width, parts);
+
+  std::vector<std::vector<v1::GroupGradient>> gradients(shards_.size());
+  backend_.parallel().For(shards_.size(), [&](int64_t g) {
+    gradients[g] = shards_[g]->Backward(wave, rows);
+  });
+  std::vector<v1::BackwardReply> replies(inputs.size());
+  for (size_t r = 0; r < inputs.size(); ++r) {
+    replies[r].set_replica(r);
+    for (auto& of_group : gradients) *replies[r].add_groups() = std::move(of_group[r]);
+  }
+  return replies;
+}
+
+void ExpertLayer::AppendSquareSums(std::vector<v1::TensorSquareSum>* sums) {
+  for (const auto& shard : shards_) shard->AppendSquareSums(waves_, sums);
+}
+
+void ExpertLayer::Apply(double rate, double scale) {
+  backend_.parallel().For(shards_.size(),
+                          [&](int64_t g) { shards_[g]->Apply(waves_, rate, scale); });
+  waves_.clear();
+}
+
+}  // namespace moe

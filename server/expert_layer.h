@@ -1,0 +1,47 @@
+// The groups of one MoE layer that a server hosts. Joins the replicas' rows once for all of them.
+// Engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "common/kernels/backend.h"
+#include "proto/moe/v1/expert.pb.h"
+#include "proto/moe/v1/parameter.pb.h"
+#include "server/expert_shard.h"
+#include "server/frames.h"
+
+namespace moe {
+
+class ExpertLayer {
+ public:
+  // shards: at least one, ascending by group.
+  ExpertLayer(Backend& backend, int64_t width,
+              std::vector<std::unique_ptr<ExpertShard>> shards);
+
+  const std::vector<std::unique_ptr<ExpertShard>>& shards() const { return shards_; }
+  const LayerShape& shape() const { return shape_; }
+
+  // inputs: [R]. One reply for each replica. MODE_TRAIN: waves in ascending order.
+  std::vector<v1::ForwardReply> Forward(
+      v1::Mode mode, uint32_t wave,
+      std::span<const std::shared_ptr<const ForwardInput>> inputs);
+  std::vector<v1::BackwardReply> Backward(
+      uint32_t wave, std::span<const std::shared_ptr<const BackwardInput>> inputs);
+
+  // ---- the end of a step
+  void AppendSquareSums(std::vector<v1::TensorSquareSum>* sums);
+  void Apply(double rate, double scale);
+
+ private:
+  Backend& backend_;
+  const std::vector<std::unique_ptr<ExpertShard>> shards_;
+  LayerShape shape_;
+  // The step in progress.
+  std::vector<WaveRows> waves_;
+  uint64_t tokens_ = 0;
+};
+
+}  // namespace moe

@@ -1,0 +1,117 @@
+// One group's experts: ReLU(x W1) W2 on the combined batch of all replicas.
+//
+// A batch is expert-major; the rows of an expert are in (replica, token) order, and at the end of a
+// step in (wave, replica, token) order, so that nothing depends on who sent what and when.
+// Engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "common/job/model_plan.h"
+#include "common/kernels/backend.h"
+#include "proto/moe/v1/expert.pb.h"
+#include "proto/moe/v1/job.pb.h"
+#include "proto/moe/v1/parameter.pb.h"
+#include "server/frames.h"
+#include "server/parameter_block.h"
+#include "server/shard.h"
+
+namespace moe {
+
+// The rows of one wave at one layer, in (replica, token) order; the groups of the layer share them.
+struct WaveRows {
+  Tensor x;                    // [rows, d]
+  Tensor dy;                   // [rows, d]; from the backward pass on
+  std::vector<int64_t> begin;  // [R + 1] first row of each replica
+};
+
+class ExpertShard : public Shard {
+ public:
+  ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpec& spec,
+              const v1::Job& job);
+  ~ExpertShard() override;
+
+  // One result for each replica. pairs: [R]. kTrain: waves in ascending order.
+  std::vector<v1::GroupOutput> Forward(v1::Mode mode, uint32_t wave, const WaveRows& rows,
+                                       std::span<const GroupPairs* const> pairs);
+  // rows.dy is set; after the wave's Forward.
+  std::vector<v1::GroupGradient> Backward(uint32_t wave, const WaveRows& rows);
+
+  // ---- the end of a step; waves: all of the step
+  // Two for each expert that has rows.
+  void AppendSquareSums(std::span<const WaveRows> waves,
+                        std::vector<v1::TensorSquareSum>* sums);
+  // Updates the experts that have rows; forgets the step.
+  void Apply(std::span<const WaveRows> waves, double rate, double scale);
+
+  const ShardSpec& spec() const override { return spec_; }
+  void Initialize(uint64_t seed) override { parameters_.Initialize(seed); }
+  absl::Status Restore(const SafetensorsFile& file) override {
+    return parameters_.Restore(file);
+  }
+  absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const override {
+    return parameters_.Write(cut);
+  }
+  std::vector<v1::TensorDigest> Digests() const override { return parameters_.Digests(); }
+  void FillStatus(v1::ShardStatus* status) const override;
+
+ private:
+  // One wave's batch, and what is kept of it until the end of the step.
+  struct WaveBatch {
+    // Expert-major: row of WaveRows and gate of each row of the batch. begin: [b + 1].
+    std::vector<int64_t> begin;
+    std::vector<int32_t> source;
+    Array<float> gate;
+    // By pair, replicas in order: its row in the batch.
+    std::vector<int32_t> position;
+    // [q + 1] first pair of each distinct row of WaveRows.
+    std::vector<int32_t> offset;
+    // [R + 1] first pair and first distinct row of each replica.
+    std::vector<int64_t> replica_pair;
+    std::vector<int64_t> replica_row;
+    Tensor hidden;   // [p, h]
+    Tensor dhidden;  // [p, h]; from the backward pass on
+
+    int64_t pairs() const { return static_cast<int64_t>(position.size()); }
+    int64_t rows() const { return static_cast<int64_t>(offset.size()) - 1; }
+  };
+  // The batch of the whole step.
+  struct StepBatch {
+    // Experts with rows, and their numbers in the group.
+    std::vector<ExpertRows> experts;
+    std::vector<int32_t> expert;
+    Tensor x;         // [p, d]
+    Tensor hidden;    // [p, h]
+    Tensor dhidden;   // [p, h]
+    Tensor gated_dy;  // [p, d]
+  };
+
+  // pair_gate: gates by pair.
+  WaveBatch Join(const WaveRows& rows, std::span<const GroupPairs* const> pairs,
+                 std::vector<float>* pair_gate);
+  ExpertRows RowsOf(int32_t expert, int64_t begin, int64_t rows) const;
+  std::vector<ExpertRows> ExpertsOf(const WaveBatch& batch) const;
+  void AddTotals(uint32_t wave, std::span<const GroupPairs* const> pairs);
+  const StepBatch& Gather(std::span<const WaveRows> waves);
+
+  Backend& backend_;
+  const ShardSpec spec_;
+  const int64_t width_;   // d
+  const int64_t hidden_;  // h
+  ParameterBlock parameters_;
+
+  // The step in progress.
+  std::vector<WaveBatch> waves_;
+  std::vector<double> importance_;  // [b] totals over the waves so far
+  std::vector<double> load_;
+  std::optional<StepBatch> step_;
+
+  // [b] of the last step, and since this object exists.
+  std::vector<uint64_t> last_rows_;
+  std::vector<uint64_t> total_rows_;
+};
+
+}  // namespace moe

@@ -1,0 +1,217 @@
+#include "server/frames.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/status_macros.h"
+
+namespace moe {
+namespace {
+
+template <typename... Parts>
+absl::Status Bad(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat(parts...));
+}
+
+// The elements of a bytes field, which need not be aligned there.
+template <typename T>
+absl::StatusOr<std::vector<T>> Elements(const std::string& field, const std::string& bytes) {
+  if (bytes.size() % sizeof(T) != 0) {
+    return Bad(field, " has ", bytes.size(), " bytes, which is no multiple of ", sizeof(T));
+  }
+  std::vector<T> elements(bytes.size() / sizeof(T));
+  if (!bytes.empty()) std::memcpy(elements.data(), bytes.data(), bytes.size());
+  return elements;
+}
+
+bool AllFinite(std::span<const float> values) {
+  uint32_t worst = 0;
+  for (float value : values) {
+    worst = std::max(worst, std::bit_cast<uint32_t>(value) & 0x7f800000u);
+  }
+  return worst < 0x7f800000u;
+}
+
+// [rows, d] floats of a bytes field, on the backend and finite.
+absl::StatusOr<Tensor> Rows(Backend& backend, const std::string& field, int64_t rows,
+                            int64_t width, const std::string& bytes) {
+  const uint64_t expected = rows * width * sizeof(float);
+  if (bytes.size() != expected) {
+    return Bad(field, " has ", bytes.size(), " bytes instead of ", expected, " (", rows,
+               " rows of ", width, " floats)");
+  }
+  Tensor tensor(backend, rows, width);
+  if (rows == 0) return tensor;
+  backend.Upload(bytes.data(), tensor.data(), bytes.size());
+  if (!backend.AllFinite(tensor.view())) return Bad(field, " has a NaN or an infinity");
+  return tensor;
+}
+
+absl::StatusOr<std::vector<double>> Sums(const std::string& field, v1::Mode mode,
+                                         int32_t experts,
+                                         const google::protobuf::RepeatedField<double>& values) {
+  const size_t expected = mode == v1::MODE_TRAIN ? experts : 0;
+  if (static_cast<size_t>(values.size()) != expected) {
+    return Bad(field, " has ", values.size(), " values instead of ", expected);
+  }
+  for (double value : values) {
+    if (!std::isfinite(value)) return Bad(field, " has a NaN or an infinity");
+  }
+  return std::vector<double>(values.begin(), values.end());
+}
+
+absl::StatusOr<GroupPairs> DecodeGroup(const LayerShape& shape, v1::Mode mode, int64_t rows,
+                                       const v1::GroupRouting& routing) {
+  GroupPairs pairs;
+  ASSIGN_OR_RETURN(const std::vector<uint32_t> row,
+                   Elements<uint32_t>("row", routing.row()));
+  ASSIGN_OR_RETURN(const std::vector<uint32_t> expert,
+                   Elements<uint32_t>("expert", routing.expert()));
+  ASSIGN_OR_RETURN(pairs.gate, Elements<float>("gate", routing.gate()));
+  if (expert.size() != row.size() || pairs.gate.size() != row.size()) {
+    return Bad("row, expert and gate have ", row.size(), ", ", expert.size(), " and ",
+               pairs.gate.size(), " elements instead of equally many");
+  }
+  for (size_t i = 0; i < row.size(); ++i) {
+    if (row[i] >= rows) return Bad("row ", row[i], " is out of range: there are ", rows);
+    if (expert[i] >= static_cast<uint32_t>(shape.experts_per_group)) {
+      return Bad("expert ", expert[i], " is out of range: the group has ",
+                 shape.experts_per_group);
+    }
+    if (i > 0 && std::pair(row[i - 1], expert[i - 1]) >= std::pair(row[i], expert[i])) {
+      return Bad("pair ", i, " (row ", row[i], ", expert ", expert[i],
+                 ") does not come after the one before it");
+    }
+  }
+  if (!AllFinite(pairs.gate)) return Bad("gate has a NaN or an infinity");
+  pairs.row.assign(row.begin(), row.end());
+  pairs.expert.assign(expert.begin(), expert.end());
+  ASSIGN_OR_RETURN(pairs.importance, Sums("importance", mode, shape.experts_per_group,
+                                          routing.importance()));
+  ASSIGN_OR_RETURN(pairs.load,
+                   Sums("load", mode, shape.experts_per_group, routing.load()));
+  return pairs;
+}
+
+absl::Status CheckTokens(std::span<const uint32_t> token, uint32_t tokens) {
+  if (tokens > static_cast<uint32_t>(std::numeric_limits<int32_t>::max())) {
+    return Bad(tokens, " tokens are too many");
+  }
+  for (size_t i = 0; i < token.size(); ++i) {
+    if (token[i] >= tokens) {
+      return Bad("token ", token[i], " is out of range: there are ", tokens);
+    }
+    if (i > 0 && token[i - 1] >= token[i]) {
+      return Bad("token ", token[i], " comes after token ", token[i - 1],
+                 "; tokens must ascend");
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CloseInput::Gradient> DecodeGradient(
+    const std::map<std::string, int64_t>& dense, const v1::GradientNode& node) {
+  const std::string name = absl::StrCat("gradient of ", node.shard(), " node (",
+                                        node.level(), ", ", node.index(), ")");
+  const auto shard = dense.find(node.shard());
+  if (shard == dense.end()) return Bad(name, ": no such dense shard here");
+  CloseInput::Gradient gradient;
+  gradient.shard = node.shard();
+  gradient.node = {node.level(), node.index()};
+  ASSIGN_OR_RETURN(gradient.sum, Elements<float>(name, node.gradient()));
+  if (static_cast<int64_t>(gradient.sum.size()) != shard->second) {
+    return Bad(name, " has ", gradient.sum.size(), " values instead of ", shard->second);
+  }
+  if (!AllFinite(gradient.sum)) return Bad(name, " has a NaN or an infinity");
+  return gradient;
+}
+
+}  // namespace
+
+absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& shape,
+                                           v1::Mode mode, const v1::ForwardFrame& frame) {
+  ForwardInput input;
+  input.tokens = frame.tokens();
+  ASSIGN_OR_RETURN(const std::vector<uint32_t> token,
+                   Elements<uint32_t>("token", frame.token()));
+  RETURN_IF_ERROR(CheckTokens(token, frame.tokens()));
+  const int64_t rows = static_cast<int64_t>(token.size());
+  if (frame.groups_size() != static_cast<int>(shape.groups.size())) {
+    return Bad("has ", frame.groups_size(), " groups; groups ",
+               absl::StrJoin(shape.groups, ","), " are hosted here");
+  }
+  for (int g = 0; g < frame.groups_size(); ++g) {
+    const v1::GroupRouting& routing = frame.groups(g);
+    if (routing.group() != shape.groups[g]) {
+      return Bad("group ", routing.group(), " in place ", g, "; groups ",
+                 absl::StrJoin(shape.groups, ","), " are hosted here");
+    }
+    absl::StatusOr<GroupPairs> pairs = DecodeGroup(shape, mode, rows, routing);
+    if (!pairs.ok()) {
+      return Annotate(pairs.status(), absl::StrCat("group ", routing.group()));
+    }
+    input.groups.push_back(*std::move(pairs));
+  }
+  ASSIGN_OR_RETURN(input.x, Rows(backend, "x", rows, shape.width, frame.x()));
+  return input;
+}
+
+absl::StatusOr<BackwardInput> DecodeBackward(Backend& backend, const LayerShape& shape,
+                                             int64_t rows, const v1::BackwardFrame& frame) {
+  BackwardInput input;
+  ASSIGN_OR_RETURN(input.dy, Rows(backend, "dy", rows, shape.width, frame.dy()));
+  return input;
+}
+
+absl::StatusOr<CloseInput> DecodeClose(const std::map<std::string, int64_t>& dense,
+                                       std::span<const std::string> replica_shards,
+                                       uint32_t replicas, v1::CloseRequest request) {
+  CloseInput input;
+  input.learning_rate = request.learning_rate();
+  input.cut = request.cut();
+  if (!std::isfinite(input.learning_rate) || input.learning_rate < 0) {
+    return Bad("learning rate ", input.learning_rate, " is not a number from 0 on");
+  }
+
+  std::map<std::string, std::set<TreeNode>> found;
+  for (const v1::GradientNode& node : request.gradients()) {
+    ASSIGN_OR_RETURN(CloseInput::Gradient gradient, DecodeGradient(dense, node));
+    if (!found[gradient.shard].insert(gradient.node).second) {
+      return Bad("gradient of ", node.shard(), " node (", node.level(), ", ", node.index(),
+                 ") comes twice");
+    }
+    input.gradients.push_back(std::move(gradient));
+  }
+  const std::vector<uint32_t> owned(request.replicas().begin(), request.replicas().end());
+  const std::vector<TreeNode> nodes = MaximalNodes(owned, replicas);
+  for (const auto& [shard, size] : dense) {
+    if (found[shard] != std::set<TreeNode>(nodes.begin(), nodes.end())) {
+      return Bad("gradients of ", shard, " are not the maximal nodes of replicas ",
+                 absl::StrJoin(owned, ","));
+    }
+  }
+
+  for (v1::ShardContent& state : *request.mutable_replica_states()) {
+    if (std::find(replica_shards.begin(), replica_shards.end(), state.shard()) ==
+        replica_shards.end()) {
+      return Bad("state of ", state.shard(), ": not a shard of the sender here");
+    }
+    if (!input.replica_states.emplace(state.shard(), std::move(*state.mutable_content()))
+             .second) {
+      return Bad("state of ", state.shard(), " comes twice");
+    }
+  }
+  for (const std::string& shard : replica_shards) {
+    if (!input.replica_states.contains(shard)) return Bad("no state of ", shard);
+  }
+  return input;
+}
+
+}  // namespace moe

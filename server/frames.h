@@ -1,0 +1,76 @@
+// What workers send for a step, decoded and checked: from here on nothing about it can be wrong.
+//
+// Errors are INVALID_ARGUMENT and say what is wrong within the frame; the caller adds which replica,
+// step, wave and layer.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/kernels/backend.h"
+#include "common/tensor/replica_tree.h"
+#include "proto/moe/v1/expert.pb.h"
+
+namespace moe {
+
+// One replica's chosen (row, expert) pairs in one group of b experts, by row, then expert.
+struct GroupPairs {
+  std::vector<int32_t> row;     // [p] within the replica's frame
+  std::vector<int32_t> expert;  // [p] within the group
+  std::vector<float> gate;      // [p]
+  // [b] sums over the micro-batch; empty in evaluation.
+  std::vector<double> importance;
+  std::vector<double> load;
+};
+
+// One replica's part of a forward rendezvous.
+struct ForwardInput {
+  uint32_t tokens = 0;
+  Tensor x;                        // [rows, d]
+  std::vector<GroupPairs> groups;  // every hosted group of the layer, ascending
+};
+
+// One replica's part of a backward rendezvous.
+struct BackwardInput {
+  Tensor dy;  // [rows, d]
+};
+
+// What a server hosts of a layer, and its widths.
+struct LayerShape {
+  int64_t width = 0;  // d
+  int32_t experts_per_group = 0;
+  std::vector<uint32_t> groups;  // ascending
+};
+
+absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& shape,
+                                           v1::Mode mode, const v1::ForwardFrame& frame);
+// rows: of the replica's forward frame.
+absl::StatusOr<BackwardInput> DecodeBackward(Backend& backend, const LayerShape& shape,
+                                             int64_t rows, const v1::BackwardFrame& frame);
+
+// One worker's close of a step.
+struct CloseInput {
+  struct Gradient {
+    std::string shard;
+    TreeNode node;
+    std::vector<float> sum;
+  };
+  std::vector<Gradient> gradients;
+  // By shard.
+  std::map<std::string, std::string> replica_states;
+  double learning_rate = 0;
+  bool cut = false;
+};
+
+// dense: floats of each hosted dense shard. replica_shards: the hosted ones among those of the
+// request's replicas. Each must come exactly once, as the maximal nodes of those replicas.
+absl::StatusOr<CloseInput> DecodeClose(const std::map<std::string, int64_t>& dense,
+                                       std::span<const std::string> replica_shards,
+                                       uint32_t replicas, v1::CloseRequest request);
+
+}  // namespace moe

@@ -1,0 +1,38 @@
+#include "server/rendezvous.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+
+namespace moe {
+
+std::string Describe(RendezvousKind kind, const RendezvousKey& key) {
+  switch (kind) {
+    case RendezvousKind::kClose:
+      return absl::StrCat("close step ", key.step);
+    case RendezvousKind::kApply:
+      return absl::StrCat("apply step ", key.step);
+    case RendezvousKind::kForward:
+    case RendezvousKind::kBackward:
+      break;
+  }
+  const char* pass = kind == RendezvousKind::kForward ? "forward" : "backward";
+  const char* step = key.mode == v1::MODE_EVALUATE ? " evaluation " : " step ";
+  return absl::StrCat(pass, step, key.step, " wave ", key.wave, " layer ", key.layer);
+}
+
+std::string Describe(const Waiting& waiting, absl::Time now,
+                     std::span<const std::string> worker_of) {
+  std::map<std::string, std::vector<uint32_t>> missing;
+  for (uint32_t r : waiting.missing) missing[worker_of[r]].push_back(r);
+  const std::string whom =
+      absl::StrJoin(missing, ", ", [](std::string* out, const auto& of_worker) {
+        const auto& [worker, replicas] = of_worker;
+        absl::StrAppend(out, replicas.size() == 1 ? "replica " : "replicas ",
+                        absl::StrJoin(replicas, ","), " (", worker, ")");
+      });
+  return absl::StrFormat("%.1f s for %s in %s", absl::ToDoubleSeconds(now - waiting.since),
+                         whom, waiting.what);
+}
+
+}  // namespace moe

@@ -1,0 +1,30 @@
+#include "server/replica_shard.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "server/shard_file.h"
+
+namespace moe {
+
+absl::Status ReplicaShard::Restore(const SafetensorsFile& file) {
+  ASSIGN_OR_RETURN(const SafetensorsEntry entry, file.Find("state"));
+  if (entry.dtype != "U8" || entry.shape.size() != 1) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(file.path(), ": state is not a row of bytes"));
+  }
+  content_.assign(static_cast<const char*>(entry.data), entry.bytes);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::ShardFile> ReplicaShard::Write(const Cut& cut) const {
+  const SafetensorsEntry entry = {"state", "U8", {static_cast<int64_t>(content_.size())},
+                                  content_.data(), content_.size()};
+  return WriteShardFile(cut, spec_.id, std::span(&entry, 1), {});
+}
+
+void ReplicaShard::FillStatus(v1::ShardStatus* status) const {
+  status->set_shard(spec_.id);
+  status->set_parameter_bytes(content_.size());
+}
+
+}  // namespace moe

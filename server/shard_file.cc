@@ -1,0 +1,58 @@
+#include "server/shard_file.h"
+
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "common/base/status_macros.h"
+#include "common/io/sha256.h"
+
+namespace moe {
+namespace {
+
+absl::Status CheckMetadata(const SafetensorsFile& file, const std::string& key,
+                           const std::string& wanted) {
+  const auto it = file.metadata().find(key);
+  const std::string found = it == file.metadata().end() ? "nothing" : it->second;
+  if (found == wanted) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(file.path(), ": its ", key, " is ", found, " instead of ", wanted));
+}
+
+}  // namespace
+
+std::string ShardFileName(const std::string& shard) {
+  return absl::StrCat(absl::StrReplaceAll(shard, {{"/", "-"}}), ".safetensors");
+}
+
+absl::StatusOr<v1::ShardFile> WriteShardFile(const Cut& cut, const std::string& shard,
+                                             std::span<const SafetensorsEntry> entries,
+                                             std::map<std::string, std::string> metadata) {
+  metadata["job"] = cut.job;
+  metadata["step"] = absl::StrCat(cut.step);
+  metadata["shard"] = shard;
+  v1::ShardFile result;
+  result.set_shard(shard);
+  result.set_file(ShardFileName(shard));
+  const std::string path = absl::StrCat(cut.folder, "/", result.file());
+  RETURN_IF_ERROR(WriteSafetensors(path, entries, metadata));
+  ASSIGN_OR_RETURN(*result.mutable_sha256(), Sha256File(path));
+  std::error_code error;
+  result.set_bytes(std::filesystem::file_size(path, error));
+  if (error) return absl::UnavailableError(absl::StrCat(path, ": ", error.message()));
+  return result;
+}
+
+absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenShardFile(const std::string& folder,
+                                                               const std::string& shard,
+                                                               uint64_t step) {
+  ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> file,
+                   SafetensorsFile::Open(absl::StrCat(folder, "/", ShardFileName(shard))));
+  RETURN_IF_ERROR(CheckMetadata(*file, "shard", shard));
+  RETURN_IF_ERROR(CheckMetadata(*file, "step", absl::StrCat(step)));
+  return file;
+}
+
+}  // namespace moe

@@ -1,0 +1,156 @@
+#include "server/shard_set.h"
+
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "glog/logging.h"
+#include "server/shard_file.h"
+
+namespace moe {
+
+absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
+                                                         const v1::ClusterState& state,
+                                                         const std::string& server) {
+  const v1::Job& job = state.job();
+  const ModelPlan plan = MakeModelPlan(job);
+  std::set<std::string> mine;
+  for (const v1::ShardPlacement& placed : state.placement().shards()) {
+    if (placed.server() == server) mine.insert(placed.shard());
+  }
+
+  std::unique_ptr<ShardSet> set(new ShardSet);
+  std::map<uint32_t, std::vector<std::unique_ptr<ExpertShard>>> groups;
+  for (const ShardSpec& spec : plan.shards) {
+    if (mine.erase(spec.id) == 0) continue;
+    switch (spec.kind) {
+      case ShardKind::kDense: {
+        auto shard = std::make_unique<DenseShard>(backend, plan, spec, job);
+        set->all_.push_back(shard.get());
+        set->dense_sizes_[spec.id] = shard->size();
+        set->dense_[spec.id] = std::move(shard);
+        break;
+      }
+      case ShardKind::kExpert: {
+        auto shard = std::make_unique<ExpertShard>(backend, plan, spec, job);
+        set->all_.push_back(shard.get());
+        groups[spec.layer].push_back(std::move(shard));
+        break;
+      }
+      case ShardKind::kReplica: {
+        auto shard = std::make_unique<ReplicaShard>(spec);
+        set->all_.push_back(shard.get());
+        set->replica_[spec.id] = std::move(shard);
+        break;
+      }
+    }
+  }
+  if (!mine.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("placement ", state.placement().version(), " gives ", server,
+                     " shard ", *mine.begin(), ", which the job doesn't have"));
+  }
+  for (auto& [layer, shards] : groups) {
+    set->layers_[layer] =
+        std::make_unique<ExpertLayer>(backend, job.model().d_model(), std::move(shards));
+  }
+
+  for (Shard* shard : set->all_) {
+    if (state.restore_from().empty()) {
+      shard->Initialize(job.seed());
+      continue;
+    }
+    ASSIGN_OR_RETURN(
+        const std::unique_ptr<SafetensorsFile> file,
+        OpenShardFile(state.restore_from(), shard->spec().id, state.start_step()));
+    RETURN_IF_ERROR(shard->Restore(*file));
+  }
+  return set;
+}
+
+const LayerShape* ShardSet::FindLayer(uint32_t layer) const {
+  const auto it = layers_.find(layer);
+  return it == layers_.end() ? nullptr : &it->second->shape();
+}
+
+std::vector<std::string> ShardSet::ReplicaShardsOf(
+    std::span<const uint32_t> replicas) const {
+  std::vector<std::string> shards;
+  for (const auto& [id, shard] : replica_) {
+    for (uint32_t r : replicas) {
+      if (shard->spec().replica == r) shards.push_back(id);
+    }
+  }
+  return shards;
+}
+
+std::vector<uint32_t> ShardSet::layers() const {
+  std::vector<uint32_t> layers;
+  for (const auto& [layer, unused] : layers_) layers.push_back(layer);
+  return layers;
+}
+
+bool ShardSet::Pullable(const std::string& shard) const {
+  return dense_.contains(shard) || replica_.contains(shard);
+}
+
+std::string ShardSet::Content(const std::string& shard) const {
+  const auto dense = dense_.find(shard);
+  return dense != dense_.end() ? dense->second->Content() : replica_.at(shard)->content();
+}
+
+absl::Status ShardSet::Close(std::span<const std::shared_ptr<const CloseInput>> closes) {
+  std::set<const CloseInput*> seen;
+  for (const auto& close : closes) {
+    if (!seen.insert(close.get()).second) continue;
+    for (const CloseInput::Gradient& gradient : close->gradients) {
+      RETURN_IF_ERROR(Annotate(
+          dense_.at(gradient.shard)->AddGradient(gradient.node, gradient.sum),
+          gradient.shard));
+    }
+    for (const auto& [shard, content] : close->replica_states) {
+      replica_.at(shard)->Push(content);
+    }
+  }
+  for (const auto& [id, shard] : dense_) CHECK(shard->complete()) << id;
+  return absl::OkStatus();
+}
+
+std::vector<v1::TensorSquareSum> ShardSet::SquareSums() {
+  std::vector<v1::TensorSquareSum> sums;
+  for (const auto& [id, shard] : dense_) shard->AppendSquareSums(&sums);
+  for (const auto& [layer, shards] : layers_) shards->AppendSquareSums(&sums);
+  return sums;
+}
+
+void ShardSet::Apply(double rate, double scale) {
+  for (const auto& [id, shard] : dense_) shard->Apply(rate, scale);
+  for (const auto& [layer, shards] : layers_) shards->Apply(rate, scale);
+  for (const auto& [id, shard] : replica_) shard->Apply();
+}
+
+absl::StatusOr<std::vector<v1::ShardFile>> ShardSet::Write(const Cut& cut) const {
+  std::vector<v1::ShardFile> files;
+  for (const Shard* shard : all_) {
+    ASSIGN_OR_RETURN(v1::ShardFile file, shard->Write(cut));
+    files.push_back(std::move(file));
+  }
+  return files;
+}
+
+std::vector<v1::TensorDigest> ShardSet::Digests() const {
+  std::vector<v1::TensorDigest> digests;
+  for (const Shard* shard : all_) {
+    for (v1::TensorDigest& digest : shard->Digests()) digests.push_back(std::move(digest));
+  }
+  return digests;
+}
+
+std::vector<v1::ShardStatus> ShardSet::Status() const {
+  std::vector<v1::ShardStatus> status(all_.size());
+  for (size_t i = 0; i < all_.size(); ++i) all_[i]->FillStatus(&status[i]);
+  return status;
+}
+
+}  // namespace moe

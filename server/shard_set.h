@@ -1,0 +1,71 @@
+// All shards that a server hosts in one generation. Engine thread only, except where said.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/job/model_plan.h"
+#include "common/kernels/backend.h"
+#include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/parameter.pb.h"
+#include "proto/moe/v1/status.pb.h"
+#include "server/dense_shard.h"
+#include "server/expert_layer.h"
+#include "server/frames.h"
+#include "server/replica_shard.h"
+#include "server/shard.h"
+
+namespace moe {
+
+class ShardSet {
+ public:
+  // The shards that state.placement gives to `server`: restored, or with initial values if the state
+  // names no checkpoint.
+  static absl::StatusOr<std::unique_ptr<ShardSet>> Load(Backend& backend,
+                                                        const v1::ClusterState& state,
+                                                        const std::string& server);
+
+  // ---- constant after Load; any thread
+  // Null if no group of the layer is here.
+  const LayerShape* FindLayer(uint32_t layer) const;
+  // Floats of each dense shard.
+  const std::map<std::string, int64_t>& dense_sizes() const { return dense_sizes_; }
+  // Hosted replica shards of these replicas.
+  std::vector<std::string> ReplicaShardsOf(std::span<const uint32_t> replicas) const;
+  // Layers with groups here, ascending.
+  std::vector<uint32_t> layers() const;
+  bool Pullable(const std::string& shard) const;
+
+  // ---- in a step
+  ExpertLayer& layer(uint32_t layer) { return *layers_.at(layer); }
+  std::string Content(const std::string& shard) const;
+
+  // ---- the end of a step
+  // closes: [R]; replicas of one worker share theirs.
+  absl::Status Close(std::span<const std::shared_ptr<const CloseInput>> closes);
+  std::vector<v1::TensorSquareSum> SquareSums();
+  void Apply(double rate, double scale);
+
+  // Writes a file for each shard.
+  absl::StatusOr<std::vector<v1::ShardFile>> Write(const Cut& cut) const;
+  std::vector<v1::TensorDigest> Digests() const;
+  std::vector<v1::ShardStatus> Status() const;
+
+ private:
+  ShardSet() = default;
+
+  // In the plan's order.
+  std::vector<Shard*> all_;
+  std::map<std::string, std::unique_ptr<DenseShard>> dense_;
+  std::map<std::string, std::unique_ptr<ReplicaShard>> replica_;
+  std::map<uint32_t, std::unique_ptr<ExpertLayer>> layers_;
+  std::map<std::string, int64_t> dense_sizes_;
+};
+
+}  // namespace moe
