@@ -1,0 +1,38 @@
+// A prepared text: the token ids of its three splits, and the vocabulary.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/io/mapped_file.h"
+#include "worker/data/dataset_meta.h"
+#include "worker/data/vocabulary.h"
+
+namespace moe {
+
+// Immutable, hence usable from any thread.
+class TokenDataset {
+ public:
+  // Reads a folder that prepare_text made, and checks every size, checksum and id.
+  static absl::StatusOr<TokenDataset> Open(const std::string& folder);
+
+  // Valid as long as this object; may be empty.
+  std::span<const int32_t> tokens(TextSplit split) const;
+  const Vocabulary& vocabulary() const { return vocabulary_; }
+  // Equal for equal data, wherever it lies.
+  const std::string& sha256() const { return sha256_; }
+
+ private:
+  TokenDataset(Vocabulary vocabulary, std::string sha256,
+               std::array<std::unique_ptr<MappedFile>, 3> files);
+
+  Vocabulary vocabulary_;
+  std::string sha256_;
+  std::array<std::unique_ptr<MappedFile>, 3> files_;  // by TextSplit
+};
+
+}  // namespace moe
