@@ -1,0 +1,146 @@
+#include "server/coordinator/checkpoint_keeper.h"
+
+#include <glog/logging.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/status_macros.h"
+#include "common/checkpoint/manifest.h"
+#include "common/io/file.h"
+
+namespace moe {
+namespace {
+
+absl::Status DeleteCheckpoint(const std::string& folder) {
+  // The manifest first: a folder that is half gone must not look like a checkpoint.
+  RETURN_IF_ERROR(RemoveTree(ManifestPath(folder)));
+  return RemoveTree(folder);
+}
+
+absl::Status DeleteSuperseded(const std::string& checkpoint_dir, uint64_t step) {
+  ASSIGN_OR_RETURN(const std::vector<Checkpoint> checkpoints,
+                   ListCheckpoints(checkpoint_dir));
+  const Checkpoint* best = BestCheckpoint(checkpoints);
+  const Checkpoint* last = LastCheckpoint(checkpoints);
+  for (const Checkpoint& checkpoint : checkpoints) {
+    if (&checkpoint == best || &checkpoint == last) continue;
+    RETURN_IF_ERROR(DeleteCheckpoint(checkpoint.folder));
+  }
+  ASSIGN_OR_RETURN(const std::vector<std::string> uncommitted,
+                   ListUncommitted(checkpoint_dir));
+  for (const std::string& folder : uncommitted) {
+    // A later one may be a cut that servers are writing.
+    if (folder < absl::StrCat(checkpoint_dir, "/", StepFolderName(step))) {
+      RETURN_IF_ERROR(RemoveTree(folder));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<v1::CheckpointStatus>> DescribeCheckpoints(
+    const std::string& checkpoint_dir) {
+  ASSIGN_OR_RETURN(const std::vector<Checkpoint> checkpoints,
+                   ListCheckpoints(checkpoint_dir));
+  std::vector<v1::CheckpointStatus> statuses;
+  for (const Checkpoint& checkpoint : checkpoints) {
+    v1::CheckpointStatus& status = statuses.emplace_back();
+    status.set_folder(checkpoint.folder);
+    status.set_step(checkpoint.manifest.step());
+    status.set_digest(checkpoint.manifest.digest());
+    status.set_validation_perplexity(checkpoint.manifest.validation_perplexity());
+    status.set_best(&checkpoint == BestCheckpoint(checkpoints));
+    status.set_last(&checkpoint == LastCheckpoint(checkpoints));
+  }
+  return statuses;
+}
+
+absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
+    const std::string& checkpoint_dir, v1::Manifest manifest) {
+  const std::string folder =
+      absl::StrCat(checkpoint_dir, "/", StepFolderName(manifest.step()));
+  std::vector<v1::TensorDigest> tensors;
+  for (const v1::ShardFile& shard : manifest.shards()) {
+    tensors.insert(tensors.end(), shard.tensors().begin(), shard.tensors().end());
+  }
+  ASSIGN_OR_RETURN(*manifest.mutable_digest(), ModelDigest(std::move(tensors)));
+  RETURN_IF_ERROR(
+      Annotate(VerifySizes(folder, manifest),
+               "a server's file isn't here (is the checkpoint folder shared?)"));
+  RETURN_IF_ERROR(WriteManifest(folder, manifest));
+  if (const absl::Status status = DeleteSuperseded(checkpoint_dir, manifest.step());
+      !status.ok()) {
+    LOG(WARNING) << "cannot delete old checkpoints: " << status.message();
+  }
+  return DescribeCheckpoints(checkpoint_dir);
+}
+
+CheckpointKeeper::CheckpointKeeper(const v1::Placement& placement,
+                                   std::vector<std::string> workers)
+    : workers_(workers.begin(), workers.end()) {
+  for (const v1::ShardPlacement& shard : placement.shards()) {
+    server_of_[shard.shard()] = shard.server();
+  }
+}
+
+absl::Status CheckpointKeeper::AddShard(const v1::ReportShardFileRequest& request) {
+  const std::string& shard = request.file().shard();
+  const auto server = server_of_.find(shard);
+  if (server == server_of_.end() || server->second != request.member()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        request.member(), " reported a file of shard ", shard, ", which it isn't given"));
+  }
+  if (committed_.contains(request.step())) return absl::OkStatus();
+  cuts_[request.step()].shards.try_emplace(shard, request.file());
+  return absl::OkStatus();
+}
+
+void CheckpointKeeper::AddWaiter(const std::string& worker, uint64_t step) {
+  if (!committed_.contains(step)) cuts_[step].waiters.insert(worker);
+}
+
+std::optional<uint64_t> CheckpointKeeper::TakeReady() {
+  for (auto& [step, cut] : cuts_) {
+    if (cut.taken || cut.shards.size() != server_of_.size() || cut.waiters != workers_)
+      continue;
+    cut.taken = true;
+    return step;
+  }
+  return std::nullopt;
+}
+
+std::vector<v1::ShardFile> CheckpointKeeper::Shards(uint64_t step) const {
+  std::vector<v1::ShardFile> shards;
+  for (const auto& [id, file] : cuts_.at(step).shards) shards.push_back(file);
+  return shards;
+}
+
+void CheckpointKeeper::Committed(uint64_t step, const v1::CheckpointStatus& checkpoint) {
+  committed_[step] = checkpoint;
+  cuts_.erase(step);
+}
+
+const v1::CheckpointStatus* CheckpointKeeper::Find(uint64_t step) const {
+  const auto found = committed_.find(step);
+  return found == committed_.end() ? nullptr : &found->second;
+}
+
+std::string CheckpointKeeper::Missing(uint64_t step) const {
+  const auto cut = cuts_.find(step);
+  std::set<std::string> missing;
+  for (const auto& [shard, server] : server_of_) {
+    if (cut == cuts_.end() || !cut->second.shards.contains(shard)) {
+      missing.insert(absl::StrCat(server, " to write ", shard));
+    }
+  }
+  for (const std::string& worker : workers_) {
+    if (cut == cuts_.end() || !cut->second.waiters.contains(worker))
+      missing.insert(worker);
+  }
+  return absl::StrJoin(missing, ", ");
+}
+
+}  // namespace moe

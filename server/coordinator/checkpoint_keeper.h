@@ -1,0 +1,68 @@
+// From reported shard files to committed checkpoints.
+//
+// A checkpoint of step s is committed once every shard of the placement has reported its
+// file and every worker waits for it; a worker does so after the evaluation that belongs
+// to the cut, so that the manifest has its perplexity.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "proto/moe/v1/checkpoint.pb.h"
+#include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/status.pb.h"
+
+namespace moe {
+
+// Writes the manifest, whose digest it fills in, then deletes what is neither the best
+// nor the last checkpoint, and the folders of older cuts that were never committed.
+// Blocks on the disk. Returns the checkpoints that are left, ascending by step.
+absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
+    const std::string& checkpoint_dir, v1::Manifest manifest);
+
+// What ListCheckpoints (manifest.h) finds, for status.
+absl::StatusOr<std::vector<v1::CheckpointStatus>> DescribeCheckpoints(
+    const std::string& checkpoint_dir);
+
+// Not thread-safe.
+class CheckpointKeeper {
+ public:
+  CheckpointKeeper() = default;
+  CheckpointKeeper(const v1::Placement& placement, std::vector<std::string> workers);
+
+  // FAILED_PRECONDITION if the shard isn't the sender's. A repetition changes nothing.
+  absl::Status AddShard(const v1::ReportShardFileRequest& request);
+  void AddWaiter(const std::string& worker, uint64_t step);
+
+  // The oldest step whose checkpoint can be committed now; the caller does so and reports
+  // the result. Each step is returned once.
+  std::optional<uint64_t> TakeReady();
+  // Shard files of a step that TakeReady returned, ascending by shard.
+  std::vector<v1::ShardFile> Shards(uint64_t step) const;
+  void Committed(uint64_t step, const v1::CheckpointStatus& checkpoint);
+  // Null if the step isn't committed.
+  const v1::CheckpointStatus* Find(uint64_t step) const;
+
+  // "server/s1 to write dense/0; worker/w2": what step's checkpoint waits for.
+  std::string Missing(uint64_t step) const;
+
+ private:
+  struct Cut {
+    std::map<std::string, v1::ShardFile> shards;
+    std::set<std::string> waiters;
+    bool taken = false;
+  };
+
+  std::map<std::string, std::string> server_of_;  // by shard
+  std::set<std::string> workers_;
+  std::map<uint64_t, Cut> cuts_;  // by step
+  std::map<uint64_t, v1::CheckpointStatus> committed_;
+};
+
+}  // namespace moe

@@ -1,0 +1,62 @@
+#include "server/coordinator/restore.h"
+
+#include <google/protobuf/text_format.h>
+#include <google/protobuf/util/message_differencer.h>
+
+#include <filesystem>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/base/status_macros.h"
+#include "common/checkpoint/manifest.h"
+
+namespace moe {
+
+absl::StatusOr<RestorePoint> FindRestorePoint(const std::string& path) {
+  RestorePoint point;
+  std::error_code ignored;
+  if (std::filesystem::exists(ManifestPath(path), ignored)) {
+    point.folder = path;
+    ASSIGN_OR_RETURN(point.manifest, ReadManifest(path));
+  } else {
+    ASSIGN_OR_RETURN(const std::vector<Checkpoint> checkpoints, ListCheckpoints(path));
+    const Checkpoint* last = LastCheckpoint(checkpoints);
+    if (last == nullptr)
+      return absl::NotFoundError(absl::StrCat(path, " holds no checkpoint"));
+    point.folder = last->folder;
+    point.manifest = last->manifest;
+  }
+  RETURN_IF_ERROR(VerifyContents(point.folder, point.manifest));
+  if (!google::protobuf::TextFormat::ParseFromString(point.manifest.job(), &point.job)) {
+    return absl::DataLossError(
+        absl::StrCat(ManifestPath(point.folder), ": the job in it can't be read"));
+  }
+  return point;
+}
+
+absl::Status CheckSameJob(const RestorePoint& point, const v1::Job& job) {
+  v1::Job then = point.job;
+  v1::Job now = job;
+  if (now.model().vocabulary() == 0) {
+    now.mutable_model()->set_vocabulary(then.model().vocabulary());
+  }
+  for (v1::Job* each : {&then, &now}) {
+    each->clear_name();
+    each->clear_checkpointing();
+    each->clear_allow_mixed_numerics();
+    each->mutable_training()->clear_steps();
+    each->mutable_training()->clear_epochs();
+    each->mutable_training()->clear_evaluate_every();
+  }
+  google::protobuf::util::MessageDifferencer differencer;
+  std::string differences;
+  differencer.ReportDifferencesToString(&differences);
+  if (differencer.Compare(then, now)) return absl::OkStatus();
+  // "modified: training.lanes: 4 -> 8\n..."
+  const std::vector<std::string> lines = absl::StrSplit(differences, '\n');
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the job isn't that of the checkpoint ", point.folder, ": ", lines.front()));
+}
+
+}  // namespace moe
