@@ -1,0 +1,343 @@
+#include "common/job/job_file.h"
+
+#include <cstdio>
+#include <fstream>
+#include <limits>
+#include <string>
+
+#include "absl/status/status.h"
+#include "common/job/model_plan.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/job/job_of.h"
+
+namespace moe {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+constexpr char kJob[] = R"(# a comment
+name: "job"
+seed: 7
+model {
+  d_model: 8
+  layers { lstm { hidden: 8 } }
+  layers {
+    moe {
+      experts: 4
+      k: 2
+      hidden: 16
+      groups: 2
+      gating: GATING_NOISY_TOP_K
+    }
+  }
+}
+optimizer {
+  adam {}
+  schedule { base_rate: 0.1 }
+}
+training {
+  replicas: 2
+  waves: 2
+  lanes: 4
+  unroll: 3
+  steps: 5
+}
+)";
+
+// kJob with `from` replaced by `to`, once.
+std::string Changed(const std::string& from, const std::string& to) {
+  std::string text = kJob;
+  const size_t at = text.find(from);
+  CHECK_NE(at, std::string::npos) << from;
+  return text.replace(at, from.size(), to);
+}
+
+std::string ErrorOf(const std::string& text) {
+  const absl::StatusOr<v1::Job> job = ParseJob(text, "job.textproto");
+  EXPECT_EQ(job.status().code(), absl::StatusCode::kInvalidArgument) << text;
+  return std::string(job.status().message());
+}
+
+TEST(ParseJobTest, FillsDefaults) {
+  const absl::StatusOr<v1::Job> job = ParseJob(kJob, "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->optimizer().adam().beta1(), 0.9f);
+  EXPECT_EQ(job->optimizer().adam().beta2(), 0.999f);
+  EXPECT_EQ(job->optimizer().adam().epsilon(), 1e-8f);
+  EXPECT_TRUE(job->optimizer().schedule().has_constant());
+  EXPECT_EQ(job->training().dense_shards(), kDefaultDenseShards);
+  EXPECT_EQ(job->model().vocabulary(), 0);
+}
+
+TEST(ParseJobTest, KeepsWhatIsSet) {
+  const absl::StatusOr<v1::Job> job =
+      ParseJob(Changed("adam {}", "adam { beta1: 0.5 beta2: 0.75 epsilon: 0.125 }"),
+               "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->optimizer().adam().beta1(), 0.5f);
+  EXPECT_EQ(job->optimizer().adam().beta2(), 0.75f);
+  EXPECT_EQ(job->optimizer().adam().epsilon(), 0.125f);
+}
+
+TEST(ParseJobTest, DefaultsDoNotChooseAnOptimizer) {
+  const absl::StatusOr<v1::Job> job =
+      ParseJob(Changed("adam {}", "sgd {}"), "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_TRUE(job->optimizer().has_sgd());
+}
+
+TEST(ParseJobTest, UnknownFieldIsNamedWithItsPlaceAndTheMessagesFields) {
+  EXPECT_EQ(
+      ErrorOf(Changed("experts: 4", "expert: 4")),
+      "job.textproto:9:7: no field named \"expert\" in moe.v1.Moe; it has experts, k, "
+      "hidden, groups, gating, w_importance, w_load, sigmoid_output");
+}
+
+TEST(ParseJobTest, PlaceIsTheUnknownWordEvenIfAnotherLineFollows) {
+  EXPECT_THAT(
+      ErrorOf("seed: 1\nmodle\n\n{ }\n"),
+      StartsWith("job.textproto:2:1: no field named \"modle\" in moe.v1.Job; it has "));
+}
+
+TEST(ParseJobTest, UnknownEnumValueIsNamedWithTheKnownOnes) {
+  EXPECT_EQ(ErrorOf(Changed("GATING_NOISY_TOP_K", "NOISY")),
+            "job.textproto:13:15: no value named \"NOISY\" for field \"gating\"; it must "
+            "be one of "
+            "GATING_NOISY_TOP_K");
+}
+
+TEST(ParseJobTest, SyntaxErrorsHaveAPlace) {
+  EXPECT_THAT(ErrorOf(Changed("seed: 7", "seed: -1")), StartsWith("job.textproto:3:7: "));
+  EXPECT_THAT(ErrorOf(Changed("seed: 7", "seed: \"x\"")),
+              StartsWith("job.textproto:3:7: "));
+  EXPECT_THAT(ErrorOf(Changed("\"job\"", "\"job")), StartsWith("job.textproto:2:"));
+  EXPECT_THAT(ErrorOf(Changed("seed: 7", "seed: 7 seed: 8")),
+              HasSubstr("multiple times"));
+  EXPECT_THAT(ErrorOf(Changed("lstm { hidden: 8 }", "lstm { hidden: 8 } moe {}")),
+              HasSubstr("oneof"));
+  EXPECT_THAT(ErrorOf("model {"), StartsWith("job.textproto:1:"));
+  EXPECT_THAT(ErrorOf("\xff\xfe: 1"), StartsWith("job.textproto:1:"));
+}
+
+TEST(ParseJobTest, EmptyFileNamesWhatIsMissing) {
+  const std::string error = ErrorOf("");
+  for (const char* path :
+       {"name ", "model.d_model ", "model.layers ", "optimizer ",
+        "optimizer.schedule.base_rate ", "training.replicas ", "training.waves ",
+        "training.lanes ", "training.unroll ", "training "}) {
+    EXPECT_THAT("\n" + error, HasSubstr(std::string("\njob.textproto: ") + path));
+  }
+}
+
+TEST(ReadJobFileTest, ReadsAFileAndNamesItInErrors) {
+  const std::string path = ::testing::TempDir() + "/read.textproto";
+  std::ofstream(path) << kJob;
+  const absl::StatusOr<v1::Job> job = ReadJobFile(path);
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->name(), "job");
+
+  std::ofstream(path) << Changed("k: 2", "k: 9");
+  EXPECT_THAT(std::string(ReadJobFile(path).status().message()),
+              StartsWith(path + ": model.layers[1].moe.k "));
+  std::remove(path.c_str());
+}
+
+TEST(ReadJobFileTest, MissingFileIsNamed) {
+  const absl::StatusOr<v1::Job> job = ReadJobFile("/nowhere/job.textproto");
+  ASSERT_FALSE(job.ok());
+  EXPECT_THAT(std::string(job.status().message()), HasSubstr("/nowhere/job.textproto"));
+}
+
+// A change that makes the valid job invalid, and the line that says so.
+struct Wrong {
+  const char* name;
+  void (*change)(v1::Job& job);
+  const char* error;
+};
+
+class ValidateJobTest : public ::testing::TestWithParam<Wrong> {};
+
+TEST_P(ValidateJobTest, SaysWhatWouldBeValid) {
+  absl::StatusOr<v1::Job> job = ParseJob(kJob, "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  ASSERT_TRUE(ValidateJob(*job).ok());
+  GetParam().change(*job);
+  const absl::Status status = ValidateJob(*job);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message(), GetParam().error);
+}
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+v1::Layer& Layer(v1::Job& job, int l) { return *job.mutable_model()->mutable_layers(l); }
+v1::Lstm& Lstm(v1::Job& job) { return *Layer(job, 0).mutable_lstm(); }
+v1::Moe& Moe(v1::Job& job) { return *Layer(job, 1).mutable_moe(); }
+v1::Schedule& Schedule(v1::Job& job) {
+  return *job.mutable_optimizer()->mutable_schedule();
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Fields, ValidateJobTest,
+    ::testing::Values(
+        Wrong{"NoName", [](v1::Job& job) { job.clear_name(); },
+              "name is not set: letters, digits, '-', '_' and '.', such as \"kjv-moe\""},
+        Wrong{"NameWithSlash", [](v1::Job& job) { job.set_name("a/b"); },
+              "name is \"a/b\": must be letters, digits, '-', '_' and '.', and begin with a letter "
+              "or a digit"},
+        Wrong{"NameIsAFolder", [](v1::Job& job) { job.set_name(".."); },
+              "name is \"..\": must be letters, digits, '-', '_' and '.', and begin with a letter "
+              "or a digit"},
+        Wrong{"NameWithNewline", [](v1::Job& job) { job.set_name("a\n"); },
+              "name is \"a\\n\": must be letters, digits, '-', '_' and '.', and begin with a "
+              "letter or a digit"},
+        Wrong{"NoLayers", [](v1::Job& job) { job.mutable_model()->clear_layers(); },
+              "model.layers is empty: at least one layer is needed"},
+        Wrong{"Vocabulary", [](v1::Job& job) { job.mutable_model()->set_vocabulary(-1); },
+              "model.vocabulary is -1: must be at least 0"},
+        Wrong{"EmbeddingDropout",
+              [](v1::Job& job) { job.mutable_model()->set_embedding_dropout(1); },
+              "model.embedding_dropout is 1: must be in [0, 1)"},
+        Wrong{"UniformScale",
+              [](v1::Job& job) {
+                job.mutable_model()->mutable_initialization()->set_uniform_scale(-0.5f);
+              },
+              "model.initialization.uniform_scale is -0.5: must be 0 or more, and finite"},
+        Wrong{"NoKind", [](v1::Job& job) { Layer(job, 0).clear_lstm(); },
+              "model.layers[0] has no kind: set lstm or moe"},
+        Wrong{"Dropout", [](v1::Job& job) { Layer(job, 1).set_dropout(-0.5f); },
+              "model.layers[1].dropout is -0.5: must be in [0, 1)"},
+        Wrong{"DropoutNan", [](v1::Job& job) { Layer(job, 1).set_dropout(kNan); },
+              "model.layers[1].dropout is nan: must be in [0, 1)"},
+        Wrong{"HiddenIsNotDModel", [](v1::Job& job) { Lstm(job).set_hidden(16); },
+              "model.layers[0].lstm.hidden is 16: must be d_model (8), because projection is 0"},
+        Wrong{"HiddenTooLarge",
+              [](v1::Job& job) {
+                Lstm(job).set_hidden(2000000);
+                Lstm(job).set_projection(8);
+              },
+              "model.layers[0].lstm.hidden is 2000000: must be between 1 and 1048576"},
+        Wrong{"ProjectionIsNotDModel", [](v1::Job& job) { Lstm(job).set_projection(4); },
+              "model.layers[0].lstm.projection is 4: must be d_model (8), or 0 for no projection"},
+        Wrong{"ForgetBias", [](v1::Job& job) { Lstm(job).set_forget_bias(kInfinity); },
+              "model.layers[0].lstm.forget_bias is inf: must be finite"},
+        Wrong{"KTooLarge", [](v1::Job& job) { Moe(job).set_k(8); },
+              "model.layers[1].moe.k is 8: must be between 1 and experts (4)"},
+        Wrong{"KZero", [](v1::Job& job) { Moe(job).set_k(0); },
+              "model.layers[1].moe.k is 0: must be between 1 and experts (4)"},
+        Wrong{"Groups", [](v1::Job& job) { Moe(job).set_groups(3); },
+              "model.layers[1].moe.groups is 3: must divide experts (4)"},
+        Wrong{"NoGroups", [](v1::Job& job) { Moe(job).set_groups(0); },
+              "model.layers[1].moe.groups is 0: must divide experts (4)"},
+        Wrong{"MoreGroupsThanExperts", [](v1::Job& job) { Moe(job).set_groups(8); },
+              "model.layers[1].moe.groups is 8: must divide experts (4)"},
+        Wrong{"NoExpertHidden", [](v1::Job& job) { Moe(job).clear_hidden(); },
+              "model.layers[1].moe.hidden is empty: an expert needs a hidden layer"},
+        Wrong{"ExpertHiddenZero", [](v1::Job& job) { Moe(job).set_hidden(0, 0); },
+              "model.layers[1].moe.hidden[0] is 0: must be between 1 and 1048576"},
+        Wrong{"NoGating", [](v1::Job& job) { Moe(job).clear_gating(); },
+              "model.layers[1].moe.gating is not set: must be GATING_NOISY_TOP_K"},
+        Wrong{"UnknownGating",
+              [](v1::Job& job) { Moe(job).set_gating(static_cast<v1::Gating>(9)); },
+              "model.layers[1].moe.gating is 9: must be GATING_NOISY_TOP_K"},
+        Wrong{"WImportance", [](v1::Job& job) { Moe(job).set_w_importance(-1); },
+              "model.layers[1].moe.w_importance is -1: must be 0 or more, and finite"},
+        Wrong{"WLoad", [](v1::Job& job) { Moe(job).set_w_load(kInfinity); },
+              "model.layers[1].moe.w_load is inf: must be 0 or more, and finite"},
+        Wrong{"NoOptimizer", [](v1::Job& job) { job.mutable_optimizer()->clear_adam(); },
+              "optimizer has no kind: set adam or sgd"},
+        Wrong{"Beta1",
+              [](v1::Job& job) { job.mutable_optimizer()->mutable_adam()->set_beta1(1); },
+              "optimizer.adam.beta1 is 1: must be in [0, 1)"},
+        Wrong{"Beta2",
+              [](v1::Job& job) { job.mutable_optimizer()->mutable_adam()->set_beta2(-1); },
+              "optimizer.adam.beta2 is -1: must be in [0, 1)"},
+        Wrong{"Epsilon",
+              [](v1::Job& job) { job.mutable_optimizer()->mutable_adam()->set_epsilon(-1); },
+              "optimizer.adam.epsilon is -1: must be 0 or more, and finite"},
+        Wrong{"ClipNorm", [](v1::Job& job) { job.mutable_optimizer()->set_clip_norm(-1); },
+              "optimizer.clip_norm is -1: must be 0 or more, and finite"},
+        Wrong{"NoRate", [](v1::Job& job) { Schedule(job).clear_base_rate(); },
+              "optimizer.schedule.base_rate is 0: must be greater than 0, and finite"},
+        Wrong{"RateNan", [](v1::Job& job) { Schedule(job).set_base_rate(kNan); },
+              "optimizer.schedule.base_rate is nan: must be greater than 0, and finite"},
+        Wrong{"WarmUp", [](v1::Job& job) { Schedule(job).mutable_inverse_sqrt(); },
+              "optimizer.schedule.inverse_sqrt.warmup_steps is 0: must be at least 1"},
+        Wrong{"ConstantEpochs",
+              [](v1::Job& job) {
+                Schedule(job).mutable_step_decay()->set_factor(0.5f);
+                Schedule(job).mutable_step_decay()->set_constant_epochs(-1);
+              },
+              "optimizer.schedule.step_decay.constant_epochs is -1: must be at least 0"},
+        Wrong{"DecayFactor",
+              [](v1::Job& job) { Schedule(job).mutable_step_decay()->set_factor(1.5f); },
+              "optimizer.schedule.step_decay.factor is 1.5: must be in (0, 1]"},
+        Wrong{"NoDecayFactor", [](v1::Job& job) { Schedule(job).mutable_step_decay(); },
+              "optimizer.schedule.step_decay.factor is 0: must be in (0, 1]"},
+        Wrong{"Replicas", [](v1::Job& job) { job.mutable_training()->set_replicas(0); },
+              "training.replicas is 0: must be between 1 and 1048576"},
+        Wrong{"Unroll", [](v1::Job& job) { job.mutable_training()->set_unroll(-1); },
+              "training.unroll is -1: must be between 1 and 1048576"},
+        Wrong{"Waves", [](v1::Job& job) { job.mutable_training()->set_waves(3); },
+              "training.waves is 3: must divide lanes (4)"},
+        Wrong{"NoWaves", [](v1::Job& job) { job.mutable_training()->set_waves(0); },
+              "training.waves is 0: must divide lanes (4)"},
+        Wrong{"NoEnd", [](v1::Job& job) { job.mutable_training()->clear_steps(); },
+              "training has no end: set steps or epochs"},
+        Wrong{"Steps", [](v1::Job& job) { job.mutable_training()->set_steps(-1); },
+              "training.steps is -1: must be at least 0"},
+        Wrong{"Epochs", [](v1::Job& job) { job.mutable_training()->set_epochs(-1); },
+              "training.epochs is -1: must be at least 0"},
+        Wrong{"EvaluateEvery",
+              [](v1::Job& job) { job.mutable_training()->set_evaluate_every(-1); },
+              "training.evaluate_every is -1: must be at least 0"},
+        Wrong{"DenseShards", [](v1::Job& job) { job.mutable_training()->set_dense_shards(-1); },
+              "training.dense_shards is -1: must be at least 0"},
+        Wrong{"EverySteps",
+              [](v1::Job& job) { job.mutable_checkpointing()->set_every_steps(-1); },
+              "checkpointing.every_steps is -1: must be at least 0"}),
+    [](const auto& info) { return info.param.name; });
+
+TEST(ValidateJobTest, ListsEveryWrongField) {
+  absl::StatusOr<v1::Job> job = ParseJob(kJob, "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  Moe(*job).set_k(5);
+  job->mutable_training()->set_lanes(0);
+  EXPECT_EQ(ValidateJob(*job).message(),
+            "model.layers[1].moe.k is 5: must be between 1 and experts (4)\n"
+            "training.lanes is 0: must be between 1 and 1048576\n"
+            "training.waves is 2: must divide lanes (0)");
+}
+
+TEST(ValidateJobTest, StepsOrEpochsOrBoth) {
+  absl::StatusOr<v1::Job> job = ParseJob(kJob, "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  job->mutable_training()->set_epochs(2);
+  EXPECT_TRUE(ValidateJob(*job).ok());
+  job->mutable_training()->clear_steps();
+  EXPECT_TRUE(ValidateJob(*job).ok());
+}
+
+TEST(CheckTrainableTest, RefusesWhatIsOnlyCounted) {
+  EXPECT_TRUE(CheckTrainable(JobOf("d_model: 8 layers { lstm { hidden: 8 } }")).ok());
+
+  const absl::Status projected =
+      CheckTrainable(JobOf("d_model: 8 layers { lstm { hidden: 16 projection: 8 } }"));
+  EXPECT_EQ(projected.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(projected.message()),
+              StartsWith("model.layers[0].lstm.projection is 8: "));
+
+  const absl::Status deep = CheckTrainable(JobOf(R"(
+      d_model: 8
+      layers { lstm { hidden: 8 } }
+      layers { moe { experts: 1 k: 1 hidden: 4 hidden: 4 groups: 1 gating: GATING_NOISY_TOP_K } }
+      )"));
+  EXPECT_EQ(deep.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(deep.message()),
+              StartsWith("model.layers[1].moe.hidden has 2 layers: "));
+}
+
+}  // namespace
+}  // namespace moe

@@ -1,0 +1,28 @@
+// Jobs for tests, from the text that differs.
+#pragma once
+
+#include <string>
+
+#include "common/job/job_file.h"
+#include "glog/logging.h"
+#include "proto/moe/v1/job.pb.h"
+
+namespace moe {
+
+// Fields of Model, and fields of Training beside waves, lanes, unroll and steps.
+inline std::string JobText(const std::string& model,
+                           const std::string& training = "replicas: 1") {
+  return "name: \"test\" model { " + model +
+         " } optimizer { sgd {} schedule { base_rate: 1 } }"
+         " training { waves: 1 lanes: 2 unroll: 3 steps: 1 " +
+         training + " }";
+}
+
+inline v1::Job JobOf(const std::string& model,
+                     const std::string& training = "replicas: 1") {
+  absl::StatusOr<v1::Job> job = ParseJob(JobText(model, training), "test");
+  CHECK(job.ok()) << job.status();
+  return *job;
+}
+
+}  // namespace moe
