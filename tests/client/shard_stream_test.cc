@@ -1,0 +1,211 @@
+#include "client/shard_stream.h"
+
+#include <thread>
+
+#include "absl/time/clock.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/client/fake_server.h"
+
+namespace moe {
+namespace {
+
+using ::testing::HasSubstr;
+using Responses = std::vector<v1::ExchangeResponse>;
+
+ShardStreamOptions OptionsFor(const FakeServer& server, absl::Duration timeout) {
+  return {.server = server.id(),
+          .address = server.address(),
+          .member = "worker/w0",
+          .generation = kFakeGeneration,
+          .timeout = timeout};
+}
+
+v1::ExchangeRequest Forward(uint64_t step, uint32_t wave = 0) {
+  v1::ExchangeRequest request;
+  v1::FrameId& id = *request.mutable_forward()->mutable_id();
+  id.set_step(step);
+  id.set_wave(wave);
+  id.set_layer(1);
+  id.set_mode(v1::MODE_TRAIN);
+  return request;
+}
+
+v1::ExchangeResponse AnswerTo(const v1::ExchangeRequest& request) {
+  v1::ExchangeResponse response;
+  *response.mutable_forward()->mutable_id() = request.forward().id();
+  return response;
+}
+
+absl::Time Soon() { return absl::Now() + absl::Seconds(30); }
+
+TEST(ShardStream, SaysHelloFirstAndFilesAnswersByKey) {
+  // Holds the first answer back until the second request has come.
+  v1::ExchangeRequest first;
+  FakeServer server("server/s0", [&](const auto& request, Responses* responses) {
+    if (request.forward().id().wave() == 0) {
+      first = request;
+    } else {
+      responses->push_back(AnswerTo(request));
+      responses->push_back(AnswerTo(first));
+    }
+    return grpc::Status::OK;
+  });
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(30)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Forward(3, 0)).ok());
+  ASSERT_TRUE((*stream)->Send(Forward(3, 1)).ok());
+  for (const uint32_t wave : {0, 1}) {
+    const auto response = (*stream)->Await(KeyOf(Forward(3, wave)), Soon());
+    ASSERT_TRUE(response.ok()) << response.status();
+    EXPECT_EQ(response->forward().id().wave(), wave);
+  }
+  const auto requests = server.requests();
+  ASSERT_EQ(requests.size(), 3u);
+  EXPECT_EQ(requests[0].hello().member(), "worker/w0");
+  for (const auto& request : requests) EXPECT_EQ(request.generation(), kFakeGeneration);
+}
+
+TEST(ShardStream, ALateAnswerNamesServerAndMessage) {
+  FakeServer server("server/s0",
+                    [](const auto&, Responses*) { return grpc::Status::OK; });
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(60)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Forward(17)).ok());
+  const absl::Status late =
+      (*stream)->Await(KeyOf(Forward(17)), absl::Now() + absl::Milliseconds(50)).status();
+  EXPECT_EQ(late.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(late.message(),
+            "server/s0 at " + server.address() +
+                " did not answer forward step 17 wave 0 layer 1 within 1m");
+}
+
+TEST(ShardStream, AFailureComesBackWithTheServersName) {
+  FakeServer server("server/s0", [](const auto&, Responses* responses) {
+    v1::Failure& failure = *responses->emplace_back().mutable_failure();
+    failure.set_code(static_cast<int>(absl::StatusCode::kDeadlineExceeded));
+    failure.set_message("worker/w1 did not send replica 2");
+    return grpc::Status::OK;
+  });
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(30)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Forward(1)).ok());
+  const absl::Status failure = (*stream)->Await(KeyOf(Forward(1)), Soon()).status();
+  EXPECT_EQ(failure.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(failure.message(),
+            "server/s0 at " + server.address() + ": worker/w1 did not send replica 2");
+  // And so does everything after it.
+  EXPECT_EQ((*stream)->Await(KeyOf(Forward(2)), Soon()).status(), failure);
+}
+
+TEST(ShardStream, ABrokenStreamKeepsWhatHadCome) {
+  FakeServer server("server/s0", [](const auto& request, Responses* responses) {
+    if (request.forward().id().step() == 2) {
+      return grpc::Status(grpc::StatusCode::INTERNAL, "out of rows");
+    }
+    responses->push_back(AnswerTo(request));
+    return grpc::Status::OK;
+  });
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(30)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Forward(1)).ok());
+  ASSERT_TRUE((*stream)->Send(Forward(2)).ok());
+  const absl::Status broken = (*stream)->Await(KeyOf(Forward(2)), Soon()).status();
+  EXPECT_EQ(broken.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(broken.message(), "server/s0 at " + server.address() + ": out of rows");
+  EXPECT_TRUE((*stream)->Await(KeyOf(Forward(1)), Soon()).ok());
+  EXPECT_EQ((*stream)->Send(Forward(3)), broken);
+}
+
+TEST(ShardStream, ADeadServerIsUnavailable) {
+  auto server = std::make_unique<FakeServer>(
+      "server/s0", [](const auto&, Responses*) { return grpc::Status::OK; });
+  const ShardStreamOptions options = OptionsFor(*server, absl::Seconds(30));
+  auto stream = OpenShardStream(options);
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Forward(1)).ok());
+  server.reset();
+  const absl::Status lost = (*stream)->Await(KeyOf(Forward(1)), Soon()).status();
+  EXPECT_FALSE(lost.ok());
+  EXPECT_THAT(std::string(lost.message()), HasSubstr("server/s0 at "));
+
+  const absl::Status refused = OpenShardStream(options).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kUnavailable) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("server/s0 at "));
+}
+
+TEST(ShardStream, CancelWakesAWaitAndStays) {
+  FakeServer server("server/s0", [](const auto& request, Responses* responses) {
+    if (request.forward().id().step() == 1) responses->push_back(AnswerTo(request));
+    return grpc::Status::OK;
+  });
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(30)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Forward(1)).ok());
+  ASSERT_TRUE((*stream)->Send(Forward(2)).ok());
+  absl::Status woken;
+  std::thread waiter(
+      [&] { woken = (*stream)->Await(KeyOf(Forward(2)), Soon()).status(); });
+  const absl::Status cause = absl::AbortedError("worker/w1 is lost");
+  (*stream)->Cancel(cause);
+  (*stream)->Cancel(absl::CancelledError("too late"));
+  waiter.join();
+  EXPECT_EQ(woken, cause);
+  EXPECT_EQ((*stream)->Await(KeyOf(Forward(1)), Soon()).status(), cause);
+  EXPECT_EQ((*stream)->Send(Forward(3)), cause);
+}
+
+TEST(ShardStream, RefusesAnswersThatWereNotAskedFor) {
+  FakeServer server("server/s0", [](const auto&, Responses* responses) {
+    responses->push_back(AnswerTo(Forward(99)));
+    return grpc::Status::OK;
+  });
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(30)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Forward(1)).ok());
+  EXPECT_THAT(std::string((*stream)->Await(KeyOf(Forward(1)), Soon()).status().message()),
+              HasSubstr("answered what was not asked: forward step 99 wave 0 layer 1"));
+}
+
+TEST(ShardStream, RefusesAnotherGeneration) {
+  FakeServer server("server/s0", [](const auto& request, Responses* responses) {
+    responses->push_back(AnswerTo(request));
+    responses->back().set_generation(kFakeGeneration - 1);
+    return grpc::Status::OK;
+  });
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(30)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Forward(1)).ok());
+  const absl::Status status = (*stream)->Await(KeyOf(Forward(1)), Soon()).status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("generation 6 instead of 7"));
+}
+
+TEST(ShardStream, RefusesAServerWithAnotherName) {
+  FakeServer server("server/s0",
+                    [](const auto&, Responses*) { return grpc::Status::OK; });
+  ShardStreamOptions options = OptionsFor(server, absl::Seconds(30));
+  options.server = "server/s1";
+  const absl::Status status = OpenShardStream(options).status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("says that it is server/s0"));
+}
+
+TEST(ShardStream, DescribesEveryKind) {
+  v1::ExchangeRequest request;
+  request.mutable_hello();
+  EXPECT_EQ(Describe(KeyOf(request)), "hello");
+  request.mutable_pull()->set_version(5);
+  request.mutable_pull()->add_shards("dense/1");
+  EXPECT_EQ(Describe(KeyOf(request)), "pull of dense/1 version 5");
+  request.mutable_backward()->mutable_id()->set_step(4);
+  EXPECT_EQ(Describe(KeyOf(request)), "backward step 4 wave 0 layer 0");
+  request = Forward(6);
+  request.mutable_forward()->mutable_id()->set_mode(v1::MODE_EVALUATE);
+  EXPECT_EQ(Describe(KeyOf(request)), "forward evaluation batch 6 wave 0 layer 1");
+  request.mutable_close()->set_step(7);
+  EXPECT_EQ(Describe(KeyOf(request)), "close of step 7");
+  request.mutable_apply()->set_step(8);
+  EXPECT_EQ(Describe(KeyOf(request)), "apply of step 8");
+}
+
+}  // namespace
+}  // namespace moe
