@@ -1,0 +1,203 @@
+#include "common/kernels/cpu/cpu_backend.h"
+
+#include <cblas.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/kernels/cpu/activations.h"
+#include "common/kernels/cpu/check.h"
+#include "common/kernels/cpu/experts.h"
+#include "common/kernels/cpu/flush_denormals.h"
+#include "common/kernels/cpu/gating.h"
+#include "common/kernels/cpu/gemm.h"
+#include "common/kernels/cpu/lstm_cell.h"
+#include "common/kernels/cpu/memory.h"
+#include "common/kernels/cpu/optimizer.h"
+#include "common/kernels/cpu/reductions.h"
+#include "common/kernels/cpu/rows.h"
+#include "common/kernels/cpu/softmax.h"
+
+namespace moe::cpu {
+namespace {
+
+std::string Describe(int threads) {
+  // "OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH ...": the name and the version are enough.
+  std::string blas = openblas_get_config();
+  blas.resize(std::min(blas.size(), blas.find(' ', blas.find(' ') + 1)));
+  return "cpu: avx2 fma, " + blas + " " + openblas_get_corename() + ", " +
+         std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+}
+
+}  // namespace
+
+CpuBackend::CpuBackend(int threads)
+    : pool_(threads), context_{pool_, scratch_}, description_(Describe(threads)) {
+  Check(threads >= 1, "at least one thread");
+  // Threads share whole products, never the inside of one.
+  openblas_set_num_threads(1);
+}
+
+void* CpuBackend::Allocate(size_t bytes) { return AllocateAligned(bytes); }
+
+void CpuBackend::Free(void* memory) { FreeAligned(memory); }
+
+void CpuBackend::Upload(const void* host, void* device, size_t bytes) {
+  Copy(host, device, bytes);
+}
+
+void CpuBackend::Download(const void* device, void* host, size_t bytes) {
+  Copy(device, host, bytes);
+}
+
+void CpuBackend::Copy(const void* from, void* to, size_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
+void CpuBackend::Zero(void* memory, size_t bytes) {
+  if (bytes > 0) std::memset(memory, 0, bytes);
+}
+
+void CpuBackend::Gemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a, ConstMatrix b,
+                      float beta, Matrix c) {
+  const FlushDenormals flush;
+  cpu::Gemm(context_, ta, tb, alpha, a, b, beta, c);
+}
+
+void CpuBackend::BroadcastRow(const float* row, Matrix out) {
+  const FlushDenormals flush;
+  cpu::BroadcastRow(context_, row, out);
+}
+
+void CpuBackend::AddColumnSums(ConstMatrix x, float* sums) {
+  const FlushDenormals flush;
+  cpu::AddColumnSums(context_, x, sums);
+}
+
+void CpuBackend::Add(int64_t n, const float* x, float* y) {
+  const FlushDenormals flush;
+  cpu::Add(context_, n, x, y);
+}
+
+double CpuBackend::SquareSum(int64_t n, const float* x) {
+  const FlushDenormals flush;
+  return cpu::SquareSum(context_, n, x);
+}
+
+bool CpuBackend::AllFinite(ConstMatrix x) {
+  const FlushDenormals flush;
+  return cpu::AllFinite(context_, x);
+}
+
+void CpuBackend::GatherRows(ConstMatrix x, std::span<const int32_t> index, const float* scale,
+                            Matrix out) {
+  const FlushDenormals flush;
+  cpu::GatherRows(context_, x, index, scale, out);
+}
+
+void CpuBackend::ScatterAddRows(ConstMatrix x, std::span<const int32_t> index, Matrix out) {
+  const FlushDenormals flush;
+  cpu::ScatterAddRows(context_, x, index, out);
+}
+
+void CpuBackend::CombineRows(ConstMatrix x, std::span<const int32_t> offset,
+                             std::span<const int32_t> position, const float* weight, Matrix out) {
+  const FlushDenormals flush;
+  cpu::CombineRows(context_, x, offset, position, weight, out);
+}
+
+void CpuBackend::SigmoidForward(ConstMatrix x, Matrix y) {
+  const FlushDenormals flush;
+  cpu::SigmoidForward(context_, x, y);
+}
+
+void CpuBackend::SigmoidBackward(ConstMatrix y, ConstMatrix dy, Matrix dx) {
+  const FlushDenormals flush;
+  cpu::SigmoidBackward(context_, y, dy, dx);
+}
+
+void CpuBackend::DropoutForward(RandomKey key, float rate, ConstMatrix x, ConstMatrix residual,
+                                Matrix y) {
+  const FlushDenormals flush;
+  cpu::DropoutForward(context_, key, rate, x, residual, y);
+}
+
+void CpuBackend::DropoutBackward(RandomKey key, float rate, ConstMatrix dy, Matrix dx) {
+  const FlushDenormals flush;
+  cpu::DropoutBackward(context_, key, rate, dy, dx);
+}
+
+void CpuBackend::LstmCellForward(Matrix gates, ConstMatrix c_prev, Matrix c, Matrix tanh_c,
+                                 Matrix h) {
+  const FlushDenormals flush;
+  cpu::LstmCellForward(context_, gates, c_prev, c, tanh_c, h);
+}
+
+void CpuBackend::LstmCellBackward(ConstMatrix gates, ConstMatrix c_prev, ConstMatrix tanh_c,
+                                  ConstMatrix dh, Matrix dc, Matrix dgates) {
+  const FlushDenormals flush;
+  cpu::LstmCellBackward(context_, gates, c_prev, tanh_c, dh, dc, dgates);
+}
+
+double CpuBackend::SoftmaxCrossEntropy(Matrix logits, std::span<const int32_t> target,
+                                       float gradient_scale) {
+  const FlushDenormals flush;
+  return cpu::SoftmaxCrossEntropy(context_, logits, target, gradient_scale);
+}
+
+void CpuBackend::NoisyTopKForward(const GateBatch& batch) {
+  const FlushDenormals flush;
+  cpu::NoisyTopKForward(context_, batch);
+}
+
+void CpuBackend::NoisyTopKBackward(const GateBatch& batch, const float* dgate, const float* dload,
+                                   Matrix dclean, Matrix draw) {
+  const FlushDenormals flush;
+  cpu::NoisyTopKBackward(context_, batch, dgate, dload, dclean, draw);
+}
+
+void CpuBackend::ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x, Matrix hidden,
+                               Matrix y) {
+  const FlushDenormals flush;
+  cpu::ExpertForward(context_, experts, x, hidden, y);
+}
+
+void CpuBackend::ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix dy,
+                                const float* gate, ConstMatrix hidden, float* dgate, Matrix dhidden,
+                                Matrix dx) {
+  const FlushDenormals flush;
+  cpu::ExpertBackward(context_, experts, dy, gate, hidden, dgate, dhidden, dx);
+}
+
+void CpuBackend::ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x,
+                               ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy) {
+  const FlushDenormals flush;
+  cpu::ExpertUpdates(context_, updates, x, hidden, dhidden, gated_dy);
+}
+
+void CpuBackend::ExpertSquareSums(std::span<const ExpertRows> experts, ConstMatrix x,
+                                  ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy,
+                                  std::span<double> sums) {
+  const FlushDenormals flush;
+  cpu::ExpertSquareSums(context_, experts, x, hidden, dhidden, gated_dy, sums);
+}
+
+void CpuBackend::OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g, float* w,
+                                 float* m, float* v) {
+  const FlushDenormals flush;
+  cpu::OptimizerUpdate(context_, step, n, g, w, m, v);
+}
+
+}  // namespace moe::cpu
+
+namespace moe {
+
+std::unique_ptr<Backend> MakeCpuBackend(int threads, std::string* error) {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
+    *error = "this processor lacks AVX2 or FMA";
+    return nullptr;
+  }
+  return std::make_unique<cpu::CpuBackend>(threads);
+}
+
+}  // namespace moe

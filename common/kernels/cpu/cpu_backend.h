@@ -1,0 +1,79 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "common/kernels/backend.h"
+#include "common/kernels/cpu/context.h"
+#include "common/kernels/cpu/thread_pool.h"
+
+namespace moe::cpu {
+
+// Thread-safe. Each operation is described in backend.h and stands in the file of its topic.
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(int threads);
+
+  std::string Description() const override { return description_; }
+  Parallel& parallel() override { return pool_; }
+
+  void* Allocate(size_t bytes) override;
+  void Free(void* memory) override;
+  void Upload(const void* host, void* device, size_t bytes) override;
+  void Download(const void* device, void* host, size_t bytes) override;
+  void Copy(const void* from, void* to, size_t bytes) override;
+  void Zero(void* memory, size_t bytes) override;
+
+  void Gemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a, ConstMatrix b, float beta,
+            Matrix c) override;
+  void BroadcastRow(const float* row, Matrix out) override;
+  void AddColumnSums(ConstMatrix x, float* sums) override;
+  void Add(int64_t n, const float* x, float* y) override;
+  double SquareSum(int64_t n, const float* x) override;
+  bool AllFinite(ConstMatrix x) override;
+
+  void GatherRows(ConstMatrix x, std::span<const int32_t> index, const float* scale,
+                  Matrix out) override;
+  void ScatterAddRows(ConstMatrix x, std::span<const int32_t> index, Matrix out) override;
+  void CombineRows(ConstMatrix x, std::span<const int32_t> offset,
+                   std::span<const int32_t> position, const float* weight, Matrix out) override;
+
+  void SigmoidForward(ConstMatrix x, Matrix y) override;
+  void SigmoidBackward(ConstMatrix y, ConstMatrix dy, Matrix dx) override;
+  void DropoutForward(RandomKey key, float rate, ConstMatrix x, ConstMatrix residual,
+                      Matrix y) override;
+  void DropoutBackward(RandomKey key, float rate, ConstMatrix dy, Matrix dx) override;
+
+  void LstmCellForward(Matrix gates, ConstMatrix c_prev, Matrix c, Matrix tanh_c,
+                       Matrix h) override;
+  void LstmCellBackward(ConstMatrix gates, ConstMatrix c_prev, ConstMatrix tanh_c, ConstMatrix dh,
+                        Matrix dc, Matrix dgates) override;
+
+  double SoftmaxCrossEntropy(Matrix logits, std::span<const int32_t> target,
+                             float gradient_scale) override;
+
+  void NoisyTopKForward(const GateBatch& batch) override;
+  void NoisyTopKBackward(const GateBatch& batch, const float* dgate, const float* dload,
+                         Matrix dclean, Matrix draw) override;
+
+  void ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x, Matrix hidden,
+                     Matrix y) override;
+  void ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix dy, const float* gate,
+                      ConstMatrix hidden, float* dgate, Matrix dhidden, Matrix dx) override;
+  void ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x, ConstMatrix hidden,
+                     ConstMatrix dhidden, ConstMatrix gated_dy) override;
+  void ExpertSquareSums(std::span<const ExpertRows> experts, ConstMatrix x, ConstMatrix hidden,
+                        ConstMatrix dhidden, ConstMatrix gated_dy,
+                        std::span<double> sums) override;
+
+  void OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g, float* w, float* m,
+                       float* v) override;
+
+ private:
+  ThreadPool pool_;
+  ScratchPool scratch_;
+  const Context context_;
+  const std::string description_;
+};
+
+}  // namespace moe::cpu

@@ -1,0 +1,122 @@
+#include "common/kernels/cpu/experts.h"
+
+#include <algorithm>
+
+#include "common/kernels/cpu/check.h"
+#include "common/kernels/cpu/gemm.h"
+#include "common/kernels/cpu/simd.h"
+#include "common/kernels/cpu/thread_pool.h"
+
+namespace moe::cpu {
+namespace {
+
+// A block's operands are packed anew, so blocks are long; they exist so that an expert with most
+// of the rows doesn't leave the other threads idle.
+constexpr int64_t kRowBlock = 512;
+
+// Some rows of one expert.
+struct RowTask {
+  int32_t expert;
+  Range rows;  // within the batch
+};
+
+void CheckRows(const ExpertRows& expert, ConstMatrix batch) {
+  Check(expert.begin >= 0 && expert.rows >= 0 && expert.begin + expert.rows <= batch.rows,
+        "an expert's rows lie in the batch");
+}
+
+// Calls fn(expert, block of rows) for all blocks of all experts, longest first.
+template <typename Fn>
+void ForRowBlocks(const Context& context, std::span<const ExpertRows> experts, ConstMatrix batch,
+                  const Fn& fn) {
+  const auto parts = [](const ExpertRows& e) { return (e.rows + kRowBlock - 1) / kRowBlock; };
+  int64_t count = 0;
+  for (const ExpertRows& e : experts) {
+    CheckRows(e, batch);
+    count += parts(e);
+  }
+  const Scratch<RowTask> tasks(context.scratch, count);
+  RowTask* task = tasks.data();
+  for (size_t i = 0; i < experts.size(); ++i) {
+    const ExpertRows& e = experts[i];
+    for (int64_t part = 0; part < parts(e); ++part) {
+      const Range range = Part(e.rows, parts(e), part);
+      *task++ = {static_cast<int32_t>(i), {e.begin + range.begin, e.begin + range.end}};
+    }
+  }
+  std::sort(tasks.data(), task, [](const RowTask& a, const RowTask& b) {
+    return a.rows.size() > b.rows.size();
+  });
+  ForEach(context.parallel, count,
+          [&](int64_t i) { fn(experts[tasks[i].expert], tasks[i].rows); });
+}
+
+template <typename T>
+BasicMatrix<T> Rows(BasicMatrix<T> x, Range rows) {
+  return x.Rows(rows.begin, rows.size());
+}
+
+void Relu(Matrix x) {
+  const Vec zero = _mm256_setzero_ps();
+  for (int64_t r = 0; r < x.rows; ++r) {
+    float* row = x.row(r);
+    // The second operand is returned for NaN, which must not vanish here.
+    ForLanes(x.cols, [&](auto lanes, int64_t i) {
+      lanes.Store(row + i, _mm256_max_ps(zero, lanes.Load(row + i)));
+    });
+  }
+}
+
+// u [h] = dL/dhidden without the gate: returns <hidden, u>, and u becomes gate * u * 1[hidden > 0].
+float GateRow(int64_t h, float gate, const float* hidden, float* u) {
+  const Vec zero = _mm256_setzero_ps();
+  const Vec factor = Splat(gate);
+  Vec dot = zero;
+  ForLanes(h, [&](auto lanes, int64_t i) {
+    const Vec value = lanes.Load(hidden + i);
+    const Vec gradient = lanes.Load(u + i);
+    dot = _mm256_fmadd_ps(value, gradient, dot);
+    const Vec active = _mm256_cmp_ps(value, zero, _CMP_GT_OQ);
+    lanes.Store(u + i, _mm256_and_ps(_mm256_mul_ps(factor, gradient), active));
+  });
+  return SumLanes(dot);
+}
+
+}  // namespace
+
+void ExpertForward(const Context& context, std::span<const ExpertRows> experts, ConstMatrix x,
+                   Matrix hidden, Matrix y) {
+  const int64_t d = x.cols;
+  const int64_t h = hidden.cols;
+  Check(x.rows == hidden.rows && x.rows == y.rows && y.cols == d, "[p, d], [p, h], [p, d]");
+  ForRowBlocks(context, experts, x, [&](const ExpertRows& e, Range rows) {
+    const ConstMatrix w1(e.w1, d, h);
+    const ConstMatrix w2(e.w2, h, d);
+    const Matrix hidden_rows = Rows(hidden, rows);
+    Sgemm(Transpose::kNo, Transpose::kNo, 1, Rows(x, rows), w1, 0, hidden_rows);
+    Relu(hidden_rows);
+    Sgemm(Transpose::kNo, Transpose::kNo, 1, hidden_rows, w2, 0, Rows(y, rows));
+  });
+}
+
+void ExpertBackward(const Context& context, std::span<const ExpertRows> experts, ConstMatrix dy,
+                    const float* gate, ConstMatrix hidden, float* dgate, Matrix dhidden,
+                    Matrix dx) {
+  const int64_t d = dy.cols;
+  const int64_t h = hidden.cols;
+  Check(dy.rows == hidden.rows && dy.rows == dhidden.rows && dy.rows == dx.rows &&
+            dhidden.cols == h && dx.cols == d,
+        "[p, d], [p, h], [p, h], [p, d]");
+  ForRowBlocks(context, experts, dy, [&](const ExpertRows& e, Range rows) {
+    const ConstMatrix w1(e.w1, d, h);
+    const ConstMatrix w2(e.w2, h, d);
+    const Matrix dhidden_rows = Rows(dhidden, rows);
+    Sgemm(Transpose::kNo, Transpose::kYes, 1, Rows(dy, rows), w2, 0, dhidden_rows);
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      dgate[r] = GateRow(h, gate[r], hidden.row(r), dhidden.row(r));
+    }
+    Sgemm(Transpose::kNo, Transpose::kYes, 1, dhidden_rows, w1, 0, Rows(dx, rows));
+  });
+}
+
+}  // namespace moe::cpu

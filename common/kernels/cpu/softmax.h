@@ -1,0 +1,13 @@
+// Softmax cross-entropy.
+#pragma once
+
+#include <span>
+
+#include "common/kernels/cpu/context.h"
+
+namespace moe::cpu {
+
+double SoftmaxCrossEntropy(const Context& context, Matrix logits,
+                           std::span<const int32_t> target, float gradient_scale);
+
+}  // namespace moe::cpu
