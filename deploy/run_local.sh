@@ -25,7 +25,7 @@ readonly programs=(
 # Seconds.
 readonly quiet_build=5     # a build that takes longer shows its progress
 readonly start_patience=20 # for the coordinator's address
-readonly cause_patience=8  # for the coordinator's account of a failure: its lease and a little more
+readonly cause_patience=9  # for the coordinator's account of a failure: its lease, and time to tell
 readonly end_patience=8    # for members to leave a finished job
 readonly stop_patience=4   # between SIGTERM and SIGKILL
 
@@ -147,6 +147,7 @@ existing_folder() {
 
 declare -A name_of=()  # pid -> what it is, for all that this script started and that may be alive
 started=()             # pids of the cluster
+coordinator=           # its pid
 
 # launch NAME LOG COMMAND...: starts COMMAND in a session of its own, so that Ctrl-C reaches this
 # script alone, and with SIGTERM on its way should the script be killed. Sets `launched`.
@@ -180,6 +181,13 @@ wait_until_ended() {
       sleep 0.1
     done
   done
+}
+
+# The coordinator first: it tells the members, which then leave of their own accord.
+stop_coordinator() {
+  [[ -n $coordinator ]] && is_alive "$coordinator" || return 0
+  kill -TERM "$coordinator" 2>/dev/null || true
+  wait_until_ended "$stop_patience" "$coordinator" || true
 }
 
 stop_all() {
@@ -232,6 +240,7 @@ on_exit() {
   if [[ -n $stopped_by && ${#started[@]} -gt 0 ]]; then
     say
     say "Stopping (signal $stopped_by) ..."
+    stop_coordinator
   fi
   stop_all
   if [[ -n $stopped_by && ${#started[@]} -gt 0 ]]; then say_how_to_go_on; fi
@@ -327,7 +336,7 @@ prepare_job() {
   fi
   local derived
   derived=$(if [[ -n $steps ]]; then set_steps "$steps" "$job"; else cat "$job"; fi)
-  printf '%s\n' "$derived" >"$out/job.textproto"
+  say "$derived" >"$out/job.textproto"
 }
 
 # set_steps N FILE: the job with training.steps = N. Reads just enough text format for that: names,
@@ -374,18 +383,19 @@ prepare_data() {
   fi
   [[ $prepared != "$source" ]] || return 0
 
+  say "Preparing the text: $source"
   local log="$logs/data.log" fresh="$out/data.new"
+  local prepare=("$bin/worker/data/prepare_text" --out "$fresh")
   rm -rf "$fresh" "$data"
   if [[ -n $text ]]; then
-    run_step "preparing the text" "$log" "$bin/worker/data/prepare_text" --text "$text" \
-      --out "$fresh"
+    prepare+=(--text "$text")
   else
     run_step "reading the King James Bible" "$log" "$repo/deploy/kjv_text.sh" "$out/kjv.txt"
-    run_step "preparing the text" "$log" "$bin/worker/data/prepare_text" --text "$out/kjv.txt" \
-      --out "$fresh" --strip_verse_references
-    rm -f "$out/kjv.txt"
+    prepare+=(--text "$out/kjv.txt" --strip_verse_references --min_count 3)
   fi
-  printf '%s\n' "$source" >"$fresh/source.txt"
+  run_step "preparing the text" "$log" "${prepare[@]}"
+  rm -f "$out/kjv.txt"
+  say "$source" >"$fresh/source.txt"
   mv "$fresh" "$data"
 }
 
@@ -468,7 +478,8 @@ await_address() {
       wait_until_ended 2 "$viewer" || true
       die "the coordinator did not start: $(last_words "$coordinator")"
     fi
-    ((SECONDS < deadline)) || die "the coordinator is silent for $start_patience s; its log is ${log_of[$coordinator]}"
+    ((SECONDS < deadline)) ||
+      die "the coordinator is silent for $start_patience s; its log is ${log_of[$coordinator]}"
     sleep 0.05
   done
   address=$(<"$1")
@@ -512,8 +523,9 @@ fail_if_failed() {
 # fail PID: PID was seen first among those that ended badly.
 fail() {
   # The coordinator knows the first cause; the others may only report that the job is over.
-  wait_until_ended "$cause_patience" "$coordinator" || true
-  wait_until_ended 2 "$viewer" || true
+  if wait_until_ended "$cause_patience" "$coordinator"; then
+    wait_until_ended 2 "$viewer" || true
+  fi
   {
     say
     say "$me: the job failed"
