@@ -2,6 +2,7 @@
 
 #include <glog/logging.h>
 
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -32,7 +33,8 @@ absl::Status DeleteSuperseded(const std::string& checkpoint_dir, uint64_t step) 
                    ListUncommitted(checkpoint_dir));
   for (const std::string& folder : uncommitted) {
     // A later one may be a cut that servers are writing.
-    if (folder < absl::StrCat(checkpoint_dir, "/", StepFolderName(step))) {
+    const std::string name = std::filesystem::path(folder).filename().string();
+    if (ParseStepFolderName(name).value_or(step) < step) {
       RETURN_IF_ERROR(RemoveTree(folder));
     }
   }

@@ -1,0 +1,146 @@
+#include "server/coordinator/coordinator.h"
+
+#include <glog/logging.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/checkpoint/manifest.h"
+#include "common/io/file.h"
+#include "common/job/job_file.h"
+#include "server/coordinator/file_store.h"
+
+namespace moe {
+namespace {
+
+// Answers on their way to members when the coordinator ends.
+constexpr absl::Duration kShutdownGrace = absl::Milliseconds(500);
+
+// Members may run in other folders.
+std::string Absolute(const std::string& path) {
+  return path.empty() ? path
+                      : std::filesystem::absolute(path).lexically_normal().string();
+}
+
+// Makes sure that the cuts to come won't mix with what is in the folder.
+absl::Status PrepareCheckpointDir(const std::string& checkpoint_dir,
+                                  const std::optional<RestorePoint>& restore) {
+  RETURN_IF_ERROR(MakeDirs(checkpoint_dir));
+  ASSIGN_OR_RETURN(const std::vector<Checkpoint> checkpoints,
+                   ListCheckpoints(checkpoint_dir));
+  if (const Checkpoint* last = LastCheckpoint(checkpoints); last != nullptr) {
+    if (!restore.has_value()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          checkpoint_dir, " already holds checkpoints of job ", last->manifest.job_name(),
+          ", the last of step ", last->manifest.step(),
+          "; go on from it with --resume, or give another --checkpoint_dir"));
+    }
+    if (last->manifest.step() > restore->manifest.step()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          checkpoint_dir, " holds checkpoints up to step ", last->manifest.step(),
+          ", later than step ", restore->manifest.step(),
+          " to go on from; move them away, or give another --checkpoint_dir"));
+    }
+  }
+  // Cuts that a coordinator before this one didn't live to commit.
+  ASSIGN_OR_RETURN(const std::vector<std::string> uncommitted,
+                   ListUncommitted(checkpoint_dir));
+  for (const std::string& folder : uncommitted) RETURN_IF_ERROR(RemoveTree(folder));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options) {
+  options.checkpoint_dir = Absolute(options.checkpoint_dir);
+  options.restore_from = Absolute(options.restore_from);
+  RETURN_IF_ERROR(ValidateJob(options.job));
+  if (options.mode == v1::RUN_MODE_TRAIN && options.checkpoint_dir.empty()) {
+    return absl::InvalidArgumentError("training needs a --checkpoint_dir");
+  }
+
+  auto coordinator = std::unique_ptr<Coordinator>(new Coordinator(options));
+  // First of all: it keeps a second coordinator off the folders below.
+  if (options.state_dir.empty()) {
+    coordinator->store_ = std::make_unique<MemoryStore>();
+  } else {
+    ASSIGN_OR_RETURN(coordinator->store_, FileStore::Open(options.state_dir));
+  }
+
+  std::optional<RestorePoint> restore;
+  if (!options.restore_from.empty()) {
+    ASSIGN_OR_RETURN(restore, FindRestorePoint(options.restore_from));
+  } else if (options.resume) {
+    absl::StatusOr<RestorePoint> last = FindRestorePoint(options.checkpoint_dir);
+    if (!last.ok()) return Annotate(last.status(), "cannot resume");
+    restore = *std::move(last);
+  }
+  if (options.mode == v1::RUN_MODE_TRAIN) {
+    RETURN_IF_ERROR(PrepareCheckpointDir(options.checkpoint_dir, restore));
+  }
+
+  JobController::Options controller;
+  controller.job = options.job;
+  controller.servers = options.servers;
+  controller.workers = options.workers;
+  controller.mode = options.mode;
+  controller.evaluate_split = options.evaluate_split;
+  controller.restore = std::move(restore);
+  controller.checkpoint_dir = options.checkpoint_dir;
+  controller.heartbeat = options.heartbeat;
+  controller.lease = options.lease;
+  controller.report_timeout = options.report_timeout;
+  controller.print = [printer = &coordinator->printer_](const std::string& line) {
+    printer->Print(line);
+  };
+  ASSIGN_OR_RETURN(coordinator->controller_,
+                   JobController::Create(std::move(controller), *coordinator->store_));
+
+  coordinator->coordinator_service_ =
+      std::make_unique<CoordinatorServiceImpl>(*coordinator->controller_);
+  coordinator->status_service_ =
+      std::make_unique<ClusterStatusServiceImpl>(*coordinator->controller_);
+  grpc::Service* const services[] = {coordinator->coordinator_service_.get(),
+                                     coordinator->status_service_.get()};
+  ASSIGN_OR_RETURN(coordinator->server_, RpcServer::Start(options.listen, services));
+  coordinator->ticker_ = std::thread([c = coordinator.get()] { c->Tick(); });
+  return coordinator;
+}
+
+Coordinator::Coordinator(Options options)
+    : options_(std::move(options)), printer_(options_.progress) {}
+
+Coordinator::~Coordinator() {
+  if (ticker_.joinable()) {
+    Stop();
+    server_->Shutdown(absl::ZeroDuration());
+    {
+      absl::MutexLock lock(&mutex_);
+      stop_ticking_ = true;
+    }
+    ticker_.join();
+  }
+}
+
+absl::Status Coordinator::Wait() {
+  const absl::Status status = controller_->WaitUntilOver();
+  server_->Shutdown(kShutdownGrace);
+  return status;
+}
+
+void Coordinator::Stop() { controller_->Stop("the coordinator was told to stop"); }
+
+void Coordinator::Tick() {
+  const absl::Duration period = std::min(options_.heartbeat / 2, absl::Milliseconds(100));
+  absl::MutexLock lock(&mutex_);
+  while (!mutex_.AwaitWithTimeout(absl::Condition(&stop_ticking_), period)) {
+    controller_->Tick();
+  }
+}
+
+}  // namespace moe

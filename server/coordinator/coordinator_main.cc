@@ -1,0 +1,198 @@
+// The coordinator's program: flags, signals, and the result.
+#include <glog/logging.h>
+#include <google/protobuf/text_format.h>
+
+#include <cmath>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/program.h"
+#include "common/base/signals.h"
+#include "common/io/file.h"
+#include "common/job/job_file.h"
+#include "server/coordinator/coordinator.h"
+#include "server/coordinator/restore.h"
+
+ABSL_FLAG(std::string, job, "",
+          "Job file (protobuf text format). With --evaluate it may be left out: the "
+          "checkpoint's own "
+          "job is taken.");
+ABSL_FLAG(std::string, listen, "127.0.0.1:7000",
+          "host:port or unix:path to listen on; port 0 takes any free port.");
+ABSL_FLAG(int32_t, servers, 1,
+          "Number of expert servers. The job starts when all have joined.");
+ABSL_FLAG(int32_t, workers, 1,
+          "Number of workers; at most the job's training.replicas. The job starts when "
+          "all have "
+          "joined.");
+ABSL_FLAG(
+    std::string, checkpoint_dir, "",
+    "Folder for checkpoints, under the same path on all hosts. Needed for training.");
+ABSL_FLAG(
+    std::string, state_dir, "",
+    "Folder for the coordinator's own state. Default: `coordinator` in --checkpoint_dir; "
+    "without either, memory.");
+ABSL_FLAG(bool, resume, false,
+          "Go on from the last checkpoint in --checkpoint_dir, or from --checkpoint.");
+ABSL_FLAG(std::string, evaluate, "",
+          "validation | test: instead of training, evaluate a checkpoint on this text.");
+ABSL_FLAG(std::string, checkpoint, "",
+          "The checkpoint to evaluate or to resume from: its folder, or a folder of "
+          "checkpoints, of "
+          "which the last is taken. Default: --checkpoint_dir.");
+ABSL_FLAG(int32_t, heartbeat_ms, 500, "How often members report, in milliseconds.");
+ABSL_FLAG(int32_t, lease_ms, 5000,
+          "A member that is silent for so many milliseconds is lost, and the job fails.");
+ABSL_FLAG(int32_t, report_timeout_s, 600,
+          "How many seconds a worker waits for the others' part of an evaluation or a "
+          "checkpoint "
+          "before the job fails.");
+ABSL_FLAG(std::string, port_file, "",
+          "Write the address to this file once the coordinator listens.");
+ABSL_FLAG(std::string, result_json, "", "Write how the run ended to this file, as JSON.");
+
+namespace moe {
+namespace {
+
+constexpr char kUsage[] =
+    R"(Keeps the members, the placement and the checkpoints of one training job.
+
+  coordinator --job FILE --checkpoint_dir DIR [--servers N] [--workers N] [--resume]
+  coordinator --evaluate validation|test --checkpoint DIR [--servers N] [--workers N]
+
+Start it, then N expert servers and N workers that are given its address, in any order. It prints the
+progress and ends when the job does: with status 0 if the job finished, 1 with the cause if it failed,
+2 if the command line makes no sense.
+
+Example, training on one machine:
+  coordinator --job deploy/configs/demo.textproto --checkpoint_dir /tmp/run/checkpoints &
+  expert_server --name s1 --coordinator 127.0.0.1:7000 &
+  worker --name w1 --coordinator 127.0.0.1:7000 --data /tmp/run/data
+Example, evaluating what came out:
+  coordinator --evaluate test --checkpoint /tmp/run/checkpoints
+)";
+
+Coordinator::Options OptionsFromFlags() {
+  Coordinator::Options options;
+  options.listen = absl::GetFlag(FLAGS_listen);
+  options.servers = absl::GetFlag(FLAGS_servers);
+  options.workers = absl::GetFlag(FLAGS_workers);
+  options.checkpoint_dir = absl::GetFlag(FLAGS_checkpoint_dir);
+  options.state_dir = absl::GetFlag(FLAGS_state_dir);
+  options.resume = absl::GetFlag(FLAGS_resume);
+  options.restore_from = absl::GetFlag(FLAGS_checkpoint);
+  options.heartbeat = absl::Milliseconds(absl::GetFlag(FLAGS_heartbeat_ms));
+  options.lease = absl::Milliseconds(absl::GetFlag(FLAGS_lease_ms));
+  options.report_timeout = absl::Seconds(absl::GetFlag(FLAGS_report_timeout_s));
+  options.progress = &std::cout;
+
+  const std::string split = absl::GetFlag(FLAGS_evaluate);
+  if (split.empty()) {
+    if (absl::GetFlag(FLAGS_job).empty()) ExitWithUsageError("--job is missing");
+    if (options.checkpoint_dir.empty()) ExitWithUsageError("--checkpoint_dir is missing");
+    if (!options.restore_from.empty() && !options.resume) {
+      ExitWithUsageError("--checkpoint goes with --resume or with --evaluate");
+    }
+    if (options.state_dir.empty()) {
+      options.state_dir = absl::StrCat(options.checkpoint_dir, "/coordinator");
+    }
+    return options;
+  }
+  options.mode = v1::RUN_MODE_EVALUATE;
+  if (split == "validation") {
+    options.evaluate_split = v1::SPLIT_VALIDATION;
+  } else if (split == "test") {
+    options.evaluate_split = v1::SPLIT_TEST;
+  } else {
+    ExitWithUsageError(absl::StrCat("--evaluate is validation or test, not ", split));
+  }
+  if (options.resume) ExitWithUsageError("--resume doesn't go with --evaluate");
+  if (options.restore_from.empty()) options.restore_from = options.checkpoint_dir;
+  if (options.restore_from.empty()) ExitWithUsageError("--evaluate needs a --checkpoint");
+  return options;
+}
+
+absl::StatusOr<v1::Job> FindJob(const Coordinator::Options& options) {
+  if (const std::string path = absl::GetFlag(FLAGS_job); !path.empty()) {
+    return ReadJobFile(path);
+  }
+  absl::StatusOr<RestorePoint> point = FindRestorePoint(options.restore_from);
+  if (!point.ok()) return point.status();
+  return point->job;
+}
+
+std::string ToJson(const RunSummary& summary) {
+  // JSON has no NaN and no infinity.
+  const auto number = [](double value) -> nlohmann::ordered_json {
+    if (!std::isfinite(value)) return nullptr;
+    return value;
+  };
+  const auto perplexity = [&](double value) -> nlohmann::ordered_json {
+    if (value == 0) return nullptr;
+    return number(value);
+  };
+  nlohmann::ordered_json json;
+  json["phase"] = summary.phase == v1::PHASE_FINISHED ? "FINISHED" : "FAILED";
+  json["failure"] = summary.failure;
+  json["step"] = summary.step;
+  json["test_perplexity"] = perplexity(summary.test_perplexity);
+  json["validation_perplexity"] = perplexity(summary.validation_perplexity);
+  json["digest"] = summary.digest;
+  json["checkpoint"] = summary.checkpoint;
+  json["balance"] = nlohmann::ordered_json::array();
+  for (const v1::BalanceStatus& layer : summary.balance) {
+    json["balance"].push_back(
+        {{"layer", layer.layer()},
+         {"cv_importance", number(layer.cv_importance())},
+         {"cv_load", number(layer.cv_load())},
+         {"max_over_mean_load", number(layer.max_over_mean_load())}});
+  }
+  json["words_per_second"] = number(summary.words_per_second);
+  json["seconds"] = number(summary.seconds);
+  return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) +
+         "\n";
+}
+
+absl::Status WriteResult(const RunSummary& summary) {
+  const std::string path = absl::GetFlag(FLAGS_result_json);
+  return path.empty() ? absl::OkStatus() : WriteFileAtomically(path, ToJson(summary));
+}
+
+absl::Status Run() {
+  Coordinator::Options options = OptionsFromFlags();
+  absl::StatusOr<v1::Job> job = FindJob(options);
+  if (!job.ok()) return job.status();
+  options.job = *std::move(job);
+  absl::StatusOr<std::unique_ptr<Coordinator>> coordinator =
+      Coordinator::Start(std::move(options));
+  if (!coordinator.ok()) return coordinator.status();
+  LOG(INFO) << "listening on " << (*coordinator)->address();
+  const TerminationHandler handler([&](int) { (*coordinator)->Stop(); });
+  if (const std::string path = absl::GetFlag(FLAGS_port_file); !path.empty()) {
+    absl::Status written =
+        WriteFileAtomically(path, absl::StrCat((*coordinator)->address(), "\n"));
+    if (!written.ok()) return written;
+  }
+  absl::Status status = (*coordinator)->Wait();
+  status.Update(WriteResult((*coordinator)->summary()));
+  return status;
+}
+
+}  // namespace
+}  // namespace moe
+
+int main(int argc, char** argv) {
+  moe::BlockTerminationSignals();
+  if (!moe::ParseCommandLine(argc, argv, moe::kUsage).empty()) {
+    moe::ExitWithUsageError("it takes no arguments, only flags");
+  }
+  const absl::Status status = moe::Run();
+  if (status.ok()) return 0;
+  std::cerr << "coordinator: " << status.message() << std::endl;
+  return 1;
+}

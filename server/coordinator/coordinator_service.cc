@@ -1,0 +1,87 @@
+#include "server/coordinator/coordinator_service.h"
+
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "common/net/grpc_status.h"
+
+namespace moe {
+namespace {
+
+template <typename Response>
+grpc::Status Reply(absl::StatusOr<Response> result, Response* response) {
+  if (!result.ok()) return ToGrpcStatus(result.status());
+  *response = *std::move(result);
+  return grpc::Status::OK;
+}
+
+JobController::Cancelled CancelledBy(grpc::ServerContext* context) {
+  return [context] { return context->IsCancelled(); };
+}
+
+}  // namespace
+
+grpc::Status CoordinatorServiceImpl::Register(grpc::ServerContext*,
+                                              const v1::RegisterRequest* request,
+                                              v1::RegisterResponse* response) {
+  return Reply(controller_.Register(*request), response);
+}
+
+grpc::Status CoordinatorServiceImpl::Heartbeat(grpc::ServerContext* context,
+                                               const v1::HeartbeatRequest* request,
+                                               v1::HeartbeatResponse* response) {
+  return Reply(controller_.Heartbeat(*request, CancelledBy(context)), response);
+}
+
+grpc::Status CoordinatorServiceImpl::Leave(grpc::ServerContext*,
+                                           const v1::LeaveRequest* request,
+                                           v1::LeaveResponse*) {
+  controller_.Leave(*request);
+  return grpc::Status::OK;
+}
+
+grpc::Status CoordinatorServiceImpl::FailJob(grpc::ServerContext*,
+                                             const v1::FailJobRequest* request,
+                                             v1::FailJobResponse*) {
+  controller_.FailJob(*request);
+  return grpc::Status::OK;
+}
+
+grpc::Status CoordinatorServiceImpl::ReportStep(grpc::ServerContext*,
+                                                const v1::ReportStepRequest* request,
+                                                v1::ReportStepResponse*) {
+  return ToGrpcStatus(controller_.ReportStep(*request));
+}
+
+grpc::Status CoordinatorServiceImpl::ReportEvaluation(
+    grpc::ServerContext* context, const v1::ReportEvaluationRequest* request,
+    v1::ReportEvaluationResponse* response) {
+  return Reply(controller_.ReportEvaluation(*request, CancelledBy(context)), response);
+}
+
+grpc::Status CoordinatorServiceImpl::ReportShardFile(
+    grpc::ServerContext*, const v1::ReportShardFileRequest* request,
+    v1::ReportShardFileResponse*) {
+  return ToGrpcStatus(controller_.ReportShardFile(*request));
+}
+
+grpc::Status CoordinatorServiceImpl::AwaitCheckpoint(
+    grpc::ServerContext* context, const v1::AwaitCheckpointRequest* request,
+    v1::AwaitCheckpointResponse* response) {
+  return Reply(controller_.AwaitCheckpoint(*request, CancelledBy(context)), response);
+}
+
+grpc::Status CoordinatorServiceImpl::FinishWork(grpc::ServerContext*,
+                                                const v1::FinishWorkRequest* request,
+                                                v1::FinishWorkResponse*) {
+  return ToGrpcStatus(controller_.FinishWork(*request));
+}
+
+grpc::Status ClusterStatusServiceImpl::GetClusterStatus(
+    grpc::ServerContext*, const v1::GetClusterStatusRequest*,
+    v1::GetClusterStatusResponse* response) {
+  *response = controller_.GetClusterStatus();
+  return grpc::Status::OK;
+}
+
+}  // namespace moe

@@ -1,0 +1,617 @@
+#include "server/coordinator/job_controller.h"
+
+#include <glog/logging.h>
+#include <google/protobuf/text_format.h>
+#include <google/protobuf/util/json_util.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "common/base/human.h"
+#include "common/base/status_macros.h"
+#include "common/checkpoint/manifest.h"
+#include "common/job/model_plan.h"
+#include "server/coordinator/placement.h"
+
+namespace moe {
+namespace {
+
+// How often a held call looks whether its caller is still there.
+constexpr absl::Duration kLook = absl::Milliseconds(200);
+
+absl::StatusOr<uint64_t> GetCounter(Store& store, const std::string& key) {
+  ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store.Get(key));
+  uint64_t count = 0;
+  if (entry.has_value() && !absl::SimpleAtoi(entry->value, &count)) {
+    return absl::DataLossError(absl::StrCat("state key ", key, " holds no number"));
+  }
+  return count;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<JobController>> JobController::Create(Options options,
+                                                                     Store& store) {
+  if (options.servers < 1)
+    return absl::InvalidArgumentError("--servers must be at least 1");
+  if (options.workers < 1)
+    return absl::InvalidArgumentError("--workers must be at least 1");
+  if (options.workers > options.job.training().replicas()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--workers is ", options.workers, ", but the job's training.replicas is ",
+        options.job.training().replicas(), ", and a worker owns at least one replica"));
+  }
+  if (options.heartbeat <= absl::ZeroDuration() ||
+      options.lease < 2 * options.heartbeat) {
+    return absl::InvalidArgumentError(
+        "--heartbeat_ms must be positive, and --lease_ms at least twice as long");
+  }
+  if (options.mode == v1::RUN_MODE_EVALUATE && !options.restore.has_value()) {
+    return absl::InvalidArgumentError(
+        "there is no checkpoint to evaluate; give --checkpoint");
+  }
+  if (options.restore.has_value()) {
+    RETURN_IF_ERROR(CheckSameJob(*options.restore, options.job));
+    if (options.job.model().vocabulary() == 0) {
+      options.job.mutable_model()->set_vocabulary(
+          options.restore->job.model().vocabulary());
+    }
+  }
+  if (!options.now) options.now = [] { return absl::Now(); };
+  if (!options.print) options.print = [](const std::string&) {};
+
+  auto controller =
+      std::unique_ptr<JobController>(new JobController(std::move(options), store));
+  absl::MutexLock lock(&controller->mutex_);
+  const Options& kept = controller->options_;
+  ASSIGN_OR_RETURN(uint64_t generation, GetCounter(store, "job/generation"));
+  if (kept.restore.has_value()) {
+    generation = std::max(generation, kept.restore->manifest.generation());
+  }
+  controller->generation_ = generation + 1;
+  RETURN_IF_ERROR(controller->Put("job/generation", absl::StrCat(generation + 1)));
+  RETURN_IF_ERROR(controller->Put("job/name", kept.job.name()));
+  RETURN_IF_ERROR(controller->Put("job/phase", v1::Phase_Name(v1::PHASE_WAITING)));
+  if (kept.mode == v1::RUN_MODE_TRAIN) {
+    ASSIGN_OR_RETURN(controller->checkpoints_, DescribeCheckpoints(kept.checkpoint_dir));
+  }
+  if (kept.restore.has_value()) {
+    controller->progress_.Line(
+        absl::StrCat("starting from ", kept.restore->folder, "  digest ",
+                     kept.restore->manifest.digest().substr(0, 16)));
+  }
+  return controller;
+}
+
+JobController::JobController(Options options, Store& store)
+    : options_(std::move(options)),
+      store_(store),
+      job_(options_.job),
+      members_({.servers = options_.servers,
+                .workers = options_.workers,
+                .allow_mixed_numerics = options_.job.allow_mixed_numerics(),
+                .vocabulary = options_.job.model().vocabulary(),
+                .data_sha256 = options_.restore.has_value()
+                                   ? options_.restore->manifest.data_sha256()
+                                   : ""}),
+      last_tick_(options_.now()),
+      progress_(options_.print) {}
+
+absl::StatusOr<v1::RegisterResponse> JobController::Register(
+    const v1::RegisterRequest& request) {
+  absl::MutexLock lock(&mutex_);
+  const std::string id = MemberId(request.kind(), request.name());
+  bool repeated = false;
+  if (absl::Status refusal = members_.Check(request, &repeated); !refusal.ok()) {
+    LOG(WARNING) << "refused: " << refusal.message();
+    return refusal;
+  }
+  if (over()) {
+    return absl::FailedPreconditionError(
+        phase_ == v1::PHASE_FINISHED
+            ? absl::StrCat(id, " comes too late: the job is finished")
+            : absl::StrCat(id, " comes too late: the job failed: ", failure_));
+  }
+  if (!repeated) {
+    const std::string key = absl::StrCat("members/", id);
+    ASSIGN_OR_RETURN(const uint64_t incarnation, GetCounter(store_, key));
+    RETURN_IF_ERROR(Put(key, absl::StrCat(incarnation + 1)));
+    const MemberRecord& member = members_.Add(request, incarnation + 1, options_.now());
+    LOG(INFO) << Describe(member) << " has joined"
+              << (request.address().empty() ? "" : " at ") << request.address();
+    Advance();
+  }
+  v1::RegisterResponse response;
+  response.set_member(id);
+  response.set_incarnation(members_.Find(id)->incarnation);
+  response.set_heartbeat_ms(absl::ToInt64Milliseconds(options_.heartbeat));
+  response.set_lease_ms(absl::ToInt64Milliseconds(options_.lease));
+  return response;
+}
+
+absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
+    const v1::HeartbeatRequest& request, const Cancelled& cancelled) {
+  absl::MutexLock lock(&mutex_);
+  MemberRecord* member = members_.Find(request.member());
+  if (member == nullptr || member->incarnation != request.incarnation()) {
+    return absl::NotFoundError(
+        absl::StrCat(request.member(), " isn't a member of this cluster",
+                     failure_.empty() ? " (any more)" : absl::StrCat(": ", failure_)));
+  }
+  member->last_heartbeat = options_.now();
+  // A heartbeat may overtake an older one.
+  member->ready_generation =
+      std::max(member->ready_generation, request.ready_generation());
+  member->waiting_for = request.waiting_for();
+  member->times = request.times();
+  Advance();
+
+  const absl::Time deadline = absl::Now() + options_.heartbeat;
+  while (request.seen_phase() == phase_ && request.seen_generation() == generation_) {
+    if (cancelled()) return absl::CancelledError("the member gave up the call");
+    const absl::Time look = std::min(deadline, absl::Now() + kLook);
+    if (changed_.WaitWithDeadline(&mutex_, look) && look == deadline) break;
+  }
+  if (cancelled()) return absl::CancelledError("the member gave up the call");
+
+  if (over()) {
+    if (member = members_.Find(request.member()); member != nullptr) {
+      member->saw_end = true;
+      changed_.SignalAll();
+    }
+  }
+  v1::HeartbeatResponse response;
+  *response.mutable_state() = State();
+  return response;
+}
+
+void JobController::Leave(const v1::LeaveRequest& request) {
+  absl::MutexLock lock(&mutex_);
+  const MemberRecord* member = members_.Find(request.member());
+  if (member == nullptr || member->incarnation != request.incarnation()) return;
+  LOG(INFO) << Describe(*member) << " leaves";
+  LoseMember(request.member(), "left before the job was finished");
+}
+
+void JobController::FailJob(const v1::FailJobRequest& request) {
+  absl::MutexLock lock(&mutex_);
+  const std::string cause = absl::StrCat(request.member(), ": ", request.cause());
+  if (members_.Find(request.member()) == nullptr) {
+    LOG(WARNING) << "ignored, from a stranger: " << cause;
+    return;
+  }
+  Fail(cause);
+}
+
+absl::Status JobController::ReportStep(const v1::ReportStepRequest& request) {
+  absl::MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(CheckReporter(request.member(), v1::MEMBER_KIND_WORKER));
+  if (request.step() <= last_step_) return absl::OkStatus();
+  ReplicaJoin& join = steps_.try_emplace(request.step(), assignments_).first->second;
+  RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
+  if (!join.complete()) return absl::OkStatus();
+
+  CompletedStep step;
+  step.step = request.step();
+  step.total_steps = request.total_steps();
+  step.loss_sum = join.loss_sum();
+  step.tokens = join.tokens();
+  step.learning_rate = request.learning_rate();
+  step.balance = join.StepBalance();
+  if (!std::isfinite(step.loss_sum)) {
+    Fail(
+        absl::StrCat("training diverged: the loss of step ", step.step, " isn't finite"));
+    return absl::OkStatus();
+  }
+  progress_.Step(step, options_.now());
+  if (evaluations_.empty()) balance_ = step.balance;
+  last_step_ = step.step;
+  steps_.erase(steps_.begin(), steps_.upper_bound(last_step_));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
+    const v1::ReportEvaluationRequest& request, const Cancelled& cancelled) {
+  absl::MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(CheckReporter(request.member(), v1::MEMBER_KIND_WORKER));
+  const std::pair<uint64_t, v1::Split> key(request.step(), request.split());
+  // Kept to the end: a few per job, and a repetition finds its answer.
+  ReplicaJoin& join =
+      evaluations_.try_emplace(key, assignments_, options_.now()).first->second.join;
+  const bool was_complete = join.complete();
+  RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
+  if (join.complete() && !was_complete) {
+    balance_ = join.EvaluationBalance();
+    progress_.Evaluation(request.step(), request.split(), join.perplexity(), balance_,
+                         options_.now());
+    changed_.SignalAll();
+  }
+  RETURN_IF_ERROR(Hold(cancelled, [&] { return join.complete(); }));
+  v1::ReportEvaluationResponse response;
+  response.set_perplexity(join.perplexity());
+  return response;
+}
+
+absl::Status JobController::ReportShardFile(const v1::ReportShardFileRequest& request) {
+  absl::MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(CheckReporter(request.member(), v1::MEMBER_KIND_SERVER));
+  RETURN_IF_ERROR(checkpoint_keeper_.AddShard(request));
+  CommitReady();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::AwaitCheckpointResponse> JobController::AwaitCheckpoint(
+    const v1::AwaitCheckpointRequest& request, const Cancelled& cancelled) {
+  absl::MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(CheckReporter(request.member(), v1::MEMBER_KIND_WORKER));
+  checkpoint_keeper_.AddWaiter(request.member(), request.step());
+  if (checkpoint_keeper_.Find(request.step()) == nullptr) {
+    awaited_since_.try_emplace(request.step(), options_.now());
+  }
+  CommitReady();
+  RETURN_IF_ERROR(Hold(
+      cancelled, [&] { return checkpoint_keeper_.Find(request.step()) != nullptr; }));
+  v1::AwaitCheckpointResponse response;
+  response.set_folder(checkpoint_keeper_.Find(request.step())->folder());
+  response.set_digest(checkpoint_keeper_.Find(request.step())->digest());
+  return response;
+}
+
+absl::Status JobController::FinishWork(const v1::FinishWorkRequest& request) {
+  absl::MutexLock lock(&mutex_);
+  if (phase_ == v1::PHASE_FINISHED) return absl::OkStatus();
+  RETURN_IF_ERROR(CheckReporter(request.member(), v1::MEMBER_KIND_WORKER));
+  members_.Find(request.member())->finished = true;
+  for (const std::string& worker : members_.Ids(v1::MEMBER_KIND_WORKER)) {
+    if (!members_.Find(worker)->finished) return absl::OkStatus();
+  }
+  EnterPhase(v1::PHASE_FINISHED);
+  PrintSummary();
+  return absl::OkStatus();
+}
+
+v1::GetClusterStatusResponse JobController::GetClusterStatus() {
+  absl::MutexLock lock(&mutex_);
+  v1::GetClusterStatusResponse response;
+  *response.mutable_state() = State();
+  for (const auto& [id, member] : members_.members()) {
+    v1::MemberStatus* status = response.add_members();
+    status->set_member(id);
+    status->set_kind(member.registration.kind());
+    status->set_address(member.registration.address());
+    status->set_host(member.registration.host());
+    status->set_pid(member.registration.pid());
+    status->set_numerics(member.registration.numerics());
+    status->set_numerics_description(member.registration.numerics_description());
+    status->set_seconds_since_heartbeat(
+        absl::ToDoubleSeconds(options_.now() - member.last_heartbeat));
+    status->set_waiting_for(member.waiting_for);
+    *status->mutable_times() = member.times;
+  }
+  *response.mutable_progress() = progress_.progress();
+  response.mutable_checkpoints()->Assign(checkpoints_.begin(), checkpoints_.end());
+  return response;
+}
+
+void JobController::Tick() {
+  absl::MutexLock lock(&mutex_);
+  const absl::Time now = options_.now();
+  // A coordinator that was stopped, or that waited for its disk, can't say who was
+  // silent.
+  const absl::Duration pause = now - std::exchange(last_tick_, now);
+  if (pause > options_.lease / 2) {
+    for (auto& [id, member] : members_.members()) member.last_heartbeat += pause;
+    for (auto& [step, since] : awaited_since_) since += pause;
+    for (auto& [key, evaluation] : evaluations_) evaluation.since += pause;
+  }
+  if (over()) {
+    changed_.SignalAll();
+    return;
+  }
+
+  std::vector<std::pair<std::string, std::string>> lost;
+  for (const auto& [id, member] : members_.members()) {
+    const absl::Duration silence = now - member.last_heartbeat;
+    if (silence < options_.lease) continue;
+    lost.emplace_back(
+        id, absl::StrFormat("was lost: no heartbeat for %.1f s; it was last %s",
+                            absl::ToDoubleSeconds(silence),
+                            member.waiting_for.empty()
+                                ? "computing"
+                                : absl::StrCat("waiting for ", member.waiting_for)));
+  }
+  for (const auto& [id, how] : lost) LoseMember(id, how);
+
+  for (const auto& [key, evaluation] : evaluations_) {
+    if (evaluation.join.complete() || now - evaluation.since < options_.report_timeout)
+      continue;
+    Fail(absl::StrCat("the ", SplitName(key.second), " evaluation after step ", key.first,
+                      " has waited ", FormatTimeSpan(options_.report_timeout), " for ",
+                      absl::StrJoin(evaluation.join.missing(), ", ")));
+  }
+  for (const auto& [step, since] : awaited_since_) {
+    if (now - since < options_.report_timeout) continue;
+    Fail(absl::StrCat("the checkpoint of step ", step, " has waited ",
+                      FormatTimeSpan(options_.report_timeout), " for ",
+                      checkpoint_keeper_.Missing(step)));
+  }
+  if (const std::string waiting_for = WaitingFor(); !waiting_for.empty()) {
+    progress_.Waiting(waiting_for, now);
+  }
+}
+
+void JobController::Stop(const std::string& cause) {
+  absl::MutexLock lock(&mutex_);
+  Fail(cause);
+}
+
+absl::Status JobController::WaitUntilOver() {
+  absl::MutexLock lock(&mutex_);
+  while (true) {
+    if (over()) {
+      const auto& members = members_.members();
+      const bool all_know =
+          std::all_of(members.begin(), members.end(),
+                      [](const auto& entry) { return entry.second.saw_end; });
+      if (all_know || options_.now() - over_since_ >= options_.lease) break;
+    }
+    changed_.Wait(&mutex_);
+  }
+  return phase_ == v1::PHASE_FINISHED ? absl::OkStatus() : absl::AbortedError(failure_);
+}
+
+RunSummary JobController::summary() {
+  absl::MutexLock lock(&mutex_);
+  return Summary();
+}
+
+absl::Status JobController::CheckReporter(const std::string& member,
+                                          v1::MemberKind kind) {
+  if (phase_ == v1::PHASE_FAILED) return absl::AbortedError(failure_);
+  const MemberRecord* record = members_.Find(member);
+  if (record == nullptr || record->registration.kind() != kind) {
+    return absl::NotFoundError(absl::StrCat(
+        member, " is no ", kind == v1::MEMBER_KIND_SERVER ? "server" : "worker",
+        " of this cluster"));
+  }
+  if (phase_ != v1::PHASE_RUNNING) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(member, " reported while the job isn't running"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status JobController::Hold(const Cancelled& cancelled,
+                                 const std::function<bool()>& done) {
+  while (!done()) {
+    if (phase_ == v1::PHASE_FAILED) return absl::AbortedError(failure_);
+    if (over()) return absl::FailedPreconditionError("the job is finished");
+    if (cancelled()) return absl::CancelledError("the member gave up the call");
+    changed_.WaitWithTimeout(&mutex_, kLook);
+  }
+  return absl::OkStatus();
+}
+
+void JobController::EnterPhase(v1::Phase phase) {
+  phase_ = phase;
+  LOG(INFO) << "the job " << job_.name() << " enters " << v1::Phase_Name(phase);
+  if (phase == v1::PHASE_RUNNING) running_since_ = options_.now();
+  if (over()) over_since_ = options_.now();
+  changed_.SignalAll();
+  if (const absl::Status status = Put("job/phase", v1::Phase_Name(phase)); !status.ok()) {
+    // When the job is over there is nothing left to protect.
+    if (over()) {
+      LOG(ERROR) << "cannot record the end of the job: " << status.message();
+    } else {
+      Fail(absl::StrCat("coordinator: ", std::string(status.message())));
+    }
+  }
+}
+
+void JobController::Fail(const std::string& cause) {
+  if (over()) {
+    LOG(WARNING) << "after the end of the job: " << cause;
+    return;
+  }
+  failure_ = cause;
+  EnterPhase(v1::PHASE_FAILED);
+  progress_.Line(absl::StrCat("failed: ", cause));
+}
+
+void JobController::Advance() {
+  if (phase_ == v1::PHASE_WAITING && members_.complete()) StartLoading();
+  if (phase_ == v1::PHASE_LOADING) {
+    for (const std::string& id : members_.Ids(v1::MEMBER_KIND_SERVER)) {
+      if (members_.Find(id)->ready_generation != generation_) return;
+    }
+    EnterPhase(v1::PHASE_RUNNING);
+    if (phase_ != v1::PHASE_RUNNING) return;
+    const uint64_t start_step =
+        options_.restore.has_value() ? options_.restore->manifest.step() : 0;
+    last_step_ = start_step;
+    progress_.Begin(start_step, data_.train_tokens(), running_since_);
+    progress_.Line(absl::StrCat(
+        options_.mode == v1::RUN_MODE_EVALUATE
+            ? absl::StrCat("evaluating on the ", SplitName(options_.evaluate_split),
+                           " text")
+            : absl::StrCat("training ", job_.name()),
+        " on ", options_.servers, options_.servers == 1 ? " server" : " servers", " and ",
+        options_.workers, options_.workers == 1 ? " worker" : " workers"));
+  }
+}
+
+void JobController::StartLoading() {
+  const std::vector<std::string> servers = members_.Ids(v1::MEMBER_KIND_SERVER);
+  const std::vector<std::string> workers = members_.Ids(v1::MEMBER_KIND_WORKER);
+  data_ = members_.Find(workers.front())->registration.data();
+  if (job_.model().vocabulary() == 0) {
+    job_.mutable_model()->set_vocabulary(static_cast<int32_t>(data_.vocabulary()));
+  }
+  placement_ = MakePlacement(MakeModelPlan(job_), servers);
+  assignments_ = AssignReplicas(job_.training().replicas(), workers);
+  for (const std::string& server : servers) {
+    addresses_[server] = members_.Find(server)->registration.address();
+  }
+  checkpoint_keeper_ = CheckpointKeeper(placement_, workers);
+
+  std::string placement;
+  CHECK(google::protobuf::util::MessageToJsonString(placement_, &placement).ok());
+  if (const absl::Status status = Put("job/placement", placement); !status.ok()) {
+    Fail(absl::StrCat("coordinator: ", std::string(status.message())));
+    return;
+  }
+  EnterPhase(v1::PHASE_LOADING);
+}
+
+void JobController::LoseMember(const std::string& id, const std::string& how) {
+  const std::string text = absl::StrCat(Describe(*members_.Find(id)), " ", how);
+  members_.Remove(id);
+  if (phase_ == v1::PHASE_WAITING) {
+    // Nothing is lost yet, so another process may take the place.
+    progress_.Line(text);
+  } else if (!over()) {
+    Fail(text);
+  }
+  changed_.SignalAll();
+}
+
+void JobController::CommitReady() {
+  const std::optional<uint64_t> step = checkpoint_keeper_.TakeReady();
+  if (!step.has_value()) return;
+  v1::Manifest manifest;
+  manifest.set_format_version(kManifestVersion);
+  manifest.set_job_name(job_.name());
+  google::protobuf::TextFormat::PrintToString(job_, manifest.mutable_job());
+  manifest.set_data_sha256(data_.sha256());
+  manifest.set_step(*step);
+  manifest.set_generation(generation_);
+  for (v1::ShardFile& shard : checkpoint_keeper_.Shards(*step)) {
+    *manifest.add_shards() = std::move(shard);
+  }
+  if (const auto found = evaluations_.find({*step, v1::SPLIT_VALIDATION});
+      found != evaluations_.end() && found->second.join.complete()) {
+    manifest.set_validation_perplexity(found->second.join.perplexity());
+  }
+  manifest.set_created_at(absl::ToUnixSeconds(absl::Now()));
+
+  // Heartbeats go on while the disk works.
+  mutex_.Unlock();
+  absl::StatusOr<std::vector<v1::CheckpointStatus>> committed =
+      CommitCheckpoint(options_.checkpoint_dir, std::move(manifest));
+  mutex_.Lock();
+  awaited_since_.erase(*step);
+  if (!committed.ok()) {
+    Fail(absl::StrCat("the checkpoint of step ", *step,
+                      " failed: ", std::string(committed.status().message())));
+    return;
+  }
+  checkpoints_ = *std::move(committed);
+  for (const v1::CheckpointStatus& checkpoint : checkpoints_) {
+    if (checkpoint.step() != *step) continue;
+    checkpoint_keeper_.Committed(*step, checkpoint);
+    progress_.Checkpoint(checkpoint, options_.now());
+  }
+  changed_.SignalAll();
+}
+
+std::string JobController::WaitingFor() const {
+  if (phase_ == v1::PHASE_WAITING)
+    return absl::StrCat("waiting for ", members_.Missing());
+  if (phase_ != v1::PHASE_LOADING) return "";
+  std::vector<std::string> loading;
+  for (const auto& [id, member] : members_.members()) {
+    if (member.registration.kind() == v1::MEMBER_KIND_SERVER &&
+        member.ready_generation != generation_) {
+      loading.push_back(id);
+    }
+  }
+  return absl::StrCat("waiting for ", absl::StrJoin(loading, ", "), " to load shards");
+}
+
+v1::ClusterState JobController::State() const {
+  v1::ClusterState state;
+  state.set_phase(phase_);
+  state.set_generation(generation_);
+  state.set_failure(failure_);
+  state.set_waiting_for(WaitingFor());
+  if (phase_ == v1::PHASE_WAITING || assignments_.empty()) return state;
+  *state.mutable_job() = job_;
+  state.set_mode(options_.mode);
+  state.set_evaluate_split(options_.evaluate_split);
+  *state.mutable_placement() = placement_;
+  state.mutable_replicas()->Assign(assignments_.begin(), assignments_.end());
+  for (const auto& [server, address] : addresses_) {
+    v1::ServerAddress* entry = state.add_servers();
+    entry->set_server(server);
+    entry->set_address(address);
+  }
+  if (options_.restore.has_value()) {
+    state.set_restore_from(options_.restore->folder);
+    state.set_start_step(options_.restore->manifest.step());
+  }
+  state.set_checkpoint_dir(options_.checkpoint_dir);
+  return state;
+}
+
+RunSummary JobController::Summary() const {
+  RunSummary summary;
+  summary.phase = phase_;
+  summary.failure = failure_;
+  summary.test_perplexity = progress_.progress().test_perplexity();
+  summary.validation_perplexity = progress_.progress().validation_perplexity();
+  if (options_.restore.has_value()) {
+    summary.digest = options_.restore->manifest.digest();
+    summary.checkpoint = options_.restore->folder;
+  }
+  if (options_.mode == v1::RUN_MODE_TRAIN && !checkpoints_.empty()) {
+    summary.digest = checkpoints_.back().digest();
+    summary.checkpoint = checkpoints_.back().folder();
+  }
+  summary.balance = balance_;
+  summary.step = progress_.progress().step();
+  summary.words_per_second = progress_.mean_words_per_second();
+  if (running_since_ != absl::InfiniteFuture()) {
+    summary.seconds = absl::ToDoubleSeconds(
+        (over_since_ == absl::InfiniteFuture() ? options_.now() : over_since_) -
+        running_since_);
+  }
+  return summary;
+}
+
+void JobController::PrintSummary() {
+  const RunSummary summary = Summary();
+  progress_.Line("");
+  progress_.Line(absl::StrCat("finished ", job_.name(), " after step ", summary.step));
+  const auto perplexity = [&](const char* name, double value) {
+    if (value > 0) progress_.Line(absl::StrFormat("  %-22s%.3f", name, value));
+  };
+  perplexity("test perplexity", summary.test_perplexity);
+  perplexity("validation perplexity", summary.validation_perplexity);
+  for (const v1::BalanceStatus& layer : summary.balance) {
+    progress_.Line(
+        absl::StrFormat("  %-22s%s", "expert balance", FormatBalance({layer})));
+  }
+  if (!summary.digest.empty()) {
+    progress_.Line(absl::StrFormat("  %-22s%s", "parameter digest", summary.digest));
+    progress_.Line(absl::StrFormat("  %-22s%s", "checkpoint", summary.checkpoint));
+  }
+  if (summary.words_per_second > 0) {
+    progress_.Line(absl::StrFormat("  %-22s%s", "words/s (mean)",
+                                   FormatCount(std::llround(summary.words_per_second))));
+  }
+  progress_.Line(absl::StrFormat("  %-22s%s", "time",
+                                 FormatTimeSpan(absl::Seconds(summary.seconds))));
+}
+
+absl::Status JobController::Put(const std::string& key, const std::string& value) {
+  ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store_.Get(key));
+  return store_.CompareAndSwap(key, entry.has_value() ? entry->version : 0, value)
+      .status();
+}
+
+}  // namespace moe
