@@ -46,8 +46,9 @@ void DenseShard::Apply(double rate, double scale) {
   const float* gradient = Gradient().data();
   for (int i = 0; i < parameters_.tensors(); ++i) {
     backend_.OptimizerUpdate(parameters_.NextUpdate(i, rate, scale),
-                             parameters_.tensor(i).size(), gradient + parameters_.begin(i),
-                             parameters_.w(i), parameters_.m(i), parameters_.v(i));
+                             parameters_.tensor(i).size(),
+                             gradient + parameters_.begin(i), parameters_.w(i),
+                             parameters_.m(i), parameters_.v(i));
   }
   gradient_.reset();
   tree_.emplace(replicas_, size());

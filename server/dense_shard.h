@@ -1,5 +1,5 @@
-// A dense shard: some of the dense parameters, updated once a step with the sum over replicas along
-// the replica tree. Engine thread only.
+// A dense shard: some of the dense parameters, updated once a step with the sum over
+// replicas along the replica tree. Engine thread only.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The thread that does a server's work on its shards: complete rendezvous in the order in which they
-// became complete, and what is asked of the shards in between.
+// The thread that does a server's work on its shards: complete rendezvous in the order in
+// which they became complete, and what is asked of the shards in between.
 #pragma once
 
 #include <atomic>
@@ -27,7 +27,9 @@ class Engine {
   void Stop();
 
   // ---- what the time went into; any thread
-  void AddMoving(absl::Duration duration) { moving_ns_ += absl::ToInt64Nanoseconds(duration); }
+  void AddMoving(absl::Duration duration) {
+    moving_ns_ += absl::ToInt64Nanoseconds(duration);
+  }
   v1::MemberTimes Times() const;
 
  private:

@@ -8,7 +8,8 @@ namespace moe {
 namespace {
 
 // The matrices one below the other.
-Tensor Concatenate(Backend& backend, int64_t width, std::span<const Tensor* const> parts) {
+Tensor Concatenate(Backend& backend, int64_t width,
+                   std::span<const Tensor* const> parts) {
   int64_t rows = 0;
   for (const Tensor* part : parts) rows += part->rows();
   Tensor all(backend, rows, width);

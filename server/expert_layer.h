@@ -1,5 +1,5 @@
-// The groups of one MoE layer that a server hosts. Joins the replicas' rows once for all of them.
-// Engine thread only.
+// The groups of one MoE layer that a server hosts. Joins the replicas' rows once for all
+// of them. Engine thread only.
 #pragma once
 
 #include <cstdint>

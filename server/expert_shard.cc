@@ -139,7 +139,8 @@ std::vector<v1::GroupOutput> ExpertShard::Forward(
   return outputs;
 }
 
-std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave, const WaveRows& rows) {
+std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave,
+                                                     const WaveRows& rows) {
   CHECK_LT(wave, waves_.size());
   WaveBatch& batch = waves_[wave];
   const size_t replicas = rows.begin.size() - 1;
@@ -251,8 +252,8 @@ void ExpertShard::Apply(std::span<const WaveRows> waves, double rate, double sca
     total_rows_[e] += step.experts[i].rows;
   }
   if (!updates.empty()) {
-    backend_.ExpertUpdates(updates, step.x.view(), step.hidden.view(), step.dhidden.view(),
-                           step.gated_dy.view());
+    backend_.ExpertUpdates(updates, step.x.view(), step.hidden.view(),
+                           step.dhidden.view(), step.gated_dy.view());
   }
   step_.reset();
   waves_.clear();

@@ -1,8 +1,8 @@
 // One group's experts: ReLU(x W1) W2 on the combined batch of all replicas.
 //
-// A batch is expert-major; the rows of an expert are in (replica, token) order, and at the end of a
-// step in (wave, replica, token) order, so that nothing depends on who sent what and when.
-// Engine thread only.
+// A batch is expert-major; the rows of an expert are in (replica, token) order, and at
+// the end of a step in (wave, replica, token) order, so that nothing depends on who sent
+// what and when. Engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,8 @@
 
 namespace moe {
 
-// The rows of one wave at one layer, in (replica, token) order; the groups of the layer share them.
+// The rows of one wave at one layer, in (replica, token) order; the groups of the layer
+// share them.
 struct WaveRows {
   Tensor x;                    // [rows, d]
   Tensor dy;                   // [rows, d]; from the backward pass on

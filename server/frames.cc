@@ -22,9 +22,11 @@ absl::Status Bad(const Parts&... parts) {
 
 // The elements of a bytes field, which need not be aligned there.
 template <typename T>
-absl::StatusOr<std::vector<T>> Elements(const std::string& field, const std::string& bytes) {
+absl::StatusOr<std::vector<T>> Elements(const std::string& field,
+                                        const std::string& bytes) {
   if (bytes.size() % sizeof(T) != 0) {
-    return Bad(field, " has ", bytes.size(), " bytes, which is no multiple of ", sizeof(T));
+    return Bad(field, " has ", bytes.size(), " bytes, which is no multiple of ",
+               sizeof(T));
   }
   std::vector<T> elements(bytes.size() / sizeof(T));
   if (!bytes.empty()) std::memcpy(elements.data(), bytes.data(), bytes.size());
@@ -54,9 +56,9 @@ absl::StatusOr<Tensor> Rows(Backend& backend, const std::string& field, int64_t 
   return tensor;
 }
 
-absl::StatusOr<std::vector<double>> Sums(const std::string& field, v1::Mode mode,
-                                         int32_t experts,
-                                         const google::protobuf::RepeatedField<double>& values) {
+absl::StatusOr<std::vector<double>> Sums(
+    const std::string& field, v1::Mode mode, int32_t experts,
+    const google::protobuf::RepeatedField<double>& values) {
   const size_t expected = mode == v1::MODE_TRAIN ? experts : 0;
   if (static_cast<size_t>(values.size()) != expected) {
     return Bad(field, " has ", values.size(), " values instead of ", expected);
@@ -67,8 +69,8 @@ absl::StatusOr<std::vector<double>> Sums(const std::string& field, v1::Mode mode
   return std::vector<double>(values.begin(), values.end());
 }
 
-absl::StatusOr<GroupPairs> DecodeGroup(const LayerShape& shape, v1::Mode mode, int64_t rows,
-                                       const v1::GroupRouting& routing) {
+absl::StatusOr<GroupPairs> DecodeGroup(const LayerShape& shape, v1::Mode mode,
+                                       int64_t rows, const v1::GroupRouting& routing) {
   GroupPairs pairs;
   ASSIGN_OR_RETURN(const std::vector<uint32_t> row,
                    Elements<uint32_t>("row", routing.row()));
@@ -164,7 +166,8 @@ absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& s
 }
 
 absl::StatusOr<BackwardInput> DecodeBackward(Backend& backend, const LayerShape& shape,
-                                             int64_t rows, const v1::BackwardFrame& frame) {
+                                             int64_t rows,
+                                             const v1::BackwardFrame& frame) {
   BackwardInput input;
   ASSIGN_OR_RETURN(input.dy, Rows(backend, "dy", rows, shape.width, frame.dy()));
   return input;
@@ -184,8 +187,8 @@ absl::StatusOr<CloseInput> DecodeClose(const std::map<std::string, int64_t>& den
   for (const v1::GradientNode& node : request.gradients()) {
     ASSIGN_OR_RETURN(CloseInput::Gradient gradient, DecodeGradient(dense, node));
     if (!found[gradient.shard].insert(gradient.node).second) {
-      return Bad("gradient of ", node.shard(), " node (", node.level(), ", ", node.index(),
-                 ") comes twice");
+      return Bad("gradient of ", node.shard(), " node (", node.level(), ", ",
+                 node.index(), ") comes twice");
     }
     input.gradients.push_back(std::move(gradient));
   }

@@ -1,7 +1,8 @@
-// What workers send for a step, decoded and checked: from here on nothing about it can be wrong.
+// What workers send for a step, decoded and checked: from here on nothing about it can be
+// wrong.
 //
-// Errors are INVALID_ARGUMENT and say what is wrong within the frame; the caller adds which replica,
-// step, wave and layer.
+// Errors are INVALID_ARGUMENT and say what is wrong within the frame; the caller adds
+// which replica, step, wave and layer.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,8 @@
 
 namespace moe {
 
-// One replica's chosen (row, expert) pairs in one group of b experts, by row, then expert.
+// One replica's chosen (row, expert) pairs in one group of b experts, by row, then
+// expert.
 struct GroupPairs {
   std::vector<int32_t> row;     // [p] within the replica's frame
   std::vector<int32_t> expert;  // [p] within the group
@@ -51,7 +53,8 @@ absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& s
                                            v1::Mode mode, const v1::ForwardFrame& frame);
 // rows: of the replica's forward frame.
 absl::StatusOr<BackwardInput> DecodeBackward(Backend& backend, const LayerShape& shape,
-                                             int64_t rows, const v1::BackwardFrame& frame);
+                                             int64_t rows,
+                                             const v1::BackwardFrame& frame);
 
 // One worker's close of a step.
 struct CloseInput {
@@ -67,8 +70,9 @@ struct CloseInput {
   bool cut = false;
 };
 
-// dense: floats of each hosted dense shard. replica_shards: the hosted ones among those of the
-// request's replicas. Each must come exactly once, as the maximal nodes of those replicas.
+// dense: floats of each hosted dense shard. replica_shards: the hosted ones among those
+// of the request's replicas. Each must come exactly once, as the maximal nodes of those
+// replicas.
 absl::StatusOr<CloseInput> DecodeClose(const std::map<std::string, int64_t>& dense,
                                        std::span<const std::string> replica_shards,
                                        uint32_t replicas, v1::CloseRequest request);

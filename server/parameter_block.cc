@@ -20,10 +20,10 @@ absl::StatusOr<std::span<const float>> FindTensor(const SafetensorsFile& file,
   ASSIGN_OR_RETURN(const SafetensorsEntry entry, file.Find(tensor.name + suffix));
   if (entry.dtype != "F32" ||
       entry.shape != std::vector<int64_t>{tensor.rows, tensor.cols}) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        file.path(), ": ", entry.name, " is ", entry.dtype, " [",
-        absl::StrJoin(entry.shape, ", "), "] instead of F32 [", tensor.rows, ", ",
-        tensor.cols, "]"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(file.path(), ": ", entry.name, " is ", entry.dtype, " [",
+                     absl::StrJoin(entry.shape, ", "), "] instead of F32 [", tensor.rows,
+                     ", ", tensor.cols, "]"));
   }
   return std::span(static_cast<const float*>(entry.data), tensor.size());
 }
@@ -111,8 +111,11 @@ absl::StatusOr<v1::ShardFile> ParameterBlock::Write(const Cut& cut) const {
     part->Download(host.back());
     for (int i = 0; i < tensors(); ++i) {
       const TensorSpec& tensor = tensors_[i];
-      entries.push_back({tensor.name + suffix, "F32", {tensor.rows, tensor.cols},
-                         values.data() + begin_[i], tensor.size() * sizeof(float)});
+      entries.push_back({tensor.name + suffix,
+                         "F32",
+                         {tensor.rows, tensor.cols},
+                         values.data() + begin_[i],
+                         tensor.size() * sizeof(float)});
     }
   }
   std::map<std::string, std::string> metadata;

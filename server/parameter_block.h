@@ -1,4 +1,5 @@
-// The parameters of a dense or an expert shard with their optimizer state, on the backend.
+// The parameters of a dense or an expert shard with their optimizer state, on the
+// backend.
 #pragma once
 
 #include <cstdint>

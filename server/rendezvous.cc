@@ -31,8 +31,8 @@ std::string Describe(const Waiting& waiting, absl::Time now,
         absl::StrAppend(out, replicas.size() == 1 ? "replica " : "replicas ",
                         absl::StrJoin(replicas, ","), " (", worker, ")");
       });
-  return absl::StrFormat("%.1f s for %s in %s", absl::ToDoubleSeconds(now - waiting.since),
-                         whom, waiting.what);
+  return absl::StrFormat("%.1f s for %s in %s",
+                         absl::ToDoubleSeconds(now - waiting.since), whom, waiting.what);
 }
 
 }  // namespace moe

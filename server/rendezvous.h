@@ -1,5 +1,5 @@
-// Joins what all R replicas send for one thing: the frames of a (step, wave, layer), or the closes
-// of a step. Knows who is missing, and keeps replies for those who ask again.
+// Joins what all R replicas send for one thing: the frames of a (step, wave, layer), or
+// the closes of a step. Knows who is missing, and keeps replies for those who ask again.
 #pragma once
 
 #include <algorithm>
@@ -63,20 +63,22 @@ class Rendezvous {
 
   Rendezvous(RendezvousKind kind, uint32_t replicas) : kind_(kind), replicas_(replicas) {}
 
-  // True if the part of these replicas (ascending) has come before: then it needs no more attention,
-  // and `sink` is answered now or later. INVALID_ARGUMENT if only that of some has come.
+  // True if the part of these replicas (ascending) has come before: then it needs no more
+  // attention, and `sink` is answered now or later. INVALID_ARGUMENT if only that of some
+  // has come.
   absl::StatusOr<bool> AnswerAgain(const RendezvousKey& key,
                                    std::span<const uint32_t> replicas,
                                    const std::shared_ptr<ReplySink>& sink) {
     const auto it = entries_.find(key);
     if (it == entries_.end()) return false;
     Entry& entry = it->second;
-    const size_t come =
-        std::count_if(replicas.begin(), replicas.end(), [&](uint32_t r) { return entry.come[r]; });
+    const size_t come = std::count_if(replicas.begin(), replicas.end(),
+                                      [&](uint32_t r) { return entry.come[r]; });
     if (come == 0) return false;
     if (come < replicas.size()) {
       return absl::InvalidArgumentError(
-          Describe(kind_, key) + ": comes again for some of its replicas and first for others");
+          Describe(kind_, key) +
+          ": comes again for some of its replicas and first for others");
     }
     for (Caller& caller : entry.callers) {
       if (!std::equal(replicas.begin(), replicas.end(), caller.replicas.begin(),
@@ -100,7 +102,8 @@ class Rendezvous {
     return it != entries_.end() && it->second.come[replica];
   }
 
-  // Adds what AnswerAgain did not know; parts[i] is of replicas[i]. All parts when the last has come.
+  // Adds what AnswerAgain did not know; parts[i] is of replicas[i]. All parts when the
+  // last has come.
   std::optional<Parts> Add(const RendezvousKey& key, std::span<const uint32_t> replicas,
                            std::span<const std::shared_ptr<const Part>> parts,
                            std::shared_ptr<ReplySink> sink, absl::Time now) {
@@ -123,7 +126,8 @@ class Rendezvous {
     return std::move(entry.parts);
   }
 
-  // Answers everyone, and keeps the answers until Forget. make: the response for some replicas.
+  // Answers everyone, and keeps the answers until Forget. make: the response for some
+  // replicas.
   void Finish(const RendezvousKey& key,
               const std::function<Response(std::span<const uint32_t>)>& make) {
     const auto it = entries_.find(key);
@@ -153,7 +157,8 @@ class Rendezvous {
   std::optional<Waiting> Oldest() const {
     std::optional<Waiting> oldest;
     for (const auto& [key, entry] : entries_) {
-      if (entry.complete || (oldest.has_value() && oldest->since <= entry.since)) continue;
+      if (entry.complete || (oldest.has_value() && oldest->since <= entry.since))
+        continue;
       oldest.emplace();
       oldest->since = entry.since;
       oldest->what = Describe(kind_, key);

@@ -17,8 +17,11 @@ absl::Status ReplicaShard::Restore(const SafetensorsFile& file) {
 }
 
 absl::StatusOr<v1::ShardFile> ReplicaShard::Write(const Cut& cut) const {
-  const SafetensorsEntry entry = {"state", "U8", {static_cast<int64_t>(content_.size())},
-                                  content_.data(), content_.size()};
+  const SafetensorsEntry entry = {"state",
+                                  "U8",
+                                  {static_cast<int64_t>(content_.size())},
+                                  content_.data(),
+                                  content_.size()};
   return WriteShardFile(cut, spec_.id, std::span(&entry, 1), {});
 }
 

@@ -1,4 +1,5 @@
-// A replica shard: what one replica carries from step to step, opaque here. Engine thread only.
+// A replica shard: what one replica carries from step to step, opaque here. Engine thread
+// only.
 #pragma once
 
 #include <cstdint>

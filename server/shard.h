@@ -1,4 +1,5 @@
-// What every kind of shard can do, beside its part in a step. Engine thread only (engine.h).
+// What every kind of shard can do, beside its part in a step. Engine thread only
+// (engine.h).
 #pragma once
 
 #include <cstdint>

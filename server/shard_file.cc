@@ -27,9 +27,9 @@ std::string ShardFileName(const std::string& shard) {
   return absl::StrCat(absl::StrReplaceAll(shard, {{"/", "-"}}), ".safetensors");
 }
 
-absl::StatusOr<v1::ShardFile> WriteShardFile(const Cut& cut, const std::string& shard,
-                                             std::span<const SafetensorsEntry> entries,
-                                             std::map<std::string, std::string> metadata) {
+absl::StatusOr<v1::ShardFile> WriteShardFile(
+    const Cut& cut, const std::string& shard, std::span<const SafetensorsEntry> entries,
+    std::map<std::string, std::string> metadata) {
   metadata["job"] = cut.job;
   metadata["step"] = absl::StrCat(cut.step);
   metadata["shard"] = shard;
@@ -48,8 +48,9 @@ absl::StatusOr<v1::ShardFile> WriteShardFile(const Cut& cut, const std::string& 
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenShardFile(const std::string& folder,
                                                                const std::string& shard,
                                                                uint64_t step) {
-  ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> file,
-                   SafetensorsFile::Open(absl::StrCat(folder, "/", ShardFileName(shard))));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<SafetensorsFile> file,
+      SafetensorsFile::Open(absl::StrCat(folder, "/", ShardFileName(shard))));
   RETURN_IF_ERROR(CheckMetadata(*file, "shard", shard));
   RETURN_IF_ERROR(CheckMetadata(*file, "step", absl::StrCat(step)));
   return file;

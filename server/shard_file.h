@@ -17,12 +17,14 @@ namespace moe {
 // "layer1/group0" -> "layer1-group0.safetensors"
 std::string ShardFileName(const std::string& shard);
 
-// `metadata` is added to the job's name, the step and the shard's id. The result has no tensors yet.
+// `metadata` is added to the job's name, the step and the shard's id. The result has no
+// tensors yet.
 absl::StatusOr<v1::ShardFile> WriteShardFile(const Cut& cut, const std::string& shard,
                                              std::span<const SafetensorsEntry> entries,
                                              std::map<std::string, std::string> metadata);
 
-// Opens the file of `shard` in `folder` and checks that it is that shard's, at version `step`.
+// Opens the file of `shard` in `folder` and checks that it is that shard's, at version
+// `step`.
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenShardFile(const std::string& folder,
                                                                const std::string& shard,
                                                                uint64_t step);

@@ -105,9 +105,9 @@ absl::Status ShardSet::Close(std::span<const std::shared_ptr<const CloseInput>> 
   for (const auto& close : closes) {
     if (!seen.insert(close.get()).second) continue;
     for (const CloseInput::Gradient& gradient : close->gradients) {
-      RETURN_IF_ERROR(Annotate(
-          dense_.at(gradient.shard)->AddGradient(gradient.node, gradient.sum),
-          gradient.shard));
+      RETURN_IF_ERROR(
+          Annotate(dense_.at(gradient.shard)->AddGradient(gradient.node, gradient.sum),
+                   gradient.shard));
     }
     for (const auto& [shard, content] : close->replica_states) {
       replica_.at(shard)->Push(content);
@@ -142,7 +142,8 @@ absl::StatusOr<std::vector<v1::ShardFile>> ShardSet::Write(const Cut& cut) const
 std::vector<v1::TensorDigest> ShardSet::Digests() const {
   std::vector<v1::TensorDigest> digests;
   for (const Shard* shard : all_) {
-    for (v1::TensorDigest& digest : shard->Digests()) digests.push_back(std::move(digest));
+    for (v1::TensorDigest& digest : shard->Digests())
+      digests.push_back(std::move(digest));
   }
   return digests;
 }

@@ -1,4 +1,5 @@
-// All shards that a server hosts in one generation. Engine thread only, except where said.
+// All shards that a server hosts in one generation. Engine thread only, except where
+// said.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +26,8 @@ namespace moe {
 
 class ShardSet {
  public:
-  // The shards that state.placement gives to `server`: restored, or with initial values if the state
-  // names no checkpoint.
+  // The shards that state.placement gives to `server`: restored, or with initial values
+  // if the state names no checkpoint.
   static absl::StatusOr<std::unique_ptr<ShardSet>> Load(Backend& backend,
                                                         const v1::ClusterState& state,
                                                         const std::string& server);

@@ -1,0 +1,180 @@
+#include "server/expert_server.h"
+
+#include <unistd.h>
+
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/protocol.h"
+#include "common/base/status_macros.h"
+#include "glog/logging.h"
+
+namespace moe {
+namespace {
+
+// For workers to read why it's over before their streams are cut.
+constexpr absl::Duration kParting = absl::Seconds(1);
+
+std::string HostName() {
+  char name[256] = "";
+  gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Start(Options options) {
+  if (options.threads < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("threads must be at least 1, not ", options.threads));
+  }
+  std::string error;
+  std::unique_ptr<Backend> backend = MakeCpuBackend(options.threads, &error);
+  if (backend == nullptr) return absl::FailedPreconditionError(error);
+  std::unique_ptr<ExpertServer> server(
+      new ExpertServer(std::move(options), std::move(backend)));
+
+  grpc::Service* const services[] = {&server->shard_service_, &server->status_service_};
+  ASSIGN_OR_RETURN(server->rpc_, RpcServer::Start(server->options_.listen, services));
+  ASSIGN_OR_RETURN(server->member_, server->options_.join(server->Registration()));
+  LOG(INFO) << server->id_ << " listens on " << server->address();
+  server->thread_ = std::thread([&server = *server] { server.Run(); });
+  return server;
+}
+
+ExpertServer::ExpertServer(Options options, std::unique_ptr<Backend> backend)
+    : options_(std::move(options)),
+      backend_(std::move(backend)),
+      id_(absl::StrCat("server/", options_.name)),
+      shard_service_(
+          {.server = id_,
+           .host = [this] { return host(); },
+           .on_lost = [this](const std::string&,
+                             const absl::Status& why) { OnFailed(Annotate(why, id_)); }}),
+      status_service_(id_, [this] { return host(); }) {}
+
+ExpertServer::~ExpertServer() {
+  Stop();
+  if (thread_.joinable()) thread_.join();
+}
+
+Member::Options ExpertServer::Registration() const {
+  Member::Options member;
+  member.coordinator = options_.coordinator;
+  member.join_timeout = options_.join_timeout;
+  v1::RegisterRequest& registration = member.registration;
+  registration.set_kind(v1::MEMBER_KIND_SERVER);
+  registration.set_name(options_.name);
+  registration.set_address(options_.advertise.empty() ? rpc_->address()
+                                                      : options_.advertise);
+  registration.set_protocol_version(kProtocolVersion);
+  registration.set_numerics(NumericsFingerprint(*backend_));
+  registration.set_numerics_description(backend_->Description());
+  registration.set_host(HostName());
+  registration.set_pid(getpid());
+  return member;
+}
+
+absl::Status ExpertServer::Wait() {
+  absl::MutexLock lock(&mutex_);
+  mutex_.Await(absl::Condition(&over_));
+  return result_;
+}
+
+void ExpertServer::Stop() {
+  if (member_ != nullptr) member_->Cancel();
+}
+
+void ExpertServer::Run() {
+  absl::Status result = Serve();
+  {
+    // The cluster may know less than this server about what went wrong, if it still knows
+    // anything.
+    absl::MutexLock lock(&mutex_);
+    if (!failure_.ok() && absl::IsUnavailable(result)) result = failure_;
+  }
+  shard_service_.GiveUp(result.ok() ? absl::CancelledError("the job is finished")
+                                    : result);
+  member_->Leave();
+  rpc_->Shutdown(kParting);
+  absl::MutexLock lock(&mutex_);
+  host_ = nullptr;
+  result_ = std::move(result);
+  over_ = true;
+}
+
+absl::Status ExpertServer::Serve() {
+  uint64_t generation = 0;
+  std::string reason = "the cluster to be complete";
+  while (true) {
+    ASSIGN_OR_RETURN(const v1::ClusterState state,
+                     member_->WaitFor(reason, absl::InfiniteDuration(),
+                                      [&](const v1::ClusterState& state) {
+                                        return state.generation() > generation &&
+                                               (state.phase() == v1::PHASE_LOADING ||
+                                                state.phase() == v1::PHASE_RUNNING);
+                                      }));
+    if (state.phase() == v1::PHASE_FINISHED) return absl::OkStatus();
+    if (state.phase() == v1::PHASE_FAILED) return absl::AbortedError(state.failure());
+    generation = state.generation();
+    absl::StatusOr<std::unique_ptr<ShardHost>> host = Load(state);
+    if (!host.ok()) {
+      const absl::Status cause =
+          Annotate(host.status(), absl::StrCat(id_, " can't load its shards"));
+      member_->Fail(std::string(cause.message()));
+      return cause;
+    }
+    {
+      absl::MutexLock lock(&mutex_);
+      host_ = *std::move(host);
+    }
+    member_->SetReady(generation);
+    reason = "";
+  }
+}
+
+absl::StatusOr<std::unique_ptr<ShardHost>> ExpertServer::Load(
+    const v1::ClusterState& state) {
+  {
+    // Frees the memory of the generation before.
+    std::shared_ptr<ShardHost> before;
+    absl::MutexLock lock(&mutex_);
+    before.swap(host_);
+  }
+  ShardHost::Options options;
+  options.server = member_->id();
+  options.state = state;
+  options.rendezvous_timeout = options_.rendezvous_timeout;
+  options.events.shard_written = [this](uint64_t step, const v1::ShardFile& file) {
+    v1::ReportShardFileRequest request;
+    request.set_step(step);
+    *request.mutable_file() = file;
+    return member_->ReportShardFile(std::move(request));
+  };
+  options.events.failed = [this](const absl::Status& cause) { OnFailed(cause); };
+  options.events.idle = [this](const std::string& waiting_for,
+                               const v1::MemberTimes& times) {
+    member_->SetWaitingFor(waiting_for);
+    member_->SetTimes(times);
+  };
+  return ShardHost::Load(*backend_, std::move(options));
+}
+
+std::shared_ptr<ShardHost> ExpertServer::host() const {
+  absl::MutexLock lock(&mutex_);
+  return host_;
+}
+
+void ExpertServer::OnFailed(const absl::Status& cause) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (failure_.ok()) failure_ = cause;
+  }
+  // A job that is over anyway ends streams too.
+  if (!member_->health().ok()) return;
+  shard_service_.GiveUp(cause);
+  member_->Fail(std::string(cause.message()));
+}
+
+}  // namespace moe

@@ -1,0 +1,112 @@
+// The daemon `expert_server`: flags, signals, and an ExpertServer.
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "absl/flags/flag.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/base/program.h"
+#include "common/base/signals.h"
+#include "common/io/file.h"
+#include "server/expert_server.h"
+
+ABSL_FLAG(std::string, name, "",
+          "Name of this server, unique among the servers of the cluster. Required.");
+ABSL_FLAG(
+    std::string, listen, "127.0.0.1:0",
+    "Address to listen on: host:port, where port 0 takes any free one, or unix:path.");
+ABSL_FLAG(
+    std::string, advertise, "",
+    "Address at which workers reach this server, if it isn't the one it listens on, as "
+    "for 0.0.0.0 or behind a NAT. Empty: --listen with the real port.");
+ABSL_FLAG(std::string, coordinator, "",
+          "Address of the coordinator: host:port or unix:path. Required.");
+ABSL_FLAG(int, threads, 0,
+          "Threads that compute. 0: as many as the machine has. Never changes a result.");
+ABSL_FLAG(absl::Duration, join_timeout, absl::Seconds(60),
+          "How long to wait for a coordinator that isn't there yet.");
+ABSL_FLAG(
+    absl::Duration, rendezvous_timeout, absl::Seconds(60),
+    "How long the first replica's part of a forward, backward or close may wait for the "
+    "last one's. Then the job fails, naming who is missing.");
+ABSL_FLAG(
+    std::string, port_file, "",
+    "Write the address listened on, with the real port, to this file once it is known.");
+
+namespace {
+
+constexpr char kUsage[] =
+    "Hosts shards of a model (experts, dense parameters, replica states) and computes on "
+    "them.\n"
+    "\n"
+    "  expert_server --name NAME --coordinator HOST:PORT [flags]\n"
+    "\n"
+    "It joins the coordinator, is handed its shards, and serves workers until the job is "
+    "over.\n"
+    "Exit status: 0 when the job finished or on SIGINT or SIGTERM, 1 when the job failed "
+    "(its\n"
+    "cause is the last line on stderr), 2 for a mistake on the command line.\n"
+    "\n"
+    "Examples:\n"
+    "  expert_server --name s0 --coordinator 127.0.0.1:7000\n"
+    "  expert_server --name s1 --coordinator head:7000 --listen 0.0.0.0:7100 "
+    "--advertise node1:7100\n"
+    "  expert_server --flagfile server.flags";
+
+// 0 if the job finished or somebody asked to stop.
+int ExitStatus(const absl::Status& status) {
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "expert_server: %s\n", std::string(status.message()).c_str());
+  return absl::IsCancelled(status) ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  moe::BlockTerminationSignals();
+  if (!moe::ParseCommandLine(argc, argv, kUsage).empty()) {
+    moe::ExitWithUsageError("takes flags only");
+  }
+  moe::ExpertServer::Options options;
+  options.name = absl::GetFlag(FLAGS_name);
+  options.listen = absl::GetFlag(FLAGS_listen);
+  options.advertise = absl::GetFlag(FLAGS_advertise);
+  options.coordinator = absl::GetFlag(FLAGS_coordinator);
+  options.threads = absl::GetFlag(FLAGS_threads);
+  options.join_timeout = absl::GetFlag(FLAGS_join_timeout);
+  options.rendezvous_timeout = absl::GetFlag(FLAGS_rendezvous_timeout);
+  if (options.name.empty()) moe::ExitWithUsageError("--name is required");
+  if (options.coordinator.empty()) moe::ExitWithUsageError("--coordinator is required");
+  if (options.threads < 0) moe::ExitWithUsageError("--threads must not be negative");
+  if (options.rendezvous_timeout <= absl::ZeroDuration()) {
+    moe::ExitWithUsageError("--rendezvous_timeout must be positive");
+  }
+  if (options.threads == 0) {
+    options.threads = std::max(1u, std::thread::hardware_concurrency());
+  }
+
+  std::unique_ptr<moe::ExpertServer> server;
+  std::atomic<moe::ExpertServer*> started = nullptr;
+  const moe::TerminationHandler on_signal([&](int) {
+    // Before it has joined, nobody counts on it.
+    if (started == nullptr) std::_Exit(0);
+    started.load()->Stop();
+  });
+  absl::StatusOr<std::unique_ptr<moe::ExpertServer>> joined =
+      moe::ExpertServer::Start(std::move(options));
+  if (!joined.ok()) return ExitStatus(joined.status());
+  server = *std::move(joined);
+  started = server.get();
+  if (const std::string path = absl::GetFlag(FLAGS_port_file); !path.empty()) {
+    const absl::Status status = moe::WriteFileAtomically(path, server->address() + "\n");
+    if (!status.ok()) return ExitStatus(status);
+  }
+  return ExitStatus(server->Wait());
+}

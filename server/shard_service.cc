@@ -1,0 +1,129 @@
+#include "server/shard_service.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/protocol.h"
+#include "common/base/status_macros.h"
+#include "common/net/grpc_status.h"
+#include "glog/logging.h"
+
+namespace moe {
+namespace {
+
+std::shared_ptr<const v1::ExchangeResponse> FailureResponse(uint64_t generation,
+                                                            const absl::Status& cause) {
+  auto response = std::make_shared<v1::ExchangeResponse>();
+  response->set_generation(generation);
+  response->mutable_failure()->set_code(cause.raw_code());
+  response->mutable_failure()->set_message(std::string(cause.message()));
+  return response;
+}
+
+}  // namespace
+
+grpc::Status ShardService::Exchange(grpc::ServerContext* context,
+                                    ReplyStream::Stream* stream) {
+  const auto replies = std::make_shared<ReplyStream>(stream, [this](absl::Duration took) {
+    if (const std::shared_ptr<ShardHost> host = options_.host()) host->AddMoving(took);
+  });
+  const absl::Status status = Converse(context, stream, replies);
+  replies->Finish();
+  return ToGrpcStatus(status);
+}
+
+absl::StatusOr<std::string> ShardService::Greet(
+    const v1::ExchangeRequest& request, const std::shared_ptr<ShardHost>& host) const {
+  if (!request.has_hello()) {
+    return absl::FailedPreconditionError("the first message must be Hello");
+  }
+  const std::string& worker = request.hello().member();
+  if (request.hello().protocol_version() != kProtocolVersion) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        worker, " speaks protocol version ", request.hello().protocol_version(),
+        "; this server speaks ", kProtocolVersion));
+  }
+  if (host == nullptr) {
+    return absl::UnavailableError(absl::StrCat(options_.server, " has no shards yet"));
+  }
+  if (request.generation() != host->generation()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(worker, " is in generation ", request.generation(),
+                     "; the current one is ", host->generation()));
+  }
+  if (!host->IsWorker(worker)) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("\"", worker, "\" has no replica of this job"));
+  }
+  return worker;
+}
+
+absl::Status ShardService::Converse(grpc::ServerContext* context,
+                                    ReplyStream::Stream* stream,
+                                    const std::shared_ptr<ReplyStream>& replies) {
+  v1::ExchangeRequest request;
+  if (!stream->Read(&request)) return absl::OkStatus();
+  const std::shared_ptr<ShardHost> host = options_.host();
+  const uint64_t generation = host == nullptr ? 0 : host->generation();
+  const absl::StatusOr<std::string> worker = Greet(request, host);
+  if (!worker.ok()) {
+    replies->Send(FailureResponse(generation, worker.status()));
+    return worker.status();
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!over_.ok()) {
+      replies->Send(FailureResponse(generation, over_));
+      return over_;
+    }
+    streams_.insert(replies);
+  }
+  auto hello = std::make_shared<v1::ExchangeResponse>();
+  hello->set_generation(generation);
+  hello->mutable_hello()->set_server(options_.server);
+  replies->Send(std::move(hello));
+
+  absl::Status status = Read(*worker, *host, stream, replies);
+  {
+    absl::MutexLock lock(&mutex_);
+    streams_.erase(replies);
+  }
+  if (!status.ok()) {
+    LOG(WARNING) << "refused: " << status.message();
+    replies->Send(FailureResponse(generation, status));
+  } else if (context->IsCancelled()) {
+    status = absl::UnavailableError(absl::StrCat("the stream of ", *worker, " broke"));
+  }
+  // A sender of another generation is not one whom this one needs.
+  if (!status.ok() && over().ok() && options_.host() == host) {
+    options_.on_lost(*worker, status);
+  }
+  return status;
+}
+
+absl::Status ShardService::Read(const std::string& worker, ShardHost& host,
+                                ReplyStream::Stream* stream,
+                                const std::shared_ptr<ReplyStream>& replies) {
+  v1::ExchangeRequest request;
+  while (stream->Read(&request)) {
+    RETURN_IF_ERROR(host.Handle(worker, std::move(request), replies));
+    request = v1::ExchangeRequest();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ShardService::over() const {
+  absl::MutexLock lock(&mutex_);
+  return over_;
+}
+
+void ShardService::GiveUp(const absl::Status& cause) {
+  const std::shared_ptr<ShardHost> host = options_.host();
+  const auto response = FailureResponse(host == nullptr ? 0 : host->generation(), cause);
+  absl::MutexLock lock(&mutex_);
+  if (!over_.ok()) return;
+  over_ = cause;
+  for (const std::shared_ptr<ReplyStream>& stream : streams_) stream->Send(response);
+}
+
+}  // namespace moe
