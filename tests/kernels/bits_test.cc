@@ -1,0 +1,206 @@
+// Equal bits whatever the number of threads, the strides and the alignment.
+#include <algorithm>
+#include <cstring>
+
+#include "tests/kernels/kernel_test.h"
+
+namespace moe {
+namespace {
+
+// The outputs of one operation after another, large enough to be shared among threads.
+class Outputs {
+ public:
+  Outputs(Backend& backend, int64_t gap) : backend_(backend), gap_(gap) {
+    Products();
+    Sums();
+    Rows();
+    Elementwise();
+    Softmax();
+    Gating();
+    Experts();
+  }
+
+  // Names of the outputs that differ.
+  std::string Differences(const Outputs& other) const {
+    std::string names;
+    for (size_t i = 0; i < all_.size(); ++i) {
+      const auto& [name, a] = all_[i];
+      const auto& b = other.all_[i].second;
+      if (a.size() != b.size() || std::memcmp(a.data(), b.data(), a.size()) != 0) {
+        names += name + " ";
+      }
+    }
+    return names;
+  }
+
+ private:
+  DeviceMatrix Make(int64_t rows, int64_t cols, float scale = 1) {
+    return DeviceMatrix(backend_, random_.Normal(rows, cols, scale), gap_);
+  }
+  template <typename T>
+  void Keep(const std::string& name, const std::vector<T>& values) {
+    std::vector<char> bytes(values.size() * sizeof(T));
+    std::memcpy(bytes.data(), values.data(), bytes.size());
+    all_.emplace_back(name, std::move(bytes));
+  }
+  void Keep(const std::string& name, const DeviceMatrix& x) { Keep(name, x.Get().values); }
+
+  void Products() {
+    for (Transpose ta : {Transpose::kNo, Transpose::kYes}) {
+      for (Transpose tb : {Transpose::kNo, Transpose::kYes}) {
+        const DeviceMatrix a = ta == Transpose::kNo ? Make(300, 130) : Make(130, 300);
+        const DeviceMatrix b = tb == Transpose::kNo ? Make(130, 1100) : Make(1100, 130);
+        const DeviceMatrix c = Make(300, 1100);
+        backend_.Gemm(ta, tb, 1, a.view(), b.view(), 0.5f, c.view());
+        Keep("Gemm", c);
+      }
+    }
+  }
+  void Sums() {
+    const DeviceMatrix x = Make(333, 1001);
+    const HostMatrix flat = random_.Normal(1, 300001);
+    const DeviceMatrix sums(backend_, 1, 1001), vector(backend_, flat, gap_);
+    backend_.AddColumnSums(x.view(), sums.data());
+    Keep("AddColumnSums", sums);
+    Keep("SquareSum", std::vector<double>{backend_.SquareSum(flat.cols, vector.data())});
+  }
+  void Rows() {
+    const DeviceMatrix x = Make(500, 200), out = Make(40, 200), combined = Make(250, 200);
+    backend_.ScatterAddRows(x.view(), random_.Below(40, 500), out.view());
+    Keep("ScatterAddRows", out);
+    std::vector<int32_t> offset;
+    for (int32_t r = 0; r <= 250; ++r) offset.push_back(2 * r);
+    const DeviceMatrix weight(backend_, random_.Normal(1, 500));
+    backend_.CombineRows(x.view(), offset, random_.Below(500, 500), weight.data(),
+                         combined.view());
+    Keep("CombineRows", combined);
+  }
+  void Elementwise() {
+    const DeviceMatrix x = Make(257, 301), y = Make(257, 301);
+    backend_.SigmoidForward(x.view(), y.view());
+    Keep("Sigmoid", y);
+    backend_.DropoutForward({5, 6}, 0.3f, x.view(), y.view(), x.view());
+    Keep("Dropout", x);
+    const DeviceMatrix gates = Make(65, 4 * 203), c_prev = Make(65, 203), c = Make(65, 203);
+    const DeviceMatrix tanh_c = Make(65, 203), h = Make(65, 203);
+    backend_.LstmCellForward(gates.view(), c_prev.view(), c.view(), tanh_c.view(), h.view());
+    Keep("LstmCellForward", h);
+    backend_.LstmCellBackward(gates.view(), c_prev.view(), tanh_c.view(), h.view(), c.view(),
+                              gates.view());
+    Keep("LstmCellBackward", gates);
+    const DeviceMatrix g(backend_, random_.Normal(1, 200003), gap_);
+    const DeviceMatrix w(backend_, random_.Normal(1, 200003), gap_);
+    const DeviceMatrix m(backend_, 1, 200003, gap_), v(backend_, 1, 200003, gap_);
+    OptimizerStep step;
+    step.kind = OptimizerStep::Kind::kAdam;
+    step.adam.rate = 0.1f;
+    backend_.OptimizerUpdate(step, 200003, g.data(), w.data(), m.data(), v.data());
+    Keep("OptimizerUpdate", w);
+  }
+  void Softmax() {
+    const DeviceMatrix logits = Make(100, 3001, 3);
+    const std::vector<int32_t> target = random_.Below(3001, 100);
+    Keep("loss",
+         std::vector<double>{backend_.SoftmaxCrossEntropy(logits.view(), target, 0.1f)});
+    Keep("SoftmaxCrossEntropy", logits);
+  }
+  void Gating() {
+    const int64_t tokens = 300, n = 77;
+    const int32_t k = 4;
+    const DeviceMatrix clean = Make(tokens, n), raw = Make(tokens, n), noise = Make(tokens, n);
+    const Array<int32_t> expert(backend_, tokens * k), threshold(backend_, tokens * 2);
+    const Array<float> gate(backend_, tokens * k);
+    const Array<double> importance(backend_, n), load(backend_, n);
+    GateBatch batch;
+    batch.clean = clean.view();
+    batch.raw = raw.view();
+    batch.noise = noise.view();
+    batch.k = k;
+    batch.with_noise = true;
+    batch.expert = expert.data();
+    batch.gate = gate.data();
+    batch.threshold = threshold.data();
+    batch.importance = importance.data();
+    batch.load = load.data();
+    backend_.NoisyTopKForward(batch);
+    Keep("experts", Download(expert));
+    Keep("gates", Download(gate));
+    Keep("importance", Download(importance));
+    Keep("load", Download(load));
+    const DeviceMatrix dgate(backend_, random_.Normal(tokens, k));
+    const DeviceMatrix dload(backend_, random_.Normal(1, n));
+    const DeviceMatrix dclean = Make(tokens, n), draw = Make(tokens, n);
+    backend_.NoisyTopKBackward(batch, dgate.data(), dload.data(), dclean.view(), draw.view());
+    Keep("dclean", dclean);
+    Keep("draw", draw);
+  }
+  void Experts() {
+    const int64_t d = 130, h = 300;
+    std::vector<DeviceMatrix> weights;
+    std::vector<ExpertRows> experts;
+    std::vector<ExpertUpdate> updates;
+    int64_t total = 0;
+    for (int64_t rows : {1, 4, 0, 9, 33, 700}) {
+      weights.emplace_back(backend_, random_.Normal(d, h));
+      weights.emplace_back(backend_, random_.Normal(h, d));
+      experts.push_back(
+          {weights[weights.size() - 2].data(), weights.back().data(), total, rows});
+      updates.emplace_back().expert = experts.back();
+      updates.back().step.adam.rate = 0.01f;
+      total += rows;
+    }
+    const DeviceMatrix x = Make(total, d), hidden = Make(total, h), y = Make(total, d);
+    const DeviceMatrix dhidden = Make(total, h), dx = Make(total, d);
+    const DeviceMatrix gate(backend_, random_.Normal(1, total)), dgate(backend_, 1, total);
+    backend_.ExpertForward(experts, x.view(), hidden.view(), y.view());
+    Keep("ExpertForward", y);
+    backend_.ExpertBackward(experts, y.view(), gate.data(), hidden.view(), dgate.data(),
+                            dhidden.view(), dx.view());
+    Keep("dgate", dgate);
+    Keep("dhidden", dhidden);
+    Keep("ExpertBackward", dx);
+    std::vector<double> sums(2 * experts.size());
+    backend_.ExpertSquareSums(experts, x.view(), hidden.view(), dhidden.view(), y.view(), sums);
+    Keep("ExpertSquareSums", sums);
+    backend_.ExpertUpdates(updates, x.view(), hidden.view(), dhidden.view(), y.view());
+    for (const DeviceMatrix& w : weights) Keep("ExpertUpdates", w);
+  }
+
+  Backend& backend_;
+  const int64_t gap_;
+  Random random_;
+  std::vector<std::pair<std::string, std::vector<char>>> all_;
+};
+
+class BitsTest : public testing::TestWithParam<Device> {
+ protected:
+  void SetUp() override {
+    std::string error;
+    if (GetParam().make(1, &error) == nullptr) GTEST_SKIP() << error;
+  }
+  static std::unique_ptr<Backend> Make(int threads) {
+    std::string error;
+    return GetParam().make(threads, &error);
+  }
+};
+
+TEST_P(BitsTest, ThreadsAndStridesDontMatter) {
+  const Outputs expected(*Make(1), 0);
+  for (int threads : {1, 2, 3}) {
+    for (int64_t gap : {0, 1, 7}) {
+      EXPECT_EQ(Outputs(*Make(threads), gap).Differences(expected), "")
+          << threads << " threads, gap " << gap;
+    }
+  }
+}
+
+TEST_P(BitsTest, AFingerprintIsThatOfTheMachineAlone) {
+  const std::string fingerprint = NumericsFingerprint(*Make(1));
+  EXPECT_EQ(fingerprint.size(), 16u);
+  for (int threads : {1, 2, 3}) EXPECT_EQ(NumericsFingerprint(*Make(threads)), fingerprint);
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, BitsTest, testing::ValuesIn(Devices()), DeviceName);
+
+}  // namespace
+}  // namespace moe
