@@ -83,7 +83,7 @@ class GrpcMember final : public Member {
         while (health_.ok() && !left_ && state_version_ == seen) {
           if (changed_.WaitWithDeadline(&mutex_, deadline) && state_version_ == seen) {
             return absl::DeadlineExceededError(
-                absl::StrCat("waited ", moe::FormatDuration(timeout), " for ", reason,
+                absl::StrCat("waited ", FormatTimeSpan(timeout), " for ", reason,
                              state_.waiting_for().empty() ? "" : "; the cluster is ",
                              state_.waiting_for()));
           }
@@ -366,10 +366,9 @@ class GrpcMember final : public Member {
       SetTrouble(
           FromGrpcStatus(status, absl::StrCat("coordinator ", options_.coordinator)));
     } else if (absl::Now() - *last_answer > lease_) {
-      SetTrouble(absl::UnavailableError(
-          absl::StrCat("lost the coordinator ", options_.coordinator, ": no answer for ",
-                       moe::FormatDuration(absl::Now() - *last_answer), ": ",
-                       status.error_message())));
+      SetTrouble(absl::UnavailableError(absl::StrCat(
+          "lost the coordinator ", options_.coordinator, ": no answer for ",
+          FormatTimeSpan(absl::Now() - *last_answer), ": ", status.error_message())));
     }
   }
 
@@ -425,11 +424,11 @@ absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
     if (now + kRegisterPause >= deadline) {
       return absl::UnavailableError(absl::StrCat(
           "no coordinator answered at ", options.coordinator, " within ",
-          moe::FormatDuration(options.join_timeout), ": ", status.error_message()));
+          FormatTimeSpan(options.join_timeout), ": ", status.error_message()));
     }
     if (now >= next_notice) {
       LOG(INFO) << "waiting for the coordinator at " << options.coordinator << " since "
-                << moe::FormatDuration(now - start) << ": " << status.error_message();
+                << FormatTimeSpan(now - start) << ": " << status.error_message();
       next_notice = now + kRegisterNotice;
     }
     absl::SleepFor(kRegisterPause);

@@ -191,13 +191,13 @@ void JobController::FailJob(const v1::FailJobRequest& request) {
 absl::Status JobController::ReportStep(const v1::ReportStepRequest& request) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(CheckReporter(request.member(), v1::MEMBER_KIND_WORKER));
-  if (request.step() <= last_step_) return absl::OkStatus();
+  if (request.step() < steps_taken_) return absl::OkStatus();
   ReplicaJoin& join = steps_.try_emplace(request.step(), assignments_).first->second;
   RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
   if (!join.complete()) return absl::OkStatus();
 
   CompletedStep step;
-  step.step = request.step();
+  step.step = request.step() + 1;
   step.total_steps = request.total_steps();
   step.loss_sum = join.loss_sum();
   step.tokens = join.tokens();
@@ -210,8 +210,8 @@ absl::Status JobController::ReportStep(const v1::ReportStepRequest& request) {
   }
   progress_.Step(step, options_.now());
   if (evaluations_.empty()) balance_ = step.balance;
-  last_step_ = step.step;
-  steps_.erase(steps_.begin(), steps_.upper_bound(last_step_));
+  steps_taken_ = step.step;
+  steps_.erase(steps_.begin(), steps_.lower_bound(steps_taken_));
   return absl::OkStatus();
 }
 
@@ -433,7 +433,7 @@ void JobController::Advance() {
     if (phase_ != v1::PHASE_RUNNING) return;
     const uint64_t start_step =
         options_.restore.has_value() ? options_.restore->manifest.step() : 0;
-    last_step_ = start_step;
+    steps_taken_ = start_step;
     progress_.Begin(start_step, data_.train_tokens(), running_since_);
     progress_.Line(absl::StrCat(
         options_.mode == v1::RUN_MODE_EVALUATE

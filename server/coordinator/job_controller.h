@@ -158,7 +158,7 @@ class JobController {
   v1::DataDescription data_ ABSL_GUARDED_BY(mutex_);
 
   std::map<uint64_t, ReplicaJoin> steps_ ABSL_GUARDED_BY(mutex_);  // incomplete ones
-  uint64_t last_step_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t steps_taken_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<std::pair<uint64_t, v1::Split>, Evaluation> evaluations_
       ABSL_GUARDED_BY(mutex_);
   CheckpointKeeper checkpoint_keeper_ ABSL_GUARDED_BY(mutex_);
