@@ -624,6 +624,28 @@ TEST_F(ClusterClientTest, ClippingAddsSquareSumsInTensorOrder) {
   }
 }
 
+TEST_F(ClusterClientTest, ExpertsWithoutRowsHaveNoSquareSum) {
+  Start(2.5f);
+  double total = 0;
+  for (const ShardSpec& shard : plan_.shards) {
+    if (shard.kind != ShardKind::kDense) continue;
+    for (const int64_t tensor : shard.tensors) total += SquareSum(tensor);
+  }
+  spoil_ = [&](int, v1::ExchangeResponse* response) {
+    if (!response->has_close()) return;
+    v1::CloseResponse dense_only = response->close();
+    dense_only.clear_square_sums();
+    for (const v1::TensorSquareSum& sum : response->close().square_sums()) {
+      const std::string& name = plan_.tensors[sum.tensor()].name;
+      if (name.find("expert") == std::string::npos) *dense_only.add_square_sums() = sum;
+    }
+    *response->mutable_close() = dense_only;
+  };
+  const auto closed = client_->parameters().Close(MakeClose());
+  ASSERT_TRUE(closed.ok()) << closed.status();
+  EXPECT_DOUBLE_EQ(closed->gradient_norm, std::sqrt(total));
+}
+
 TEST_F(ClusterClientTest, ASmallNormIsNotScaled) {
   Start(1e9f);
   ASSERT_TRUE(client_->parameters().Close(MakeClose()).ok());
@@ -648,7 +670,7 @@ TEST_F(ClusterClientTest, WrongSquareSumsAreRefused) {
   uint64_t step = 0;
   for (const Case& wrong : cases) {
     spoil_ = [&](int server, v1::ExchangeResponse* response) {
-      if (server == 1 && response->has_close()) wrong.spoil(response->mutable_close());
+      if (server == 2 && response->has_close()) wrong.spoil(response->mutable_close());
     };
     StepClose close = MakeClose();
     close.step = step++;
