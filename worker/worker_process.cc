@@ -39,9 +39,9 @@ v1::RegisterRequest Registration(const Worker::Options& options, const TokenData
   v1::DataDescription& description = *request.mutable_data();
   description.set_sha256(data.sha256());
   description.set_vocabulary(data.vocabulary().size());
-  description.set_train_tokens(data.train().size());
-  description.set_validation_tokens(data.validation().size());
-  description.set_test_tokens(data.test().size());
+  description.set_train_tokens(data.tokens(TextSplit::kTrain).size());
+  description.set_validation_tokens(data.tokens(TextSplit::kValidation).size());
+  description.set_test_tokens(data.tokens(TextSplit::kTest).size());
   return request;
 }
 

@@ -1,8 +1,10 @@
 #include "worker/data/verse_filter.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
@@ -29,6 +31,31 @@ size_t ReferenceLength(absl::string_view line) {
   if (verse_end == colon + 1 || verse_end >= line.size() || line[verse_end] != ':')
     return 0;
   return verse_end + 1;
+}
+
+// Without <title> elements and all tags; a '<' that begins no tag stays.
+std::string WithoutTags(absl::string_view line) {
+  std::string result;
+  while (!line.empty()) {
+    const size_t open = line.find('<');
+    result.append(line.data(), std::min(open, line.size()));
+    if (open == line.npos) break;
+    line.remove_prefix(open);
+    constexpr char kTitleEnd[] = "</title>";
+    const size_t title_end =
+        absl::StartsWith(line, "<title") ? line.find(kTitleEnd) : line.npos;
+    const size_t close = line.find('>');
+    if (title_end != line.npos) {
+      line.remove_prefix(title_end + sizeof(kTitleEnd) - 1);
+    } else if (close != line.npos && line.size() > 1 &&
+               (absl::ascii_isalpha(line[1]) || line[1] == '/')) {
+      line.remove_prefix(close + 1);
+    } else {
+      result.push_back('<');
+      line.remove_prefix(1);
+    }
+  }
+  return result;
 }
 
 bool IsModuleName(absl::string_view line) {
@@ -61,7 +88,8 @@ VerseFilter::VerseFilter(std::function<void(std::string_view verse)> emit)
     : emit_(std::move(emit)) {}
 
 void VerseFilter::Line(std::string_view raw) {
-  const absl::string_view line = absl::StripAsciiWhitespace(ToAbsl(raw));
+  const std::string untagged = WithoutTags(ToAbsl(raw));
+  const absl::string_view line = absl::StripAsciiWhitespace(untagged);
   if (IsModuleName(line)) return;
   const size_t reference = ReferenceLength(line);
   if (reference == 0) {

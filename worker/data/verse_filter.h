@@ -7,6 +7,9 @@
 //   Many are those who rise up against me.       second line of the same verse (some
 //   modules)
 //
+//   <title ...>A Psalm.</title> <lg .../> Tobit 6:18: And he said
+//                                                the title of a range may come as raw
+//                                                OSIS
 //   (engKJV2006eb)                               the module's name, at the end
 //
 // Each verse becomes one line; references, titles and markup are dropped.

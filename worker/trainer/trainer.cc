@@ -15,15 +15,28 @@ uint64_t TotalSteps(const v1::Training& training, int64_t steps_per_epoch) {
   return training.steps() > 0 ? training.steps() : training.epochs() * steps_per_epoch;
 }
 
-std::span<const int32_t> WordsOf(const TokenDataset& data, v1::Split split) {
+TextSplit ToTextSplit(v1::Split split) {
   switch (split) {
     case v1::SPLIT_VALIDATION:
-      return data.validation();
+      return TextSplit::kValidation;
     case v1::SPLIT_TEST:
-      return data.test();
+      return TextSplit::kTest;
     default:
-      return data.train();
+      return TextSplit::kTrain;
   }
+}
+
+LaneShape ShapeOf(const v1::Training& training) {
+  LaneShape shape;
+  shape.replicas = training.replicas();
+  shape.lanes = training.lanes();
+  shape.waves = training.waves();
+  shape.unroll = training.unroll();
+  return shape;
+}
+
+int64_t TokensPerStep(const v1::Training& training) {
+  return ShapeOf(training).all_lanes() * training.unroll();
 }
 
 v1::MemberTimes ToProto(const WorkerTimes& times) {
@@ -41,25 +54,29 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Backend& backend, const
                                                          const TokenDataset& data,
                                                          ClusterClient& cluster, Member& member,
                                                          std::vector<uint32_t> owned) {
-  ASSIGN_OR_RETURN(TrainingLanes lanes, TrainingLanes::Create(data.train(), job.training()));
+  ASSIGN_OR_RETURN(
+      TrainingBatches batches,
+      TrainingBatches::Create(data.tokens(TextSplit::kTrain), ShapeOf(job.training())));
   return absl::WrapUnique(new Trainer(backend, job, plan, data, cluster, member, std::move(owned),
-                                      std::move(lanes)));
+                                      std::move(batches)));
 }
 
 Trainer::Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan,
                  const TokenDataset& data, ClusterClient& cluster, Member& member,
-                 std::vector<uint32_t> owned, TrainingLanes lanes)
+                 std::vector<uint32_t> owned, TrainingBatches batches)
     : job_(job),
       plan_(plan),
       data_(data),
       cluster_(cluster),
       member_(member),
-      lanes_(std::move(lanes)),
-      total_steps_(TotalSteps(job.training(), lanes_.steps_per_epoch())),
+      training_(std::move(batches)),
+      total_steps_(TotalSteps(job.training(), training_.steps_per_epoch())),
       parameters_(backend, plan),
       runner_(backend, job, plan, parameters_, cluster.experts(), std::move(owned)) {
   for (const Array<float>& shard : parameters_.shards()) pull_buffer_.emplace_back(shard.size());
-  batches_.resize(runner_.owned().size() * job.training().waves());
+  const int32_t rows = ShapeOf(job.training()).rows();
+  micro_batches_.assign(runner_.owned().size() * job.training().waves(),
+                        {std::vector<int32_t>(rows), std::vector<int32_t>(rows)});
 }
 
 absl::Status Trainer::Train(uint64_t start) {
@@ -102,22 +119,29 @@ absl::Status Trainer::Pull(uint64_t version) {
 
 absl::Status Trainer::Step(uint64_t step, bool cut) {
   RETURN_IF_ERROR(Pull(step));
-  const int32_t waves = job_.training().waves();
-  const int64_t step_of_epoch = step % lanes_.steps_per_epoch();
-  for (size_t i = 0; i < runner_.owned().size(); ++i) {
+  const int64_t step_of_epoch = step % training_.steps_per_epoch();
+  if (step_of_epoch == 0) {
     // The lanes start over with the text.
-    if (step_of_epoch == 0) runner_.model(i).ResetState();
-    for (int32_t wave = 0; wave < waves; ++wave) {
-      MicroBatch& batch = batches_[i * waves + wave];
-      lanes_.Fill(step_of_epoch, runner_.owned()[i], wave, batch.input, batch.target);
-    }
+    for (size_t i = 0; i < runner_.owned().size(); ++i) runner_.model(i).ResetState();
   }
+  Fill(training_, step_of_epoch);
   ASSIGN_OR_RETURN(PassResult pass, runner_.Forward(step, PassMode::kTrain,
-                                                    lanes_.tokens_per_step(), batches_));
+                                                    TokensPerStep(job_.training()), micro_batches_));
   RETURN_IF_ERROR(runner_.Backward());
   ASSIGN_OR_RETURN(StepClosed closed, cluster_.parameters().Close(MakeClose(step, cut)));
   member_.SetTimes(ToProto(runner_.times()));
   return member_.ReportStep(Report(step, pass, closed.gradient_norm));
+}
+
+template <typename Batches>
+void Trainer::Fill(const Batches& batches, int64_t batch) {
+  const int32_t waves = job_.training().waves();
+  for (size_t i = 0; i < runner_.owned().size(); ++i) {
+    for (int32_t wave = 0; wave < waves; ++wave) {
+      MicroBatch& micro_batch = micro_batches_[i * waves + wave];
+      batches.Fill(batch, runner_.owned()[i], wave, micro_batch.input, micro_batch.target);
+    }
+  }
 }
 
 StepClose Trainer::MakeClose(uint64_t step, bool cut) {
@@ -138,7 +162,7 @@ StepClose Trainer::MakeClose(uint64_t step, bool cut) {
 }
 
 double Trainer::RateOf(uint64_t step) const {
-  return LearningRate(job_.optimizer().schedule(), step, lanes_.steps_per_epoch());
+  return LearningRate(job_.optimizer().schedule(), step, training_.steps_per_epoch());
 }
 
 v1::ReportStepRequest Trainer::Report(uint64_t step, const PassResult& pass,
@@ -162,9 +186,11 @@ v1::ReportStepRequest Trainer::Report(uint64_t step, const PassResult& pass,
 }
 
 absl::Status Trainer::Evaluate(v1::Split split, uint64_t version) {
+  const std::span<const int32_t> text = data_.tokens(ToTextSplit(split));
+  if (text.empty()) return absl::OkStatus();
   RETURN_IF_ERROR(Pull(version));
-  const int32_t waves = job_.training().waves();
-  const EvaluationLanes lanes(WordsOf(data_, split), job_.training());
+  ASSIGN_OR_RETURN(EvaluationBatches batches,
+                   EvaluationBatches::Create(text, ShapeOf(job_.training())));
 
   std::vector<std::string> carried;
   for (size_t i = 0; i < runner_.owned().size(); ++i) {
@@ -173,16 +199,11 @@ absl::Status Trainer::Evaluate(v1::Split split, uint64_t version) {
   }
 
   PassResult sum;
-  for (int64_t b = 0; b < lanes.batches(); ++b) {
-    for (size_t i = 0; i < runner_.owned().size(); ++i) {
-      for (int32_t wave = 0; wave < waves; ++wave) {
-        MicroBatch& batch = batches_[i * waves + wave];
-        lanes.Fill(b, runner_.owned()[i], wave, batch.input, batch.target);
-      }
-    }
+  for (int64_t b = 0; b < batches.batches(); ++b) {
+    Fill(batches, b);
     ASSIGN_OR_RETURN(PassResult pass,
                      runner_.Forward(evaluation_batches_++, PassMode::kEvaluate,
-                                     lanes_.tokens_per_step(), batches_));
+                                     TokensPerStep(job_.training()), micro_batches_));
     if (b == 0) {
       sum = std::move(pass);
     } else {

@@ -35,17 +35,21 @@ class Trainer {
   // Trains from optimizer step `start` to the job's last, with the cuts and evaluations that the
   // job asks for, and evaluates the test text at the end.
   absl::Status Train(uint64_t start);
-  // Evaluates one split with the parameters of `version` and reports it.
+  // Evaluates one split with the parameters of `version` and reports it; an empty split is passed
+  // over.
   absl::Status Evaluate(v1::Split split, uint64_t version);
 
  private:
   Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan, const TokenDataset& data,
           ClusterClient& cluster, Member& member, std::vector<uint32_t> owned,
-          TrainingLanes lanes);
+          TrainingBatches batches);
 
   absl::Status RestoreStates(uint64_t version);
   absl::Status Pull(uint64_t version);
   absl::Status Step(uint64_t step, bool cut);
+  // Fills micro_batches_ from one batch of the text.
+  template <typename Batches>
+  void Fill(const Batches& batches, int64_t batch);
   v1::ReportStepRequest Report(uint64_t step, const PassResult& pass, double gradient_norm) const;
   StepClose MakeClose(uint64_t step, bool cut);
   double RateOf(uint64_t step) const;
@@ -55,7 +59,7 @@ class Trainer {
   const TokenDataset& data_;
   ClusterClient& cluster_;
   Member& member_;
-  const TrainingLanes lanes_;
+  const TrainingBatches training_;
   const uint64_t total_steps_;
   DenseParameters parameters_;
   StepRunner runner_;
@@ -65,7 +69,7 @@ class Trainer {
   std::vector<std::vector<float>> pull_buffer_;
   // Numbers evaluation frames; the same on every worker, since all evaluate the same batches.
   uint64_t evaluation_batches_ = 0;
-  std::vector<MicroBatch> batches_;  // [owned * waves]
+  std::vector<MicroBatch> micro_batches_;  // [owned * waves]
 };
 
 }  // namespace moe
