@@ -88,9 +88,11 @@ void CheckGradient(const std::string& name, const Tensor& values,
       ++skipped;
       continue;
     }
-    EXPECT_NEAR(gradient[i], numeric, check.tolerance * largest) << name << "[" << i << "]";
+    EXPECT_NEAR(gradient[i], numeric, check.tolerance * largest)
+        << name << "[" << i << "]";
   }
-  EXPECT_LE(skipped * 5, original.size()) << name << ": too few elements could be checked";
+  EXPECT_LE(skipped * 5, original.size())
+      << name << ": too few elements could be checked";
   upload(original);
 }
 

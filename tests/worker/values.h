@@ -38,14 +38,15 @@ struct GradientCheck {
   double step = 1e-2;
   // Of the largest element of the gradient.
   double tolerance = 1e-2;
-  // Where the loss has jumps: false for a point on another side than the gradient's own; such
-  // elements are skipped, at most a fifth of all.
+  // Where the loss has jumps: false for a point on another side than the gradient's own;
+  // such elements are skipped, at most a fifth of all.
   std::function<bool()> same_side;
 };
 
-// Every element of `gradient` against the central difference of `loss` (which reads `values` anew
-// whenever it is called). Leaves `values` as they were.
-void CheckGradient(const std::string& name, const Tensor& values, std::span<const float> gradient,
-                   const std::function<double()>& loss, const GradientCheck& check = {});
+// Every element of `gradient` against the central difference of `loss` (which reads
+// `values` anew whenever it is called). Leaves `values` as they were.
+void CheckGradient(const std::string& name, const Tensor& values,
+                   std::span<const float> gradient, const std::function<double()>& loss,
+                   const GradientCheck& check = {});
 
 }  // namespace moe::testing

@@ -13,13 +13,14 @@ using ::testing::SizeIs;
 
 TEST(CvSquaredTest, KnownVectors) {
   std::vector<double> gradient;
-  EXPECT_NEAR(CvSquared(std::vector<double>{1.7, 1.1, 1.2}, 1, &gradient), 0.03874999, 1e-8);
-  EXPECT_NEAR(
-      CvSquared(std::vector<double>{0.662697, 0.320075, 1.224342, 0.792886}, 1, &gradient),
-      0.18635415, 1e-6);
-  EXPECT_NEAR(
-      CvSquared(std::vector<double>{1.408851, 1.324490, 1.524377, 1.816449}, 1, &gradient),
-      0.01501220, 1e-6);
+  EXPECT_NEAR(CvSquared(std::vector<double>{1.7, 1.1, 1.2}, 1, &gradient), 0.03874999,
+              1e-8);
+  EXPECT_NEAR(CvSquared(std::vector<double>{0.662697, 0.320075, 1.224342, 0.792886}, 1,
+                        &gradient),
+              0.18635415, 1e-6);
+  EXPECT_NEAR(CvSquared(std::vector<double>{1.408851, 1.324490, 1.524377, 1.816449}, 1,
+                        &gradient),
+              0.01501220, 1e-6);
 }
 
 TEST(CvSquaredTest, Gradient) {

@@ -10,11 +10,11 @@
 namespace moe {
 namespace {
 
+using ::testing::ElementsAreArray;
 using testing::MakeTensor;
 using testing::RandomValues;
 using testing::TestBackend;
 using testing::Values;
-using ::testing::ElementsAreArray;
 
 constexpr int64_t kRows = 40;
 constexpr int64_t kCols = 13;
@@ -23,7 +23,7 @@ class DropoutTest : public ::testing::Test {
  protected:
   const Dropout dropout_{TestBackend(), /*layer_id=*/2, /*rate=*/0.25};
   const Pass pass_ = {.seed = 5, .step = 9, .replica = 1};
-  const Tensor ones_ = MakeTensor(kRows, kCols, std::vector<float>(kRows * kCols, 1.0f));
+  const Tensor ones_ = MakeTensor(kRows, kCols, std::vector<float>(kRows* kCols, 1.0f));
   Tensor y_{TestBackend(), kRows, kCols};
 
   std::vector<float> Mask(const Dropout& dropout, const Pass& pass, int32_t wave) {

@@ -26,13 +26,14 @@ constexpr int64_t kRows = kLanes * kUnroll;
 class LstmTest : public ::testing::Test {
  protected:
   Lstm MakeLstm(int32_t unroll, int32_t waves) const {
-    return Lstm(TestBackend(), {wx_.view(), wh_.view(), b_.view()}, kLanes, unroll, waves);
+    return Lstm(TestBackend(), {wx_.view(), wh_.view(), b_.view()}, kLanes, unroll,
+                waves);
   }
 
   const TestParameter wx_{1, kInput, 4 * kHidden};
   const TestParameter wh_{2, kHidden, 4 * kHidden};
   const TestParameter b_{3, 1, 4 * kHidden};
-  const Tensor x_ = MakeTensor(kRows, kInput, RandomValues(4, kRows * kInput));
+  const Tensor x_ = MakeTensor(kRows, kInput, RandomValues(4, kRows* kInput));
   // c, then h, of both lanes.
   const std::vector<float> state_ = RandomValues(5, 2 * kLanes * kHidden);
 };
@@ -44,7 +45,8 @@ TEST_F(LstmTest, FollowsTheEquations) {
   lstm.state(1).Upload(state_);
   lstm.Forward(1, x_.view());
 
-  const std::vector<float> wx = Values(wx_.value), wh = Values(wh_.value), b = Values(b_.value);
+  const std::vector<float> wx = Values(wx_.value), wh = Values(wh_.value),
+                           b = Values(b_.value);
   const std::vector<float> x = Values(x_);
   std::vector<double> c(state_.begin(), state_.begin() + kLanes * kHidden);
   std::vector<double> h(state_.begin() + kLanes * kHidden, state_.end());
@@ -123,8 +125,10 @@ TEST_F(LstmTest, GradientsAdd) {
     }
   }
   const std::vector<float> dx_twice = Values(dx), dwh_twice = Values(wh_.gradient);
-  for (size_t i = 0; i < dx_once.size(); ++i) EXPECT_NEAR(dx_twice[i], 2 * dx_once[i], 1e-5);
-  for (size_t i = 0; i < dwh_once.size(); ++i) EXPECT_NEAR(dwh_twice[i], 2 * dwh_once[i], 1e-5);
+  for (size_t i = 0; i < dx_once.size(); ++i)
+    EXPECT_NEAR(dx_twice[i], 2 * dx_once[i], 1e-5);
+  for (size_t i = 0; i < dwh_once.size(); ++i)
+    EXPECT_NEAR(dwh_twice[i], 2 * dwh_once[i], 1e-5);
 }
 
 }  // namespace

@@ -10,11 +10,11 @@
 namespace moe {
 namespace {
 
+using ::testing::ElementsAreArray;
 using testing::MakeTensor;
 using testing::RandomValues;
 using testing::TestBackend;
 using testing::Values;
-using ::testing::ElementsAreArray;
 
 constexpr int64_t kRows = 3;
 constexpr int64_t kCols = 5;
@@ -25,7 +25,8 @@ TEST(MoeOutputTest, WithoutSigmoidRowsPassUnchanged) {
   output.Forward(1, y);
   EXPECT_EQ(Values(output.output(1)), y);
   const std::vector<float> r = RandomValues(2, kRows * kCols);
-  EXPECT_THAT(output.Backward(1, MakeTensor(kRows, kCols, r).view()), ElementsAreArray(r));
+  EXPECT_THAT(output.Backward(1, MakeTensor(kRows, kCols, r).view()),
+              ElementsAreArray(r));
   EXPECT_THAT(output.gradient(1), ElementsAreArray(r));
 }
 

@@ -25,7 +25,7 @@ class SoftmaxLossTest : public ::testing::Test {
  protected:
   const TestParameter w_{1, kVocabulary, kWidth};
   const TestParameter b_{2, 1, kVocabulary};
-  const Tensor x_ = MakeTensor(kRows, kWidth, RandomValues(3, kRows * kWidth, 2));
+  const Tensor x_ = MakeTensor(kRows, kWidth, RandomValues(3, kRows* kWidth, 2));
   const std::vector<int32_t> target_ = {3, 0, -1, 10, 3};
   SoftmaxLoss softmax_{TestBackend(), w_.view(), b_.view(), kRows};
 };

@@ -1,0 +1,95 @@
+// The expert servers' part of one MoE layer, in the test's own process and on its
+// backend: joins the rows of all replicas as servers do, in (replica, token) order for
+// each expert.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/kernels/backend.h"
+#include "proto/moe/v1/job.pb.h"
+#include "worker/models/replica_model.h"
+
+namespace moe::testing {
+
+class LocalExperts {
+ public:
+  // layer: index into Model.layers.
+  LocalExperts(Backend& backend, const v1::Job& job, int32_t layer);
+
+  int32_t experts() const { return static_cast<int32_t>(experts_.size()); }
+  Tensor& w1(int32_t expert) { return experts_[expert].w1; }
+  Tensor& w2(int32_t expert) { return experts_[expert].w2; }
+
+  void BeginStep();
+  // calls: [replicas]. Returns [replicas][T * d].
+  std::vector<std::vector<float>> Forward(int32_t wave,
+                                          std::span<const MoeCall* const> calls);
+  // Totals over the calls since BeginStep.
+  const std::vector<double>& importance() const { return importance_; }
+  const std::vector<double>& load() const { return load_; }
+
+  struct Gradients {
+    std::vector<std::vector<float>> dx;     // [replicas][T * d]
+    std::vector<std::vector<float>> dgate;  // [replicas][T * k]
+  };
+  // dy: [replicas][T * d].
+  Gradients Backward(int32_t wave, std::span<const std::span<const float>> dy);
+
+  // At the close, over the rows of all waves.
+  int64_t rows(int32_t expert) const;
+  struct ExpertGradient {
+    Tensor dw1;  // [d, h]
+    Tensor dw2;  // [h, d]
+  };
+  ExpertGradient WeightGradients(int32_t expert) const;
+  struct Moments {
+    Tensor m1, v1;  // [d, h]
+    Tensor m2, v2;  // [h, d]
+  };
+  // moments: [experts].
+  void Update(const OptimizerStep& step, std::span<const Moments> moments);
+
+ private:
+  struct Expert {
+    Tensor w1;  // [d, h]
+    Tensor w2;  // [h, d]
+  };
+  struct Pair {
+    int32_t replica = 0;
+    int32_t token = 0;
+    int32_t choice = 0;  // position in the call's [T, k] arrays
+  };
+  // p pairs, by expert, then in (replica, token) order. Host copies of device memory.
+  struct Wave {
+    std::vector<Pair> pairs;
+    std::vector<int64_t> begin;   // [experts + 1] of each expert's pairs
+    std::vector<float> x;         // [p, d]
+    std::vector<float> gate;      // [p]
+    std::vector<float> hidden;    // [p, h]
+    std::vector<float> dhidden;   // [p, h]
+    std::vector<float> gated_dy;  // [p, d]
+    std::vector<int32_t> tokens;  // [replicas]
+    int32_t k = 0;
+  };
+  // The step's rows, by expert, then in (wave, replica, token) order.
+  struct Batch {
+    std::vector<ExpertRows> experts;
+    Tensor x, hidden, dhidden, gated_dy;
+  };
+
+  std::vector<ExpertRows> RowsOf(const Wave& wave) const;
+  Tensor Upload(const std::vector<float>& values, int64_t cols) const;
+  Batch Close() const;
+
+  Backend& backend_;
+  const int64_t d_;
+  const int64_t h_;
+  std::vector<Expert> experts_;
+  std::vector<Wave> waves_;
+  std::vector<double> importance_;
+  std::vector<double> load_;
+};
+
+}  // namespace moe::testing

@@ -1,0 +1,267 @@
+#include "tests/worker/local_step.h"
+
+#include <cstddef>
+#include <span>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/random/random.h"
+
+namespace moe::testing {
+namespace {
+
+bool IsExpert(const TensorSpec& tensor) {
+  return tensor.name.find(".expert") != std::string::npos;
+}
+
+std::string ExpertName(int32_t layer, int32_t expert, const char* matrix) {
+  return absl::StrCat("layer", layer, ".moe.expert", expert, ".", matrix);
+}
+
+std::vector<float> Download(const Tensor& tensor) {
+  std::vector<float> values(tensor.size());
+  tensor.Download(values);
+  return values;
+}
+
+}  // namespace
+
+NamedTensors RandomParameters(const v1::Job& job, uint64_t seed) {
+  NamedTensors parameters;
+  for (const TensorSpec& tensor : MakeModelPlan(job).tensors) {
+    std::vector<float>& values = parameters[tensor.name];
+    values.resize(tensor.size());
+    const auto id = static_cast<uint64_t>(tensor.index);
+    FillUniform(MakeKey(seed, Purpose::kProbe, {.tensor = id}), 0, values);
+    for (float& value : values) value -= 0.5f;
+  }
+  return parameters;
+}
+
+std::vector<std::vector<LocalBatch>> RandomBatches(const v1::Job& job, uint64_t seed) {
+  const v1::Training& training = job.training();
+  const size_t rows = training.lanes() / training.waves() * training.unroll();
+  std::vector<std::vector<LocalBatch>> batches(training.replicas());
+  for (uint32_t r = 0; r < batches.size(); ++r) {
+    for (int32_t w = 0; w < training.waves(); ++w) {
+      std::vector<uint32_t> bits(2 * rows);
+      FillBits(MakeKey(seed, Purpose::kProbe,
+                       {.wave = static_cast<uint32_t>(w), .replica = r}),
+               0, bits);
+      LocalBatch& batch = batches[r].emplace_back();
+      for (size_t t = 0; t < rows; ++t) {
+        batch.input.push_back(bits[2 * t] % job.model().vocabulary());
+        batch.target.push_back(bits[2 * t + 1] % job.model().vocabulary());
+      }
+    }
+  }
+  return batches;
+}
+
+LocalModel::LocalModel(Backend& backend, const v1::Job& job)
+    : backend_(backend),
+      job_(job),
+      plan_(MakeModelPlan(job)),
+      parameters_(backend, plan_) {
+  const v1::Training& training = job.training();
+  for (int32_t r = 0; r < training.replicas(); ++r) {
+    replicas_.push_back(std::make_unique<ReplicaModel>(
+        backend, job_, plan_, parameters_, r, training.lanes(), training.waves(),
+        training.unroll()));
+  }
+  for (int segment = 0; segment < replicas_[0]->segments() - 1; ++segment) {
+    experts_.emplace_back(backend, job_, replicas_[0]->moe_layer(segment));
+  }
+}
+
+void LocalModel::SetParameters(const NamedTensors& parameters) {
+  for (const TensorSpec& tensor : plan_.tensors) {
+    if (IsExpert(tensor)) continue;
+    const std::vector<float>& values = parameters.at(tensor.name);
+    backend_.Upload(values.data(), parameters_.tensor(tensor.name).data,
+                    values.size() * sizeof(float));
+  }
+  for (size_t i = 0; i < experts_.size(); ++i) {
+    const int32_t layer = replicas_[0]->moe_layer(i);
+    for (int32_t e = 0; e < experts_[i].experts(); ++e) {
+      experts_[i].w1(e).Upload(parameters.at(ExpertName(layer, e, "w1")));
+      experts_[i].w2(e).Upload(parameters.at(ExpertName(layer, e, "w2")));
+    }
+  }
+}
+
+NamedTensors LocalModel::GetParameters() {
+  NamedTensors parameters;
+  for (const TensorSpec& tensor : plan_.tensors) {
+    if (IsExpert(tensor)) continue;
+    std::vector<float>& values = parameters[tensor.name];
+    values.resize(tensor.size());
+    backend_.Download(parameters_.tensor(tensor.name).data, values.data(),
+                      values.size() * sizeof(float));
+  }
+  for (size_t i = 0; i < experts_.size(); ++i) {
+    const int32_t layer = replicas_[0]->moe_layer(i);
+    for (int32_t e = 0; e < experts_[i].experts(); ++e) {
+      parameters[ExpertName(layer, e, "w1")] = Download(experts_[i].w1(e));
+      parameters[ExpertName(layer, e, "w2")] = Download(experts_[i].w2(e));
+    }
+  }
+  return parameters;
+}
+
+LocalModel::StepResult LocalModel::Forward(
+    uint64_t step, PassMode mode, const std::vector<std::vector<LocalBatch>>& batches) {
+  StepResult result;
+  int64_t tokens = 0;
+  for (const auto& of_replica : batches) {
+    for (const LocalBatch& batch : of_replica) {
+      for (int32_t target : batch.target) tokens += target >= 0;
+    }
+  }
+  for (auto& replica : replicas_) replica->BeginStep(step, mode, tokens);
+  for (LocalExperts& experts : experts_) experts.BeginStep();
+  result.choices.resize(experts_.size());
+
+  const int32_t waves = job_.training().waves();
+  const int segments = replicas_[0]->segments();
+  for (int segment = 0; segment < segments; ++segment) {
+    for (int32_t wave = 0; wave < waves; ++wave) {
+      std::vector<const MoeCall*> calls;
+      for (size_t r = 0; r < replicas_.size(); ++r) {
+        const LocalBatch& batch = batches[r][wave];
+        replicas_[r]->Forward(segment, wave, batch.input, batch.target);
+        if (segment == segments - 1) {
+          result.loss_sum += replicas_[r]->loss_sum(wave);
+        } else {
+          calls.push_back(&replicas_[r]->moe_call(segment, wave));
+        }
+      }
+      if (segment == segments - 1) continue;
+      const auto y = experts_[segment].Forward(wave, calls);
+      result.choices[segment].resize(replicas_.size());
+      for (size_t r = 0; r < replicas_.size(); ++r) {
+        replicas_[r]->SetMoeOutput(segment, wave, y[r]);
+        result.choices[segment][r].emplace_back(calls[r]->expert.begin(),
+                                                calls[r]->expert.end());
+      }
+    }
+  }
+  result.loss = result.loss_sum / static_cast<double>(tokens);
+  return result;
+}
+
+LocalModel::StepResult LocalModel::Evaluate(
+    const std::vector<std::vector<LocalBatch>>& batches) {
+  return Forward(/*step=*/0, PassMode::kEvaluate, batches);
+}
+
+LocalModel::StepResult LocalModel::Train(
+    uint64_t step, const std::vector<std::vector<LocalBatch>>& batches) {
+  StepResult result = Forward(step, PassMode::kTrain, batches);
+  Backward(&result);
+  return result;
+}
+
+void LocalModel::Backward(StepResult* result) {
+  const int32_t waves = job_.training().waves();
+  for (int segment = replicas_[0]->segments() - 1; segment >= 0; --segment) {
+    if (segment == replicas_[0]->segments() - 1) {
+      for (int32_t wave = 0; wave < waves; ++wave) {
+        for (auto& replica : replicas_) replica->Backward(segment, wave);
+      }
+      continue;
+    }
+    LocalExperts& experts = experts_[segment];
+    const v1::Moe& moe = job_.model().layers(replicas_[0]->moe_layer(segment)).moe();
+    std::vector<double> dimportance, dload;
+    result->balance_loss +=
+        moe.w_importance() *
+            CvSquared(experts.importance(), moe.w_importance(), &dimportance) +
+        moe.w_load() * CvSquared(experts.load(), moe.w_load(), &dload);
+    for (int32_t wave = 0; wave < waves; ++wave) {
+      std::vector<std::span<const float>> dy;
+      for (auto& replica : replicas_)
+        dy.push_back(replica->moe_output_gradient(segment, wave));
+      const LocalExperts::Gradients gradients = experts.Backward(wave, dy);
+      for (size_t r = 0; r < replicas_.size(); ++r) {
+        replicas_[r]->SetMoeGradient(segment, wave, gradients.dx[r], gradients.dgate[r],
+                                     dimportance, dload);
+        replicas_[r]->Backward(segment, wave);
+      }
+    }
+  }
+  result->loss += result->balance_loss;
+
+  gradients_.clear();
+  for (const TensorSpec& tensor : plan_.tensors) {
+    if (!IsExpert(tensor)) gradients_[tensor.name] = SumOverReplicas(tensor.name);
+  }
+  for (size_t i = 0; i < experts_.size(); ++i) {
+    const int32_t layer = replicas_[0]->moe_layer(i);
+    for (int32_t e = 0; e < experts_[i].experts(); ++e) {
+      const LocalExperts::ExpertGradient gradient = experts_[i].WeightGradients(e);
+      gradients_[ExpertName(layer, e, "w1")] = Download(gradient.dw1);
+      gradients_[ExpertName(layer, e, "w2")] = Download(gradient.dw2);
+    }
+  }
+  result->gradients = gradients_;
+}
+
+std::vector<float> LocalModel::SumOverReplicas(const std::string& name) {
+  std::vector<float> sum;
+  for (auto& replica : replicas_) {
+    const Matrix gradient = replica->gradients().tensor(name);
+    std::vector<float> values(gradient.size());
+    backend_.Download(gradient.data, values.data(), values.size() * sizeof(float));
+    if (sum.empty()) {
+      sum = std::move(values);
+    } else {
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += values[i];
+    }
+  }
+  return sum;
+}
+
+Tensor LocalModel::Upload(const TensorSpec& spec,
+                          const std::vector<float>& values) const {
+  Tensor tensor(backend_, spec.rows, spec.cols);
+  tensor.Upload(values);
+  return tensor;
+}
+
+void LocalModel::Update(const OptimizerStep& step, NamedTensors* m, NamedTensors* v) {
+  std::map<std::string, const TensorSpec*> specs;
+  for (const TensorSpec& tensor : plan_.tensors) {
+    specs[tensor.name] = &tensor;
+    if (IsExpert(tensor)) continue;
+    const Tensor gradient = Upload(tensor, gradients_.at(tensor.name));
+    const Tensor first = Upload(tensor, m->at(tensor.name));
+    const Tensor second = Upload(tensor, v->at(tensor.name));
+    backend_.OptimizerUpdate(step, tensor.size(), gradient.data(),
+                             parameters_.tensor(tensor.name).data, first.data(),
+                             second.data());
+    (*m)[tensor.name] = Download(first);
+    (*v)[tensor.name] = Download(second);
+  }
+  for (size_t i = 0; i < experts_.size(); ++i) {
+    const int32_t layer = replicas_[0]->moe_layer(i);
+    const auto upload = [&](const NamedTensors& from, int32_t e, const char* matrix) {
+      const std::string name = ExpertName(layer, e, matrix);
+      return Upload(*specs.at(name), from.at(name));
+    };
+    std::vector<LocalExperts::Moments> moments;
+    for (int32_t e = 0; e < experts_[i].experts(); ++e) {
+      moments.push_back({upload(*m, e, "w1"), upload(*v, e, "w1"), upload(*m, e, "w2"),
+                         upload(*v, e, "w2")});
+    }
+    experts_[i].Update(step, moments);
+    for (int32_t e = 0; e < experts_[i].experts(); ++e) {
+      (*m)[ExpertName(layer, e, "w1")] = Download(moments[e].m1);
+      (*v)[ExpertName(layer, e, "w1")] = Download(moments[e].v1);
+      (*m)[ExpertName(layer, e, "w2")] = Download(moments[e].m2);
+      (*v)[ExpertName(layer, e, "w2")] = Download(moments[e].v2);
+    }
+  }
+}
+
+}  // namespace moe::testing

@@ -1,0 +1,75 @@
+// Whole training steps in the test's own process: every replica's ReplicaModel, and the
+// experts beside them instead of on servers.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/job/model_plan.h"
+#include "common/kernels/backend.h"
+#include "proto/moe/v1/job.pb.h"
+#include "tests/worker/local_experts.h"
+#include "worker/models/parameters.h"
+#include "worker/models/replica_model.h"
+
+namespace moe::testing {
+
+// Parameters, gradients or moments by the names of common/job/model_plan.h.
+using NamedTensors = std::map<std::string, std::vector<float>>;
+
+// One micro-batch, time-major.
+struct LocalBatch {
+  std::vector<int32_t> input;
+  std::vector<int32_t> target;
+};
+
+// Values for tests: uniform in [-0.5, 0.5], gates included; a function of seed and name.
+NamedTensors RandomParameters(const v1::Job& job, uint64_t seed);
+// Random words for every replica and wave of one step: [replica][wave].
+std::vector<std::vector<LocalBatch>> RandomBatches(const v1::Job& job, uint64_t seed);
+
+class LocalModel {
+ public:
+  LocalModel(Backend& backend, const v1::Job& job);
+
+  void SetParameters(const NamedTensors& parameters);
+  NamedTensors GetParameters();
+
+  struct StepResult {
+    double loss_sum = 0;      // sum of -ln p(target)
+    double balance_loss = 0;  // all L_importance and L_load; 0 in evaluation
+    double loss = 0;          // loss_sum / tokens + balance_loss
+    NamedTensors gradients;   // summed over replicas; training only
+    // [moe layer][replica][wave]: a copy of the choices [T * k].
+    std::vector<std::vector<std::vector<std::vector<int32_t>>>> choices;
+  };
+  // Forward and backward. batches: [replica][wave].
+  StepResult Train(uint64_t step, const std::vector<std::vector<LocalBatch>>& batches);
+  StepResult Evaluate(const std::vector<std::vector<LocalBatch>>& batches);
+
+  // One update of every tensor with the gradients of the last Train; each tensor's
+  // moments are `m` and `v` before and after. Experts without rows stay as they are.
+  void Update(const OptimizerStep& step, NamedTensors* m, NamedTensors* v);
+
+  ReplicaModel& replica(int r) { return *replicas_[r]; }
+
+ private:
+  StepResult Forward(uint64_t step, PassMode mode,
+                     const std::vector<std::vector<LocalBatch>>& batches);
+  void Backward(StepResult* result);
+  std::vector<float> SumOverReplicas(const std::string& name);
+  Tensor Upload(const TensorSpec& spec, const std::vector<float>& values) const;
+
+  Backend& backend_;
+  const v1::Job job_;
+  const ModelPlan plan_;
+  const DenseParameters parameters_;
+  std::vector<std::unique_ptr<ReplicaModel>> replicas_;
+  std::vector<LocalExperts> experts_;  // by MoE layer
+  NamedTensors gradients_;
+};
+
+}  // namespace moe::testing

@@ -1,0 +1,213 @@
+// Runs one training step and one Adam update of a small model, and writes what went in
+// and what came out, for a comparison with another implementation (model_torch_test.py).
+//
+//   model_dump JOB FOLDER
+//
+// FOLDER/dump.bin holds the tensors one after the other, little-endian; FOLDER/dump.json
+// the job
+// ("job") and each tensor's name, type, shape and offset in bytes ("tensors"). Names:
+//   parameter/<tensor>, gradient/<tensor>, updated/<tensor>     f32; updated: after Adam
+//   m/<tensor>, v/<tensor>                                      f32 Adam's moments before
+//   input/<r>/<w>, target/<r>/<w>                               i32 [time, lanes]
+//   c/<r>/<w>/<layer>, h/<r>/<w>/<layer>                        f32 [lanes, hidden]
+//   carried in uniform/<layer id>/<r>/<w>                                  f32 [T, d]
+//   dropped if below the rate noise/<layer>/<r>/<w> f32 [T, n] rows/<layer>/<expert> i32
+//   [1] rows of the expert
+// r: replica, w: wave. "result": loss_sum, balance_loss; "adam": its constants.
+#include <cstdint>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "common/job/model_plan.h"
+#include "common/kernels/backend.h"
+#include "common/random/random.h"
+#include "glog/logging.h"
+#include "google/protobuf/util/json_util.h"
+#include "nlohmann/json.hpp"
+#include "tests/worker/local_step.h"
+#include "tests/worker/small_jobs.h"
+
+namespace moe::testing {
+namespace {
+
+class Dump {
+ public:
+  template <typename T>
+  void Add(const std::string& name, std::vector<int64_t> shape,
+           std::span<const T> values) {
+    int64_t size = 1;
+    for (int64_t extent : shape) size *= extent;
+    CHECK_EQ(size, static_cast<int64_t>(values.size())) << name;
+    json_["tensors"][name] = {{"type", std::is_same_v<T, float> ? "f32" : "i32"},
+                              {"shape", shape},
+                              {"offset", bytes_.size()}};
+    bytes_.append(reinterpret_cast<const char*>(values.data()), values.size_bytes());
+  }
+  nlohmann::json& json() { return json_; }
+  void Write(const std::string& folder) const {
+    std::ofstream(folder + "/dump.bin", std::ios::binary) << bytes_;
+    std::ofstream json(folder + "/dump.json");
+    json << json_.dump(1);
+    json.flush();
+    CHECK(json.good()) << "cannot write to " << folder;
+  }
+
+ private:
+  nlohmann::json json_;
+  std::string bytes_;
+};
+
+std::string Path(const std::string& kind, int64_t a, int64_t b) {
+  return kind + "/" + std::to_string(a) + "/" + std::to_string(b);
+}
+std::string Path(const std::string& kind, int64_t a, int64_t b, int64_t c) {
+  return Path(kind, a, b) + "/" + std::to_string(c);
+}
+
+void AddTensors(const ModelPlan& plan, const std::string& kind,
+                const NamedTensors& tensors, Dump* dump) {
+  for (const TensorSpec& spec : plan.tensors) {
+    dump->Add<float>(kind + "/" + spec.name, {spec.rows, spec.cols},
+                     tensors.at(spec.name));
+  }
+}
+
+// The draws of one (replica, wave).
+void AddDraws(const v1::Job& job, uint64_t step, uint32_t replica, uint32_t wave,
+              Dump* dump) {
+  const int64_t rows =
+      job.training().lanes() / job.training().waves() * job.training().unroll();
+  const auto key = [&](Purpose purpose, uint32_t layer_id) {
+    return MakeKey(job.seed(), purpose,
+                   {.layer = layer_id, .step = step, .wave = wave, .replica = replica});
+  };
+  for (int l = -1; l < job.model().layers_size(); ++l) {
+    const int64_t d = job.model().d_model();
+    std::vector<float> uniform(rows * d);
+    for (int64_t t = 0; t < rows; ++t) {
+      FillUniform(key(Purpose::kDropout, l + 1), t, std::span(uniform).subspan(t * d, d));
+    }
+    dump->Add<float>(Path("uniform", l + 1, replica, wave), {rows, d}, uniform);
+    if (l < 0 || !job.model().layers(l).has_moe()) continue;
+    const int64_t n = job.model().layers(l).moe().experts();
+    std::vector<float> noise(rows * n);
+    for (int64_t t = 0; t < rows; ++t) {
+      FillNormal(key(Purpose::kGateNoise, l + 1), t, std::span(noise).subspan(t * n, n));
+    }
+    dump->Add<float>(Path("noise", l, replica, wave), {rows, n}, noise);
+  }
+}
+
+// As ReplicaModel::SaveState lays it out: by LSTM layer and wave, c, then h.
+void AddState(const v1::Job& job, uint32_t replica, const std::string& state,
+              Dump* dump) {
+  const int64_t lanes = job.training().lanes() / job.training().waves();
+  const int64_t hidden = job.model().d_model();
+  std::vector<float> values(state.size() / sizeof(float));
+  std::memcpy(values.data(), state.data(), state.size());
+  std::span<const float> rest = values;
+  for (int l = 0; l < job.model().layers_size(); ++l) {
+    if (!job.model().layers(l).has_lstm()) continue;
+    for (int32_t w = 0; w < job.training().waves(); ++w) {
+      for (const char* kind : {"c", "h"}) {
+        dump->Add<float>(Path(kind, replica, w, l), {lanes, hidden},
+                         rest.first(lanes * hidden));
+        rest = rest.subspan(lanes * hidden);
+      }
+    }
+  }
+  CHECK(rest.empty());
+}
+
+void Run(const std::string& name, const std::string& folder) {
+  std::string error;
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(/*threads=*/2, &error);
+  CHECK(backend != nullptr) << error;
+  const v1::Job job = SmallJob(name);
+  const ModelPlan plan = MakeModelPlan(job);
+  Dump dump;
+
+  const NamedTensors parameters = RandomParameters(job, 17);
+  AddTensors(plan, "parameter", parameters, &dump);
+  LocalModel model(*backend, job);
+  model.SetParameters(parameters);
+  model.Train(/*step=*/0, RandomBatches(job, 18));  // for its state
+  constexpr uint64_t kStep = 1;
+  const auto batches = RandomBatches(job, 19);
+  for (uint32_t r = 0; r < batches.size(); ++r) {
+    AddState(job, r, model.replica(r).SaveState(), &dump);
+    for (uint32_t w = 0; w < batches[r].size(); ++w) {
+      const int64_t lanes = job.training().lanes() / job.training().waves();
+      dump.Add<int32_t>(Path("input", r, w), {job.training().unroll(), lanes},
+                        batches[r][w].input);
+      dump.Add<int32_t>(Path("target", r, w), {job.training().unroll(), lanes},
+                        batches[r][w].target);
+      AddDraws(job, kStep, r, w, &dump);
+    }
+  }
+
+  const LocalModel::StepResult result = model.Train(kStep, batches);
+  AddTensors(plan, "gradient", result.gradients, &dump);
+  dump.json()["result"] = {{"loss_sum", result.loss_sum},
+                           {"balance_loss", result.balance_loss}};
+  for (size_t i = 0; i < result.choices.size(); ++i) {
+    const int32_t layer = model.replica(0).moe_layer(static_cast<int>(i));
+    std::vector<int32_t> rows(job.model().layers(layer).moe().experts(), 0);
+    for (const auto& of_replica : result.choices[i]) {
+      for (const auto& of_wave : of_replica) {
+        for (int32_t expert : of_wave) ++rows[expert];
+      }
+    }
+    for (size_t e = 0; e < rows.size(); ++e) {
+      dump.Add<int32_t>(Path("rows", layer, static_cast<int64_t>(e)), {1}, {&rows[e], 1});
+    }
+  }
+
+  // Moments as of a later step: positive second ones, so that an update doesn't hang on
+  // the sign of a tiny gradient.
+  NamedTensors m = RandomParameters(job, 20), v = RandomParameters(job, 21);
+  for (auto& [tensor, values] : m) {
+    for (float& value : values) value *= 0.02f;
+  }
+  for (auto& [tensor, values] : v) {
+    for (float& value : values) value = 0.001f * (value + 0.6f);
+  }
+  AddTensors(plan, "m", m, &dump);
+  AddTensors(plan, "v", v, &dump);
+  OptimizerStep step;
+  step.kind = OptimizerStep::Kind::kAdam;
+  step.adam.rate = 0.05f;
+  step.adam.count = 3;
+  model.Update(step, &m, &v);
+  AddTensors(plan, "updated", model.GetParameters(), &dump);
+  dump.json()["adam"] = {{"rate", step.adam.rate},
+                         {"beta1", step.adam.beta1},
+                         {"beta2", step.adam.beta2},
+                         {"epsilon", step.adam.epsilon},
+                         {"count", step.adam.count}};
+
+  std::string job_json;
+  google::protobuf::util::JsonPrintOptions options;
+  options.always_print_primitive_fields = true;
+  options.preserve_proto_field_names = true;
+  CHECK(google::protobuf::util::MessageToJsonString(job, &job_json, options).ok());
+  dump.json()["job"] = nlohmann::json::parse(job_json);
+  dump.Write(folder);
+}
+
+}  // namespace
+}  // namespace moe::testing
+
+int main(int argc, char** argv) {
+  if (argc != 3) {
+    std::cerr << "Usage: model_dump JOB FOLDER\n";
+    return 2;
+  }
+  moe::testing::Run(argv[1], argv[2]);
+}

@@ -1,0 +1,184 @@
+"""Compares one training step and one Adam update with PyTorch's autograd in float64.
+
+Runs model_dump (argument 1) for every small job, rebuilds the model from the equations of the paper,
+and compares the losses, every gradient and every updated parameter.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import numpy
+import torch
+
+JOBS = ["lstm_moe_lstm", "moe_moe", "all_experts", "dense", "lstm"]
+TOLERANCE = 1e-4  # of a tensor's largest element
+
+
+class Dump:
+    def __init__(self, folder):
+        with open(os.path.join(folder, "dump.json")) as file:
+            self.json = json.load(file)
+        with open(os.path.join(folder, "dump.bin"), "rb") as file:
+            self.bytes = file.read()
+
+    def get(self, name):
+        entry = self.json["tensors"][name]
+        dtype = {"f32": "<f4", "i32": "<i4"}[entry["type"]]
+        count = int(numpy.prod(entry["shape"]))
+        array = numpy.frombuffer(self.bytes, dtype, count, entry["offset"])
+        tensor = torch.from_numpy(array.reshape(entry["shape"]).copy())
+        return tensor.double() if entry["type"] == "f32" else tensor.long()
+
+    def names(self, kind):
+        return [name[len(kind) + 1:] for name in self.json["tensors"]
+                if name.startswith(kind + "/")]
+
+
+def cv_squared(v):
+    return v.var(unbiased=False) / v.mean() ** 2
+
+
+class Model:
+    def __init__(self, dump):
+        self.dump = dump
+        self.job = dump.json["job"]
+        self.p = {name: dump.get("parameter/" + name).requires_grad_()
+                  for name in dump.names("parameter")}
+        self.importance = {}
+        self.load = {}
+
+    def losses(self):
+        training = self.job["training"]
+        losses = []
+        for r in range(training["replicas"]):
+            for w in range(training["waves"]):
+                losses.append(self.micro_batch(r, w))
+        balance = torch.zeros((), dtype=torch.float64)
+        for layer, importance in self.importance.items():
+            moe = self.job["model"]["layers"][layer]["moe"]
+            balance = balance + moe["w_importance"] * cv_squared(importance)
+            balance = balance + moe["w_load"] * cv_squared(self.load[layer])
+        tokens = training["replicas"] * training["lanes"] * training["unroll"]
+        return sum(losses), balance, sum(losses) / tokens + balance
+
+    def micro_batch(self, r, w):
+        shape = self.dump.get(f"input/{r}/{w}").shape  # time, lanes
+        words = self.dump.get(f"input/{r}/{w}").reshape(-1)
+        target = self.dump.get(f"target/{r}/{w}").reshape(-1)
+        x = self.p["embedding"][words]
+        x = self.dropout(x, self.job["model"]["embedding_dropout"], 0, r, w)
+        for l, layer in enumerate(self.job["model"]["layers"]):
+            y = self.lstm(x, l, r, w, shape) if "lstm" in layer else self.moe(x, l, r, w)
+            y = self.dropout(y, layer["dropout"], l + 1, r, w)
+            x = x + y if layer["residual"] else y
+        logits = x @ self.p["softmax.w"].T + self.p["softmax.b"]
+        return torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+
+    def dropout(self, x, rate, layer_id, r, w):
+        kept = self.dump.get(f"uniform/{layer_id}/{r}/{w}") >= rate
+        return torch.where(kept, x / (1 - rate), torch.zeros_like(x))
+
+    def lstm(self, x, l, r, w, shape):
+        wx, wh, b = (self.p[f"layer{l}.lstm.{name}"] for name in ("wx", "wh", "b"))
+        c, h = self.dump.get(f"c/{r}/{w}/{l}"), self.dump.get(f"h/{r}/{w}/{l}")
+        outputs = []
+        for x_t in x.reshape(*shape, -1):
+            i, f, g, o = (x_t @ wx + h @ wh + b).chunk(4, dim=1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            outputs.append(h)
+        return torch.cat(outputs)
+
+    def moe(self, x, l, r, w):
+        moe = self.job["model"]["layers"][l]["moe"]
+        n, k = moe["experts"], moe["k"]
+        clean = x @ self.p[f"layer{l}.moe.wg"]
+        scale = torch.nn.functional.softplus(x @ self.p[f"layer{l}.moe.wnoise"])
+        noisy = clean + self.dump.get(f"noise/{l}/{r}/{w}") * scale
+        top = noisy.topk(k, dim=1).indices
+        chosen = torch.zeros_like(noisy, dtype=torch.bool).scatter(1, top, True)
+        gates = torch.softmax(noisy.masked_fill(~chosen, -torch.inf), dim=1)
+        if k < n:
+            # kth_excluding: the (k+1)-th of all for those within the top k, else the k-th.
+            ordered = noisy.sort(dim=1, descending=True).values
+            threshold = torch.where(chosen, ordered[:, k:k + 1], ordered[:, k - 1:k])
+            load = torch.distributions.Normal(0, 1).cdf((clean - threshold) / scale)
+        else:
+            load = chosen.double()
+        self.importance[l] = self.importance.get(l, 0) + gates.sum(0)
+        self.load[l] = self.load.get(l, 0) + load.sum(0)
+        y = torch.zeros_like(x)
+        for e in range(n):
+            w1, w2 = (self.p[f"layer{l}.moe.expert{e}.{name}"] for name in ("w1", "w2"))
+            y = y + gates[:, e:e + 1] * (torch.relu(x @ w1) @ w2)
+        return torch.sigmoid(y) if moe["sigmoid_output"] else y
+
+
+class Comparison:
+    def __init__(self):
+        self.compared = 0
+        self.failed = 0
+
+    def check(self, name, actual, expected):
+        self.compared += 1
+        difference = (actual - expected).abs().max().item()
+        if not difference <= TOLERANCE * expected.abs().max().item() + 1e-9:
+            self.failed += 1
+            print(f"{name}: differs by {difference:g}; largest {expected.abs().max():g}")
+
+
+def adam_update(dump, parameters):
+    adam = dump.json["adam"]
+    # The optimizer leaves alone what has no gradient: experts without rows.
+    for name, parameter in parameters.items():
+        layer, _, rest = name.partition(".moe.expert")
+        if rest:
+            expert = rest.split(".")[0]
+            if dump.get(f"rows/{layer[len('layer'):]}/{expert}").item() == 0:
+                parameter.grad = None
+    optimizer = torch.optim.Adam(parameters.values(), lr=adam["rate"],
+                                 betas=(adam["beta1"], adam["beta2"]), eps=adam["epsilon"])
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(adam["count"] - 1)),
+            "exp_avg": dump.get("m/" + name),
+            "exp_avg_sq": dump.get("v/" + name),
+        }
+    optimizer.step()
+
+
+def compare(job, folder):
+    dump = Dump(folder)
+    model = Model(dump)
+    loss_sum, balance, loss = model.losses()
+    loss.backward()
+    comparison = Comparison()
+    for name, expected in (("loss_sum", loss_sum), ("balance_loss", balance)):
+        comparison.check(f"{job} {name}",
+                         torch.tensor(dump.json["result"][name], dtype=torch.float64),
+                         expected.detach())
+    for name, parameter in model.p.items():
+        expected = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        comparison.check(f"{job} gradient of {name}", dump.get("gradient/" + name), expected)
+    adam_update(dump, model.p)
+    for name, parameter in model.p.items():
+        comparison.check(f"{job} updated {name}", dump.get("updated/" + name), parameter.detach())
+    print(f"{job}: {comparison.compared} comparisons, {comparison.failed} failed")
+    return comparison.failed
+
+
+def main():
+    torch.set_num_threads(1)
+    failed = 0
+    for job in JOBS:
+        with tempfile.TemporaryDirectory(dir=os.environ.get("TEST_TMPDIR")) as folder:
+            subprocess.run([sys.argv[1], job, folder], check=True)
+            failed += compare(job, folder)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+#include "tests/worker/reference/reference_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <utility>
+
+#include "common/random/random.h"
+
+namespace moe::reference {
+namespace {
+
+using Row = std::vector<double>;
+
+double Sigmoid(double z) { return 1 / (1 + std::exp(-z)); }
+double Softplus(double z) { return std::log(1 + std::exp(z)); }
+double NormalCdf(double z) { return 0.5 * std::erfc(-z / std::sqrt(2.0)); }
+
+// x [rows] times w [rows, cols].
+Row Product(const Row& x, const Row& w) {
+  const size_t cols = w.size() / x.size();
+  Row y(cols, 0);
+  for (size_t i = 0; i < x.size(); ++i) {
+    for (size_t j = 0; j < cols; ++j) y[j] += x[i] * w[i * cols + j];
+  }
+  return y;
+}
+
+double CvSquared(const Row& v) {
+  double mean = 0, variance = 0;
+  for (double x : v) mean += x / v.size();
+  for (double x : v) variance += (x - mean) * (x - mean) / v.size();
+  return mean == 0 ? 0 : variance / (mean * mean);
+}
+
+// kth_excluding(v, k, i) of eq. 9: the k-th largest of v without its element i.
+double KthExcluding(Row v, int k, size_t i) {
+  v.erase(v.begin() + i);
+  std::sort(v.begin(), v.end(), std::greater<>());
+  return v[k - 1];
+}
+
+// One pass over one micro-batch of one replica.
+class MicroBatchPass {
+ public:
+  MicroBatchPass(const v1::Job& job, const NamedValues& parameters, uint64_t step,
+                 bool training, uint32_t replica, uint32_t wave)
+      : job_(job),
+        parameters_(parameters),
+        step_(step),
+        training_(training),
+        replica_(replica),
+        wave_(wave),
+        lanes_(job.training().lanes() / job.training().waves()),
+        d_(job.model().d_model()) {}
+
+  // Returns the sum of -ln p(target). Adds to importance and load, [layer][expert].
+  double Run(const MicroBatch& batch, std::vector<std::vector<LaneState>>& state,
+             std::vector<Row>& importance, std::vector<Row>& load,
+             std::vector<std::vector<int64_t>>& rows_of_expert) {
+    target_ = batch.target;
+    std::vector<Row> x;
+    const Row& table = Named("embedding");
+    for (int32_t word : batch.input) {
+      x.emplace_back(table.begin() + word * d_, table.begin() + (word + 1) * d_);
+    }
+    Dropout(0, job_.model().embedding_dropout(), x);
+
+    for (int l = 0; l < job_.model().layers_size(); ++l) {
+      const v1::Layer& layer = job_.model().layers(l);
+      std::vector<Row> y =
+          layer.has_lstm() ? LstmLayer(l, x, state[l])
+                           : MoeLayer(l, x, importance[l], load[l], rows_of_expert[l]);
+      Dropout(l + 1, layer.dropout(), y);
+      if (layer.residual()) {
+        for (size_t t = 0; t < y.size(); ++t) {
+          for (int64_t c = 0; c < d_; ++c) y[t][c] += x[t][c];
+        }
+      }
+      x = std::move(y);
+    }
+
+    const Row& w = Named("softmax.w");
+    const Row& b = Named("softmax.b");
+    double loss_sum = 0;
+    for (size_t t = 0; t < x.size(); ++t) {
+      if (batch.target[t] < 0) continue;
+      double sum = 0, of_target = 0;
+      for (size_t v = 0; v < b.size(); ++v) {
+        double logit = b[v];
+        for (int64_t c = 0; c < d_; ++c) logit += x[t][c] * w[v * d_ + c];
+        sum += std::exp(logit);
+        if (static_cast<int32_t>(v) == batch.target[t]) of_target = logit;
+      }
+      loss_sum += std::log(sum) - of_target;
+    }
+    return loss_sum;
+  }
+
+ private:
+  const Row& Named(const std::string& name) const { return parameters_.at(name); }
+
+  RandomKey Key(Purpose purpose, uint32_t layer_id) const {
+    return MakeKey(
+        job_.seed(), purpose,
+        {.layer = layer_id, .step = step_, .wave = wave_, .replica = replica_});
+  }
+
+  void Dropout(uint32_t layer_id, float rate, std::vector<Row>& y) const {
+    if (!training_ || rate == 0) return;
+    std::vector<float> uniform(d_);
+    for (size_t t = 0; t < y.size(); ++t) {
+      FillUniform(Key(Purpose::kDropout, layer_id), t, uniform);
+      for (int64_t c = 0; c < d_; ++c) {
+        y[t][c] = uniform[c] < rate ? 0 : y[t][c] / (1 - double{rate});
+      }
+    }
+  }
+
+  std::vector<Row> LstmLayer(int l, const std::vector<Row>& x,
+                             std::vector<LaneState>& state) {
+    const std::string prefix = "layer" + std::to_string(l) + ".lstm.";
+    std::vector<Row> y;
+    for (size_t t = 0; t < x.size(); ++t) {
+      LaneState& lane = state[t % lanes_];
+      const Row from_x = Product(x[t], Named(prefix + "wx"));
+      const Row from_h = Product(lane.h, Named(prefix + "wh"));
+      const Row& b = Named(prefix + "b");
+      const size_t hidden = lane.h.size();
+      const auto gate = [&](size_t kind, size_t u) {
+        const size_t j = kind * hidden + u;
+        return from_x[j] + from_h[j] + b[j];
+      };
+      for (size_t u = 0; u < hidden; ++u) {
+        lane.c[u] =
+            Sigmoid(gate(1, u)) * lane.c[u] + Sigmoid(gate(0, u)) * std::tanh(gate(2, u));
+        lane.h[u] = Sigmoid(gate(3, u)) * std::tanh(lane.c[u]);
+      }
+      y.push_back(lane.h);
+    }
+    return y;
+  }
+
+  std::vector<Row> MoeLayer(int l, const std::vector<Row>& x, Row& importance, Row& load,
+                            std::vector<int64_t>& rows_of_expert) {
+    const v1::Moe& moe = job_.model().layers(l).moe();
+    std::vector<Row> y;
+    for (size_t t = 0; t < x.size(); ++t) {
+      y.emplace_back(d_, 0.0);
+      if (training_ || target_[t] >= 0) {
+        AddExperts(l, t, x[t], importance, load, rows_of_expert, y[t]);
+      }
+      if (moe.sigmoid_output()) {
+        for (double& value : y[t]) value = Sigmoid(value);
+      }
+    }
+    return y;
+  }
+
+  void AddExperts(int l, size_t t, const Row& x, Row& importance, Row& load,
+                  std::vector<int64_t>& rows_of_expert, Row& y) const {
+    const v1::Moe& moe = job_.model().layers(l).moe();
+    const std::string prefix = "layer" + std::to_string(l) + ".moe.";
+    const int n = moe.experts();
+    const int k = moe.k();
+    const Row clean = Product(x, Named(prefix + "wg"));
+    Row scale = Product(x, Named(prefix + "wnoise"));
+    for (double& s : scale) s = Softplus(s);
+    std::vector<float> noise(n, 0);
+    if (training_) FillNormal(Key(Purpose::kGateNoise, l + 1), t, noise);
+    Row h(n);  // eq. 4
+    for (int i = 0; i < n; ++i) h[i] = clean[i] + noise[i] * scale[i];
+
+    // Eq. 3 and 5; a tie goes to the lower expert.
+    Row kept(n, -std::numeric_limits<double>::infinity());
+    for (int i = 0; i < n; ++i) {
+      int above = 0;
+      for (int j = 0; j < n; ++j) above += h[j] > h[i] || (h[j] == h[i] && j < i);
+      if (above < k) kept[i] = h[i];
+    }
+    double sum = 0;
+    for (double value : kept) sum += std::exp(value);
+    for (int i = 0; i < n; ++i) {
+      const double gate = std::exp(kept[i]) / sum;
+      importance[i] += gate;
+      if (k < n && training_) {
+        load[i] += NormalCdf((clean[i] - KthExcluding(h, k, i)) / scale[i]);  // eq. 9
+      } else {
+        load[i] += gate > 0;
+      }
+      if (gate == 0) continue;
+      ++rows_of_expert[i];
+      const std::string expert = prefix + "expert" + std::to_string(i);
+      Row hidden = Product(x, Named(expert + ".w1"));
+      for (double& value : hidden) value = std::max(value, 0.0);
+      const Row out = Product(hidden, Named(expert + ".w2"));
+      for (int64_t c = 0; c < d_; ++c) y[c] += gate * out[c];
+    }
+  }
+
+  const v1::Job& job_;
+  const NamedValues& parameters_;
+  const uint64_t step_;
+  const bool training_;
+  const uint32_t replica_;
+  const uint32_t wave_;
+  const size_t lanes_;
+  const int64_t d_;
+  std::vector<int32_t> target_;
+};
+
+}  // namespace
+
+CarriedState ReferenceModel::ZeroState() const {
+  const v1::Training& training = job_.training();
+  const v1::Model& model = job_.model();
+  std::vector<std::vector<LaneState>> wave(model.layers_size());
+  for (int l = 0; l < model.layers_size(); ++l) {
+    if (!model.layers(l).has_lstm()) continue;
+    const Row zero(model.layers(l).lstm().hidden(), 0.0);
+    wave[l].assign(training.lanes() / training.waves(), {zero, zero});
+  }
+  return CarriedState(training.replicas(), {static_cast<size_t>(training.waves()), wave});
+}
+
+ReferenceModel::Result ReferenceModel::Forward(
+    const NamedValues& parameters, const std::vector<std::vector<MicroBatch>>& batches,
+    const CarriedState& state, uint64_t step, bool training) const {
+  const v1::Model& model = job_.model();
+  Result result;
+  result.state = state;
+  std::vector<Row> importance(model.layers_size()), load(model.layers_size());
+  result.rows_of_expert.resize(model.layers_size());
+  for (int l = 0; l < model.layers_size(); ++l) {
+    importance[l].assign(model.layers(l).moe().experts(), 0);
+    load[l].assign(model.layers(l).moe().experts(), 0);
+    result.rows_of_expert[l].assign(model.layers(l).moe().experts(), 0);
+  }
+  int64_t tokens = 0;
+  for (size_t r = 0; r < batches.size(); ++r) {
+    for (size_t w = 0; w < batches[r].size(); ++w) {
+      MicroBatchPass pass(job_, parameters, step, training, r, w);
+      result.loss_sum += pass.Run(batches[r][w], result.state[r][w], importance, load,
+                                  result.rows_of_expert);
+      for (int32_t target : batches[r][w].target) tokens += target >= 0;
+    }
+  }
+  for (int l = 0; l < model.layers_size(); ++l) {
+    if (!model.layers(l).has_moe()) continue;
+    const v1::Moe& moe = model.layers(l).moe();
+    result.balance_loss += double{moe.w_importance()} * CvSquared(importance[l]) +
+                           double{moe.w_load()} * CvSquared(load[l]);
+  }
+  result.loss = result.loss_sum / tokens + result.balance_loss;
+  return result;
+}
+
+NamedValues ReferenceModel::Gradients(const NamedValues& parameters,
+                                      const std::vector<std::vector<MicroBatch>>& batches,
+                                      const CarriedState& state, uint64_t step) const {
+  // Truncation about 1e-10, rounding about 1e-11: far below what single precision can
+  // show.
+  constexpr double kStep = 1e-5;
+  NamedValues moved = parameters;
+  NamedValues gradients;
+  for (auto& [name, values] : moved) {
+    for (double& value : values) {
+      const double original = value;
+      value = original + kStep;
+      const double above = Forward(moved, batches, state, step, /*training=*/true).loss;
+      value = original - kStep;
+      const double below = Forward(moved, batches, state, step, /*training=*/true).loss;
+      value = original;
+      gradients[name].push_back((above - below) / (2 * kStep));
+    }
+  }
+  return gradients;
+}
+
+void AdamUpdate(const AdamValues& adam, const NamedValues& gradients,
+                NamedValues* parameters, NamedValues* m, NamedValues* v) {
+  for (const auto& [name, gradient] : gradients) {
+    for (size_t i = 0; i < gradient.size(); ++i) {
+      double& first = m->at(name)[i];
+      double& second = v->at(name)[i];
+      first = adam.beta1 * first + (1 - adam.beta1) * gradient[i];
+      second = adam.beta2 * second + (1 - adam.beta2) * gradient[i] * gradient[i];
+      const double first_hat = first / (1 - std::pow(adam.beta1, adam.count));
+      const double second_hat = second / (1 - std::pow(adam.beta2, adam.count));
+      parameters->at(name)[i] -=
+          adam.rate * first_hat / (std::sqrt(second_hat) + adam.epsilon);
+    }
+  }
+}
+
+}  // namespace moe::reference

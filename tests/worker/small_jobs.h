@@ -1,0 +1,21 @@
+// Models small enough to be checked element by element. Sizes are odd, so that loop tails
+// run.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "proto/moe/v1/job.pb.h"
+
+namespace moe::testing {
+
+// All with 2 replicas, 2 waves, 4 lanes, 3 time steps, and dropout.
+//   lstm_moe_lstm  residuals, sigmoid, both balancing losses
+//   moe_moe        an MoE layer first and one last, neither residual nor sigmoid
+//   all_experts    k = n: no gradient through the load
+//   dense          one expert: the baseline without gating
+//   lstm           no MoE layer
+std::vector<std::string> SmallJobNames();
+v1::Job SmallJob(const std::string& name);
+
+}  // namespace moe::testing
