@@ -1,0 +1,262 @@
+// Speed of the kernels on one and two threads. GFLOP/s counts two operations per multiply-add of
+// the products alone; GB/s counts each float once per read and once per write.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/kernels/backend.h"
+
+namespace moe {
+namespace {
+
+Backend& BackendOf(int64_t threads) {
+  static std::unique_ptr<Backend> backends[3];
+  std::unique_ptr<Backend>& backend = backends[threads];
+  if (backend == nullptr) {
+    std::string error;
+    backend = MakeCpuBackend(static_cast<int>(threads), &error);
+    if (backend == nullptr) {
+      std::fprintf(stderr, "%s\n", error.c_str());
+      std::exit(1);
+    }
+  }
+  return *backend;
+}
+
+Tensor MakeNormal(Backend& backend, int64_t rows, int64_t cols, float scale = 1) {
+  Tensor tensor(backend, rows, cols);
+  std::vector<float> host(rows * cols);
+  FillNormal({1, 2}, 0, host);
+  for (float& x : host) x *= scale;
+  tensor.Upload(host);
+  return tensor;
+}
+
+void SetRate(benchmark::State& state, const char* name, double per_iteration) {
+  state.counters[name] = benchmark::Counter(per_iteration / 1e9,
+                                            benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void Gemm(benchmark::State& state) {
+  Backend& backend = BackendOf(state.range(0));
+  const int64_t m = state.range(1), n = state.range(2), k = state.range(3);
+  const Transpose ta = state.range(4) % 2 ? Transpose::kYes : Transpose::kNo;
+  const Transpose tb = state.range(4) / 2 ? Transpose::kYes : Transpose::kNo;
+  const Tensor a = ta == Transpose::kYes ? MakeNormal(backend, k, m) : MakeNormal(backend, m, k);
+  const Tensor b = tb == Transpose::kYes ? MakeNormal(backend, n, k) : MakeNormal(backend, k, n);
+  const Tensor c = MakeNormal(backend, m, n);
+  for (auto _ : state) backend.Gemm(ta, tb, 1, a.view(), b.view(), 0, c.view());
+  SetRate(state, "GFLOP/s", 2.0 * m * n * k);
+}
+BENCHMARK(Gemm)
+    ->ArgNames({"threads", "m", "n", "k", "t"})
+    ->ArgsProduct({{1, 2}, {2048}, {2048}, {512}, {0}})
+    ->ArgsProduct({{1, 2}, {1280}, {8000}, {128}, {0}})
+    ->ArgsProduct({{1, 2}, {1280}, {128}, {8000}, {2}})
+    ->ArgsProduct({{1, 2}, {128}, {8000}, {1280}, {1}})
+    ->ArgsProduct({{1, 2}, {64}, {512}, {128}, {0}})
+    ->UseRealTime();
+
+// Experts of (d, h), each with the same number of rows. There are so many that their weights don't
+// stay in the caches, as in a model whose capacity matters.
+struct ExpertBench {
+  ExpertBench(Backend& backend, int64_t d, int64_t h, int64_t rows)
+      : d(d),
+        h(h),
+        count(std::max<int64_t>(2, (int64_t{96} << 20) / (2 * d * h * 4))),
+        total(count * rows),
+        x(MakeNormal(backend, total, d)),
+        dy(MakeNormal(backend, total, d)),
+        gate(MakeNormal(backend, 1, total)),
+        hidden(MakeNormal(backend, total, h)),
+        y(backend, total, d),
+        dgate(backend, 1, total),
+        dhidden(MakeNormal(backend, total, h)),
+        dx(backend, total, d) {
+    for (int64_t e = 0; e < count; ++e) {
+      for (int i = 0; i < 2; ++i) weights.push_back(MakeNormal(backend, d, h, 0.02f));
+      for (int i = 0; i < 4; ++i) moments.emplace_back(backend, d, h).Zero();
+      experts.push_back({weights[2 * e].data(), weights[2 * e + 1].data(), e * rows, rows});
+      ExpertUpdate update;
+      update.expert = experts.back();
+      update.m1 = moments[4 * e].data();
+      update.v1 = moments[4 * e + 1].data();
+      update.m2 = moments[4 * e + 2].data();
+      update.v2 = moments[4 * e + 3].data();
+      update.step.kind = OptimizerStep::Kind::kAdam;
+      update.step.adam.rate = 1e-6f;
+      updates.push_back(update);
+    }
+  }
+  double flops() const { return 4.0 * total * d * h; }
+
+  int64_t d, h, count, total;
+  Tensor x, dy, gate, hidden, y, dgate, dhidden, dx;
+  std::vector<Tensor> weights, moments;
+  std::vector<ExpertRows> experts;
+  std::vector<ExpertUpdate> updates;
+};
+
+void ExpertForward(benchmark::State& state) {
+  Backend& backend = BackendOf(state.range(0));
+  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3));
+  for (auto _ : state) {
+    backend.ExpertForward(b.experts, b.x.view(), b.hidden.view(), b.y.view());
+  }
+  SetRate(state, "GFLOP/s", b.flops());
+  SetRate(state, "weightGB/s", 8.0 * b.count * b.d * b.h);
+}
+
+void ExpertBackward(benchmark::State& state) {
+  Backend& backend = BackendOf(state.range(0));
+  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3));
+  for (auto _ : state) {
+    backend.ExpertBackward(b.experts, b.dy.view(), b.gate.data(), b.hidden.view(),
+                           b.dgate.data(), b.dhidden.view(), b.dx.view());
+  }
+  SetRate(state, "GFLOP/s", b.flops());
+  SetRate(state, "weightGB/s", 8.0 * b.count * b.d * b.h);
+}
+
+void ExpertUpdates(benchmark::State& state) {
+  Backend& backend = BackendOf(state.range(0));
+  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3));
+  for (auto _ : state) {
+    backend.ExpertUpdates(b.updates, b.x.view(), b.hidden.view(), b.dhidden.view(), b.dy.view());
+  }
+  SetRate(state, "GFLOP/s", b.flops());
+  SetRate(state, "weightGB/s", 48.0 * b.count * b.d * b.h);
+}
+
+void ExpertSizes(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"threads", "d", "h", "rows"})->UseRealTime()->MinTime(0.1);
+  for (int64_t threads : {1, 2}) {
+    for (int64_t rows : {1, 2, 4, 8, 16, 32, 64, 256}) {
+      bench->Args({threads, 512, 1024, rows});
+      bench->Args({threads, 128, 256, rows});
+    }
+  }
+}
+BENCHMARK(ExpertForward)->Apply(ExpertSizes);
+BENCHMARK(ExpertBackward)->Apply(ExpertSizes);
+BENCHMARK(ExpertUpdates)->Apply(ExpertSizes);
+
+void Softmax(benchmark::State& state) {
+  Backend& backend = BackendOf(state.range(0));
+  const int64_t rows = 256, cols = state.range(1);
+  const Tensor logits = MakeNormal(backend, rows, cols);
+  const std::vector<int32_t> target(rows, 5);
+  for (auto _ : state) backend.SoftmaxCrossEntropy(logits.view(), target, 0.01f);
+  SetRate(state, "Gelement/s", static_cast<double>(rows) * cols);
+}
+BENCHMARK(Softmax)
+    ->ArgNames({"threads", "V"})
+    ->ArgsProduct({{1, 2}, {8000, 50000}})
+    ->UseRealTime();
+
+void LstmCell(benchmark::State& state) {
+  Backend& backend = BackendOf(state.range(0));
+  const int64_t lanes = 64, units = state.range(1);
+  const bool backward = state.range(2) != 0;
+  const Tensor gates = MakeNormal(backend, lanes, 4 * units), c_prev = MakeNormal(backend, lanes, units);
+  const Tensor c(backend, lanes, units), tanh_c = MakeNormal(backend, lanes, units), h = MakeNormal(backend, lanes, units);
+  Tensor dc(backend, lanes, units), dgates(backend, lanes, 4 * units);
+  dc.Zero();
+  for (auto _ : state) {
+    if (backward) {
+      backend.LstmCellBackward(gates.view(), c_prev.view(), tanh_c.view(), h.view(), dc.view(),
+                               dgates.view());
+    } else {
+      backend.LstmCellForward(gates.view(), c_prev.view(), c.view(), tanh_c.view(), h.view());
+    }
+  }
+  SetRate(state, "Gunit/s", static_cast<double>(lanes) * units);
+}
+BENCHMARK(LstmCell)
+    ->ArgNames({"threads", "H", "backward"})
+    ->ArgsProduct({{1, 2}, {128, 512}, {0, 1}})
+    ->UseRealTime();
+
+void Gating(benchmark::State& state) {
+  Backend& backend = BackendOf(state.range(0));
+  const int64_t tokens = 1024, n = state.range(1);
+  const bool backward = state.range(2) != 0;
+  const int32_t k = 4;
+  const Tensor clean = MakeNormal(backend, tokens, n), raw = MakeNormal(backend, tokens, n);
+  const Tensor noise(backend, tokens, n), gate(backend, tokens, k);
+  const Array<int32_t> expert(backend, tokens * k), threshold(backend, tokens * 2);
+  const Array<double> importance(backend, n), load(backend, n);
+  GateBatch batch;
+  batch.clean = clean.view();
+  batch.raw = raw.view();
+  batch.noise = noise.view();
+  batch.k = k;
+  batch.with_noise = true;
+  batch.expert = expert.data();
+  batch.gate = gate.data();
+  batch.threshold = threshold.data();
+  batch.importance = importance.data();
+  batch.load = load.data();
+  backend.NoisyTopKForward(batch);
+  const Tensor dgate = MakeNormal(backend, tokens, k), dload = MakeNormal(backend, 1, n);
+  const Tensor dclean(backend, tokens, n), draw(backend, tokens, n);
+  for (auto _ : state) {
+    if (backward) {
+      backend.NoisyTopKBackward(batch, dgate.data(), dload.data(), dclean.view(), draw.view());
+    } else {
+      backend.NoisyTopKForward(batch);
+    }
+  }
+  SetRate(state, "Gelement/s", static_cast<double>(tokens) * n);
+}
+BENCHMARK(Gating)
+    ->ArgNames({"threads", "n", "backward"})
+    ->ArgsProduct({{1, 2}, {32, 256, 4096}, {0, 1}})
+    ->UseRealTime();
+
+void Adam(benchmark::State& state) {
+  Backend& backend = BackendOf(state.range(0));
+  const int64_t n = int64_t{1} << 24;
+  const Tensor g = MakeNormal(backend, 1, n), w = MakeNormal(backend, 1, n);
+  Tensor m(backend, 1, n), v(backend, 1, n);
+  m.Zero();
+  v.Zero();
+  OptimizerStep step;
+  step.kind = OptimizerStep::Kind::kAdam;
+  step.adam.rate = 1e-4f;
+  for (auto _ : state) {
+    backend.OptimizerUpdate(step, n, g.data(), w.data(), m.data(), v.data());
+  }
+  SetRate(state, "GB/s", 28.0 * n);
+}
+BENCHMARK(Adam)->ArgName("threads")->Arg(1)->Arg(2)->UseRealTime();
+
+void Normal(benchmark::State& state) {
+  std::vector<float> x(4096);
+  uint64_t row = 0;
+  for (auto _ : state) FillNormal({1, 2}, row++, x);
+  SetRate(state, "Gelement/s", 4096);
+}
+BENCHMARK(Normal);
+
+void Dropout(benchmark::State& state) {
+  Backend& backend = BackendOf(state.range(0));
+  const Tensor x = MakeNormal(backend, 1280, 512), y(backend, 1280, 512);
+  for (auto _ : state) backend.DropoutForward({1, 2}, 0.3f, x.view(), x.view(), y.view());
+  SetRate(state, "Gelement/s", 1280.0 * 512);
+}
+BENCHMARK(Dropout)->ArgName("threads")->Arg(1)->Arg(2)->UseRealTime();
+
+void EmptyParallel(benchmark::State& state) {
+  Backend& backend = BackendOf(2);
+  for (auto _ : state) backend.parallel().For(2, [](int64_t) {});
+}
+BENCHMARK(EmptyParallel)->UseRealTime();
+
+}  // namespace
+}  // namespace moe
