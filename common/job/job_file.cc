@@ -27,8 +27,9 @@ using google::protobuf::FileDescriptor;
 
 std::string FieldNames(const Descriptor& message) {
   std::vector<std::string> names;
-  for (int i = 0; i < message.field_count(); ++i)
+  for (int i = 0; i < message.field_count(); ++i) {
     names.push_back(message.field(i)->name());
+  }
   return absl::StrJoin(names, ", ");
 }
 
@@ -57,7 +58,7 @@ class ErrorLines : public google::protobuf::io::ErrorCollector {
 
   void AddError(int line, google::protobuf::io::ColumnNumber column,
                 const std::string& message) override {
-    // The parser's messages are quoted: the pieces at odd places are names.
+    // The parser quotes names: they are the pieces at odd places.
     const std::vector<std::string> pieces = absl::StrSplit(message, '"');
     if (pieces.size() == 5 && pieces[0] == "Message type " &&
         pieces[2] == " has no field named ") {
@@ -92,7 +93,7 @@ class ErrorLines : public google::protobuf::io::ErrorCollector {
       if (line_begin == std::string::npos) return;
       ++line_begin;
     }
-    const size_t at = text_.rfind(word, line_begin + *column);
+    const size_t at = text_.rfind(word, line_begin + *column - word.size());
     if (at == std::string::npos) return;
     const std::string before = text_.substr(0, at);
     *line = static_cast<int>(std::count(before.begin(), before.end(), '\n'));

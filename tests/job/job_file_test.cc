@@ -101,6 +101,10 @@ TEST(ParseJobTest, PlaceIsTheUnknownWordEvenIfAnotherLineFollows) {
       StartsWith("job.textproto:2:1: no field named \"modle\" in moe.v1.Job; it has "));
 }
 
+TEST(ParseJobTest, PlaceIsTheUnknownWordEvenIfItComesTwice) {
+  EXPECT_THAT(ErrorOf("seed: 1 sed sed: 2"), StartsWith("job.textproto:1:9: "));
+}
+
 TEST(ParseJobTest, UnknownEnumValueIsNamedWithTheKnownOnes) {
   EXPECT_EQ(ErrorOf(Changed("GATING_NOISY_TOP_K", "NOISY")),
             "job.textproto:13:15: no value named \"NOISY\" for field \"gating\"; it must "
