@@ -1,0 +1,179 @@
+#include "common/checkpoint/manifest.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "common/io/file.h"
+#include "common/io/sha256.h"
+
+namespace moe {
+namespace {
+
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+
+class ManifestTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    dir_ = absl::StrCat(testing::TempDir(), "/manifest_",
+                        testing::UnitTest::GetInstance()->current_test_info()->name());
+    fs::remove_all(dir_);
+    fs::create_directories(dir_);
+  }
+
+  // A checkpoint of one shard file.
+  Checkpoint Write(uint64_t step, double validation_perplexity) {
+    Checkpoint checkpoint;
+    checkpoint.folder = absl::StrCat(dir_, "/", StepFolderName(step));
+    fs::create_directories(checkpoint.folder);
+    const std::string contents = absl::StrCat("contents of step ", step);
+    EXPECT_TRUE(
+        WriteFileAtomically(checkpoint.folder + "/dense-0.safetensors", contents).ok());
+    v1::Manifest& manifest = checkpoint.manifest;
+    manifest.set_format_version(kManifestVersion);
+    manifest.set_job_name("tiny");
+    manifest.set_job("name: \"tiny\"");
+    manifest.set_step(step);
+    manifest.set_validation_perplexity(validation_perplexity);
+    v1::ShardFile* shard = manifest.add_shards();
+    shard->set_shard("dense/0");
+    shard->set_file(ShardFileName("dense/0"));
+    shard->set_bytes(contents.size());
+    shard->set_sha256(Sha256Hex(contents));
+    v1::TensorDigest* tensor = shard->add_tensors();
+    tensor->set_name("embedding");
+    tensor->set_sha256(Sha256Hex("embedding"));
+    EXPECT_TRUE(WriteManifest(checkpoint.folder, manifest).ok());
+    return checkpoint;
+  }
+
+  std::string dir_;
+};
+
+TEST_F(ManifestTest, Names) {
+  EXPECT_EQ(StepFolderName(120), "step-00000120");
+  EXPECT_EQ(ShardFileName("layer1/group0"), "layer1-group0.safetensors");
+  EXPECT_EQ(ParseStepFolderName("step-00000120"), 120);
+  EXPECT_EQ(ParseStepFolderName(StepFolderName(1234567890)), 1234567890);
+  for (const char* name :
+       {"step-120", "step-0000012x", "step-", "step", "checkpoint", ""}) {
+    EXPECT_EQ(ParseStepFolderName(name), std::nullopt) << name;
+  }
+}
+
+TEST_F(ManifestTest, ReadsWhatItWrote) {
+  const Checkpoint written = Write(7, 123.456789012345);
+  const auto read = ReadManifest(written.folder);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->SerializeAsString(), written.manifest.SerializeAsString());
+  EXPECT_TRUE(VerifyContents(written.folder, *read).ok());
+}
+
+TEST_F(ManifestTest, FolderWithoutManifestIsNoCheckpoint) {
+  EXPECT_EQ(ReadManifest(dir_).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(ManifestTest, FindsDamage) {
+  const Checkpoint checkpoint = Write(7, 0);
+  const std::string file = checkpoint.folder + "/dense-0.safetensors";
+
+  ASSERT_TRUE(WriteFileAtomically(file, "contents of step 8").ok());
+  EXPECT_TRUE(VerifySizes(checkpoint.folder, checkpoint.manifest).ok());
+  absl::Status status = VerifyContents(checkpoint.folder, checkpoint.manifest);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("dense-0.safetensors: is damaged"));
+
+  ASSERT_TRUE(WriteFileAtomically(file, "short").ok());
+  status = VerifySizes(checkpoint.folder, checkpoint.manifest);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("has 5 bytes, the manifest says 18"));
+
+  fs::remove(file);
+  status = VerifySizes(checkpoint.folder, checkpoint.manifest);
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(file));
+}
+
+TEST_F(ManifestTest, RefusesDamagedManifests) {
+  const Checkpoint checkpoint = Write(7, 0);
+  const auto expect_refused = [&](const std::string& json, const std::string& why) {
+    ASSERT_TRUE(WriteFileAtomically(ManifestPath(checkpoint.folder), json).ok());
+    const absl::Status status = ReadManifest(checkpoint.folder).status();
+    EXPECT_FALSE(status.ok()) << json;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(why));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("manifest.json"));
+    EXPECT_FALSE(ListCheckpoints(dir_).ok());
+  };
+  const std::string json = *ReadFile(ManifestPath(checkpoint.folder));
+  expect_refused(json.substr(0, json.size() / 2), "is no manifest");
+  expect_refused("", "is no manifest");
+  expect_refused("{}", "format version 0");
+  expect_refused(R"({"format_version": 1})", "no shards");
+  expect_refused(
+      R"({"format_version": 1, "shards": [{"shard": "dense/0", "file": "../x"}]})",
+      "\"../x\"");
+  expect_refused(
+      R"({"format_version": 1, "shards": [{"shard": "dense/0", "file": "x"}]})",
+      "no SHA-256");
+}
+
+TEST_F(ManifestTest, ListsLastAndBest) {
+  EXPECT_TRUE(ListCheckpoints(dir_ + "/none")->empty());
+  EXPECT_EQ(LastCheckpoint({}), nullptr);
+  EXPECT_EQ(BestCheckpoint({}), nullptr);
+
+  Write(30, 90);
+  Write(10, 70);
+  Write(20, 70);
+  Write(40, 0);
+  fs::create_directories(dir_ + "/step-00000050");
+  fs::create_directories(dir_ + "/coordinator");
+  const auto checkpoints = ListCheckpoints(dir_);
+  ASSERT_TRUE(checkpoints.ok()) << checkpoints.status();
+  std::vector<uint64_t> steps;
+  for (const Checkpoint& checkpoint : *checkpoints)
+    steps.push_back(checkpoint.manifest.step());
+  EXPECT_THAT(steps, testing::ElementsAre(10, 20, 30, 40));
+  EXPECT_EQ(LastCheckpoint(*checkpoints)->manifest.step(), 40);
+  EXPECT_EQ(BestCheckpoint(*checkpoints)->manifest.step(), 20);
+  EXPECT_THAT(*ListUncommitted(dir_), testing::ElementsAre(dir_ + "/step-00000050"));
+}
+
+TEST(ModelDigestTest, IsTheHashOfTheRawHashes) {
+  const std::vector<std::string> hashes = {Sha256Hex("a"), Sha256Hex("b")};
+  const std::string raw =
+      absl::HexStringToBytes(hashes[0]) + absl::HexStringToBytes(hashes[1]);
+  EXPECT_EQ(*ModelDigest(hashes), Sha256Hex(raw));
+  EXPECT_FALSE(ModelDigest(std::vector<std::string>{"abc"}).ok());
+}
+
+TEST(ModelDigestTest, OrdersTensorsAndMissesNone) {
+  const auto tensor = [](uint64_t index, const std::string& contents) {
+    v1::TensorDigest digest;
+    digest.set_tensor(index);
+    digest.set_name(absl::StrCat("t", index));
+    digest.set_sha256(Sha256Hex(contents));
+    return digest;
+  };
+  using Tensors = std::vector<v1::TensorDigest>;
+  EXPECT_EQ(*ModelDigest(Tensors{tensor(1, "b"), tensor(0, "a")}),
+            *ModelDigest(std::vector<std::string>{Sha256Hex("a"), Sha256Hex("b")}));
+  EXPECT_THAT(
+      std::string(
+          ModelDigest(Tensors{tensor(2, "c"), tensor(0, "a")}).status().message()),
+      HasSubstr("tensor 1 is missing"));
+  EXPECT_THAT(
+      std::string(
+          ModelDigest(Tensors{tensor(0, "a"), tensor(0, "a")}).status().message()),
+      HasSubstr("tensor 0 (t0) is there twice"));
+}
+
+}  // namespace
+}  // namespace moe

@@ -1,0 +1,120 @@
+#include "server/coordinator/placement.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace moe {
+namespace {
+
+using ::testing::ElementsAre;
+
+// A plan of shards with one tensor each.
+class PlanBuilder {
+ public:
+  void Add(ShardKind kind, const std::string& id, int64_t size, int32_t layer = 0) {
+    ShardSpec shard;
+    shard.id = id;
+    shard.kind = kind;
+    shard.layer = layer;
+    if (kind != ShardKind::kReplica) {
+      TensorSpec tensor;
+      tensor.index = static_cast<int64_t>(plan_.tensors.size());
+      tensor.rows = size;
+      tensor.cols = 1;
+      shard.tensors = {tensor.index};
+      plan_.tensors.push_back(tensor);
+    }
+    plan_.shards.push_back(shard);
+  }
+  const ModelPlan& plan() const { return plan_; }
+
+ private:
+  ModelPlan plan_;
+};
+
+std::map<std::string, std::string> ServerOf(const v1::Placement& placement) {
+  std::map<std::string, std::string> server_of;
+  for (const v1::ShardPlacement& shard : placement.shards()) {
+    EXPECT_FALSE(server_of.contains(shard.shard()));
+    server_of[shard.shard()] = shard.server();
+  }
+  return server_of;
+}
+
+TEST(PlacementTest, EveryClassOfShardsIsBalanced) {
+  PlanBuilder builder;
+  for (int i = 0; i < 5; ++i)
+    builder.Add(ShardKind::kDense, absl::StrCat("dense/", i), 10 + i);
+  for (int layer : {1, 3}) {
+    for (int g = 0; g < 8; ++g) {
+      builder.Add(ShardKind::kExpert, absl::StrCat("layer", layer, "/group", g), 100,
+                  layer);
+    }
+  }
+  for (int r = 0; r < 4; ++r)
+    builder.Add(ShardKind::kReplica, absl::StrCat("replica/", r), 0);
+
+  for (int servers : {1, 2, 3, 4, 7, 20}) {
+    std::vector<std::string> names;
+    for (int s = 0; s < servers; ++s) names.push_back(absl::StrCat("server/", 10 + s));
+    const v1::Placement placement = MakePlacement(builder.plan(), names);
+    EXPECT_EQ(placement.version(), 1);
+    const auto server_of = ServerOf(placement);
+    ASSERT_EQ(server_of.size(), builder.plan().shards.size());
+    for (const std::string prefix : {"dense/", "layer1/", "layer3/", "replica/"}) {
+      std::map<std::string, int> held;
+      for (const std::string& name : names) held[name] = 0;
+      for (const auto& [shard, server] : server_of) {
+        if (shard.starts_with(prefix)) ++held[server];
+      }
+      ASSERT_EQ(held.size(), names.size());
+      const auto [least, most] = std::minmax_element(
+          held.begin(), held.end(), [](auto& a, auto& b) { return a.second < b.second; });
+      EXPECT_LE(most->second - least->second, 1) << prefix << " on " << servers;
+    }
+  }
+}
+
+TEST(PlacementTest, LargeShardsOfDifferentClassesPart) {
+  PlanBuilder builder;
+  builder.Add(ShardKind::kDense, "dense/0", 1000);
+  builder.Add(ShardKind::kExpert, "layer1/group0", 500, 1);
+  const auto server_of =
+      ServerOf(MakePlacement(builder.plan(), {"server/a", "server/b"}));
+  EXPECT_NE(server_of.at("dense/0"), server_of.at("layer1/group0"));
+}
+
+TEST(PlacementTest, IsAFunctionOfItsInput) {
+  PlanBuilder builder;
+  for (int g = 0; g < 9; ++g) {
+    builder.Add(ShardKind::kExpert, absl::StrCat("layer0/group", g), 7 * g % 4);
+  }
+  const std::vector<std::string> servers = {"server/a", "server/b"};
+  EXPECT_EQ(MakePlacement(builder.plan(), servers).SerializeAsString(),
+            MakePlacement(builder.plan(), servers).SerializeAsString());
+}
+
+TEST(AssignReplicasTest, ContiguousRanges) {
+  const auto workers_of = [](uint32_t replicas, const std::vector<std::string>& workers) {
+    std::vector<std::string> owners;
+    for (const v1::ReplicaAssignment& assignment : AssignReplicas(replicas, workers)) {
+      EXPECT_EQ(assignment.replica(), owners.size());
+      owners.push_back(assignment.worker());
+    }
+    return owners;
+  };
+  EXPECT_THAT(workers_of(1, {"a"}), ElementsAre("a"));
+  EXPECT_THAT(workers_of(4, {"a", "b"}), ElementsAre("a", "a", "b", "b"));
+  EXPECT_THAT(workers_of(5, {"a", "b", "c"}), ElementsAre("a", "a", "b", "b", "c"));
+  EXPECT_THAT(workers_of(3, {"a", "b", "c"}), ElementsAre("a", "b", "c"));
+}
+
+}  // namespace
+}  // namespace moe
