@@ -32,13 +32,14 @@ fi
 readonly out=$1 module=engKJV2006eb verses=31102
 readonly install="install the packages diatheke and sword-text-kjv (deploy/install.sh runtime)"
 
+[[ ! -e $out || -f $out ]] || die "$out is there and isn't a file"
 command -v diatheke >/dev/null || die "diatheke is missing; $install"
 # All of the list is read: grep -q would end diatheke by SIGPIPE.
 diatheke -b system -k modulelist | grep "^$module :" >/dev/null ||
   die "SWORD has no module $module; $install"
 
-mkdir -p "$(dirname "$out")" || die "cannot create the folder of $out"
-temporary=$(mktemp "$out.tmp-XXXXXX") || die "cannot write beside $out"
+mkdir -p "$(dirname "$out")" 2>/dev/null || die "cannot create the folder of $out"
+temporary=$(mktemp "$out.tmp-XXXXXX" 2>/dev/null) || die "cannot write beside $out"
 trap 'rm -f "$temporary"' EXIT
 diatheke -b "$module" -f plain -k "Gen 1:1-Rev 22:21" >"$temporary" ||
   die "diatheke failed, or the disk is full: $out"

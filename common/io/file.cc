@@ -94,6 +94,13 @@ absl::Status WriteFileAtomically(const std::string& path, std::string_view conte
 
 absl::Status WriteFileAtomically(const std::string& path,
                                  const std::function<absl::Status(FileSink&)>& write) {
+  // A rename would put a file in the place of a device or a pipe.
+  struct stat there;
+  if (lstat(path.c_str(), &there) == 0 && !S_ISREG(there.st_mode) &&
+      !S_ISLNK(there.st_mode)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot write ", path, ": it is there and isn't a regular file"));
+  }
   const std::string temporary = TemporaryName(path);
   int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd < 0) return SystemError(errno, "create", path);

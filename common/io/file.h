@@ -13,7 +13,8 @@ namespace moe {
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 
 // After OK the file is on disk whole; after an error, or a crash at any time, `path` is
-// as it was before. The folder must exist.
+// as it was before. The folder must exist. What is there and isn't a
+// regular file is never replaced.
 absl::Status WriteFileAtomically(const std::string& path, std::string_view contents);
 
 // Appends to a file that isn't under its name yet.

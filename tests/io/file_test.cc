@@ -1,0 +1,158 @@
+#include "common/io/file.h"
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+#include <vector>
+
+#include "common/io/mapped_file.h"
+#include "gmock/gmock.h"
+#include "tests/io/limited_file_size.h"
+
+namespace moe {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+
+class FileTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::path(testing::TempDir()) /
+              testing::UnitTest::GetInstance()->current_test_info()->name();
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+  }
+  std::string Path(const std::string& name) { return (folder_ / name).string(); }
+  std::vector<std::string> Names() {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(folder_)) {
+      names.push_back(entry.path().filename().string());
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+  fs::path folder_;
+};
+
+TEST_F(FileTest, WritesAndReads) {
+  const std::string contents(3'000'000, 'x');
+  ASSERT_TRUE(WriteFileAtomically(Path("a"), contents).ok());
+  ASSERT_TRUE(WriteFileAtomically(Path("empty"), "").ok());
+  EXPECT_EQ(*ReadFile(Path("a")), contents);
+  EXPECT_EQ(*ReadFile(Path("empty")), "");
+  ASSERT_TRUE(WriteFileAtomically(Path("a"), "short").ok());
+  EXPECT_EQ(*ReadFile(Path("a")), "short");
+  EXPECT_THAT(Names(), ElementsAre("a", "empty"));
+}
+
+TEST_F(FileTest, ReadsFilesThatHaveNoSize) {
+  const auto status = ReadFile("/proc/self/status");
+  ASSERT_TRUE(status.ok()) << status.status();
+  EXPECT_THAT(*status, HasSubstr("Threads:"));
+}
+
+TEST_F(FileTest, ErrorsNameThePathAndTheCause) {
+  const absl::Status missing = ReadFile(Path("missing")).status();
+  EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(missing.message()),
+              AllOf(HasSubstr(Path("missing")), HasSubstr("No such file or directory")));
+  EXPECT_THAT(std::string(ReadFile(folder_.string()).status().message()),
+              HasSubstr("Is a directory"));
+  const absl::Status no_folder = WriteFileAtomically(Path("no/folder"), "x");
+  EXPECT_EQ(no_folder.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(no_folder.message()), HasSubstr(Path("no/folder")));
+}
+
+TEST_F(FileTest, FailedWriteLeavesTheOldFileAndNoOther) {
+  ASSERT_TRUE(WriteFileAtomically(Path("a"), "old").ok());
+  absl::Status status;
+  {
+    LimitedFileSize limit(1 << 16);
+    status = WriteFileAtomically(Path("a"), std::string(1 << 20, 'x'));
+  }
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr(Path("a")), HasSubstr("File too large")));
+  EXPECT_EQ(*ReadFile(Path("a")), "old");
+  EXPECT_THAT(Names(), ElementsAre("a"));
+}
+
+TEST_F(FileTest, WriterThatFailsLeavesTheOldFile) {
+  ASSERT_TRUE(WriteFileAtomically(Path("a"), "old").ok());
+  const absl::Status status =
+      WriteFileAtomically(Path("a"), [](FileSink& sink) -> absl::Status {
+        EXPECT_TRUE(sink.Append("new").ok());
+        return absl::AbortedError("stop");
+      });
+  EXPECT_EQ(status, absl::AbortedError("stop"));
+  EXPECT_EQ(*ReadFile(Path("a")), "old");
+  EXPECT_THAT(Names(), ElementsAre("a"));
+}
+
+TEST_F(FileTest, ReplacesFilesAndLinksOnly) {
+  ASSERT_TRUE(MakeDirs(Path("a/b")).ok());
+  ASSERT_EQ(mkfifo(Path("pipe").c_str(), 0600), 0);
+  for (const std::string name : {"a", "pipe"}) {
+    const absl::Status status = WriteFileAtomically(Path(name), "x");
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(Path(name)));
+  }
+  EXPECT_TRUE(fs::is_fifo(Path("pipe")));
+  fs::create_symlink("elsewhere", Path("link"));
+  EXPECT_TRUE(WriteFileAtomically(Path("link"), "x").ok());
+  EXPECT_THAT(Names(), ElementsAre("a", "link", "pipe"));
+}
+
+TEST_F(FileTest, ReadersNeverSeeHalfAFile) {
+  const std::string versions[] = {std::string(100'000, 'a'), std::string(200'000, 'b')};
+  ASSERT_TRUE(WriteFileAtomically(Path("a"), versions[0]).ok());
+  std::thread writer([&] {
+    for (int i = 0; i < 50; ++i)
+      EXPECT_TRUE(WriteFileAtomically(Path("a"), versions[i % 2]).ok());
+  });
+  for (int i = 0; i < 200; ++i) {
+    const auto contents = ReadFile(Path("a"));
+    ASSERT_TRUE(contents.ok());
+    EXPECT_TRUE(*contents == versions[0] || *contents == versions[1]);
+  }
+  writer.join();
+}
+
+TEST_F(FileTest, MakesAndRemovesFolders) {
+  ASSERT_TRUE(MakeDirs(Path("x/y/z")).ok());
+  ASSERT_TRUE(MakeDirs(Path("x/y/z")).ok());
+  ASSERT_TRUE(MakeDirs(Path("x/y/slash/")).ok());
+  ASSERT_TRUE(WriteFileAtomically(Path("x/y/z/file"), "1").ok());
+  const absl::Status in_file = MakeDirs(Path("x/y/z/file/w"));
+  EXPECT_FALSE(in_file.ok());
+  EXPECT_THAT(std::string(in_file.message()), HasSubstr("x/y/z/file/w"));
+  EXPECT_FALSE(MakeDirs(Path("x/y/z/file")).ok());
+
+  fs::create_symlink(Path("x"), Path("link"));
+  ASSERT_TRUE(RemoveTree(Path("link")).ok());
+  EXPECT_TRUE(fs::exists(Path("x/y/z/file")));
+  ASSERT_TRUE(RemoveTree(Path("x")).ok());
+  ASSERT_TRUE(RemoveTree(Path("x")).ok());
+  EXPECT_THAT(Names(), ElementsAre());
+}
+
+TEST_F(FileTest, MapsFiles) {
+  ASSERT_TRUE(WriteFileAtomically(Path("a"), "contents").ok());
+  ASSERT_TRUE(WriteFileAtomically(Path("empty"), "").ok());
+  EXPECT_EQ((*MappedFile::Open(Path("a")))->bytes(), "contents");
+  EXPECT_EQ((*MappedFile::Open(Path("empty")))->bytes(), "");
+  EXPECT_EQ(MappedFile::Open(Path("missing")).status().code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_EQ(MappedFile::Open(folder_.string()).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace moe
