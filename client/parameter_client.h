@@ -1,4 +1,5 @@
-// Dense and replica shards, and the close of a step, as a worker sees them. Host memory throughout.
+// Dense and replica shards, and the close of a step, as a worker sees them. Host memory
+// throughout.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +18,8 @@ struct StepClose {
   uint64_t step = 0;
   double learning_rate = 0;
   bool cut = false;
-  // For each owned replica, ascending: for each dense shard (in the plan's order) the gradients of
-  // its tensors, concatenated. Consumed.
+  // For each owned replica, ascending: for each dense shard (in the plan's order) the
+  // gradients of its tensors, concatenated. Consumed.
   std::map<uint32_t, std::vector<std::vector<float>>> gradients;
   // For each owned replica, its replica shard's new content.
   std::map<uint32_t, std::string> replica_states;
@@ -29,18 +30,20 @@ struct StepClosed {
   double gradient_norm = 0;
 };
 
-// Thread-compatible: one caller at a time. Every wait has a deadline, and its error names the server
-// and what it was to send.
+// Thread-compatible: one caller at a time. Every wait has a deadline, and its error names
+// the server and what it was to send.
 class ParameterClient {
  public:
   virtual ~ParameterClient() = default;
 
   // Contents of all dense shards at `version`, in the plan's order, each with its tensors
   // concatenated; the spans' sizes say what is expected.
-  virtual absl::Status PullDense(uint64_t version, std::span<const std::span<float>> shards) = 0;
-  virtual absl::StatusOr<std::string> PullReplicaState(uint64_t version, uint32_t replica) = 0;
-  // Closes the step on every server and returns when all have applied it, the exchange that
-  // clipping needs included.
+  virtual absl::Status PullDense(uint64_t version,
+                                 std::span<const std::span<float>> shards) = 0;
+  virtual absl::StatusOr<std::string> PullReplicaState(uint64_t version,
+                                                       uint32_t replica) = 0;
+  // Closes the step on every server and returns when all have applied it, the exchange
+  // that clipping needs included.
   virtual absl::StatusOr<StepClosed> Close(StepClose close) = 0;
 };
 

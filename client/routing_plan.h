@@ -1,8 +1,8 @@
-// Where the rows of one micro-batch go: computed once from the gate's choices, it serves dispatch,
-// combine and both of their backwards.
+// Where the rows of one micro-batch go: computed once from the gate's choices, it serves
+// dispatch, combine and both of their backwards.
 //
-// A token's row goes once to each server that hosts any of its experts, and comes back once for
-// each group; the worker adds groups in group order.
+// A token's row goes once to each server that hosts any of its experts, and comes back
+// once for each group; the worker adds groups in group order.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +44,8 @@ class RoutingPlan {
     std::vector<Group> groups;
   };
 
-  // expert, gate: [tokens, k], experts ascending within a token; expert -1: no choice (a padding
-  // token).
+  // expert, gate: [tokens, k], experts ascending within a token; expert -1: no choice (a
+  // padding token).
   RoutingPlan(const ExpertLayout& layout, int32_t tokens, int32_t k,
               std::span<const int32_t> expert, std::span<const float> gate);
 

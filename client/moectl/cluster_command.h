@@ -1,0 +1,37 @@
+// What the commands that ask a running cluster have in common.
+#pragma once
+
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "client/moectl/command.h"
+#include "client/status_client.h"
+
+namespace moe {
+
+class ClusterCommand : public Command {
+ public:
+  void AddFlags(FlagSet& flags) override;
+
+ protected:
+  ClusterCommand();
+
+  StatusClient client() const { return StatusClient(timeout_); }
+  absl::StatusOr<v1::GetClusterStatusResponse> GetClusterStatus() const {
+    return client().GetClusterStatus(coordinator_);
+  }
+  bool json() const { return json_; }
+
+ private:
+  std::string coordinator_;
+  absl::Duration timeout_ = absl::Seconds(5);
+  bool json_ = false;
+};
+
+// OK, or the errors of the servers that didn't answer.
+absl::Status ErrorsOf(std::span<const ServerReport> reports);
+
+}  // namespace moe

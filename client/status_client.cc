@@ -1,0 +1,117 @@
+#include "client/status_client.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "common/base/status_macros.h"
+#include "common/checkpoint/manifest.h"
+#include "common/net/channel.h"
+#include "common/net/grpc_status.h"
+#include "proto/moe/v1/status.grpc.pb.h"
+
+namespace moe {
+namespace {
+
+// Calls Stub's method with an empty request.
+template <typename Service, typename Request, typename Response, typename Stub>
+absl::StatusOr<Response> Ask(const std::string& who, const std::string& address,
+                             absl::Duration timeout,
+                             grpc::Status (Stub::*method)(grpc::ClientContext*,
+                                                          const Request&, Response*)) {
+  const std::unique_ptr<typename Service::Stub> stub =
+      Service::NewStub(MakeChannel(address));
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  Response response;
+  const grpc::Status status = (stub.get()->*method)(&context, Request(), &response);
+  if (status.ok()) return response;
+  const std::string peer = absl::StrCat(who, " at ", address);
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+    return FromGrpcStatus(status, absl::StrCat("can't reach ", peer));
+  }
+  return FromGrpcStatus(status, peer);
+}
+
+// The servers that host shards.
+std::vector<v1::ServerAddress> Hosts(const v1::ClusterState& state) {
+  std::set<std::string> hosting;
+  for (const v1::ShardPlacement& shard : state.placement().shards()) {
+    hosting.insert(shard.server());
+  }
+  std::vector<v1::ServerAddress> hosts;
+  for (const v1::ServerAddress& server : state.servers()) {
+    if (hosting.contains(server.server())) hosts.push_back(server);
+  }
+  return hosts;
+}
+
+}  // namespace
+
+absl::StatusOr<v1::GetClusterStatusResponse> StatusClient::GetClusterStatus(
+    const std::string& coordinator) const {
+  return Ask<v1::ClusterStatusService>("the coordinator", coordinator, timeout_,
+                                       &v1::ClusterStatusService::Stub::GetClusterStatus);
+}
+
+absl::StatusOr<v1::GetServerStatusResponse> StatusClient::GetServerStatus(
+    const v1::ServerAddress& server) const {
+  return Ask<v1::ServerStatusService>(server.server(), server.address(), timeout_,
+                                      &v1::ServerStatusService::Stub::GetServerStatus);
+}
+
+absl::StatusOr<v1::GetTensorDigestsResponse> StatusClient::GetTensorDigests(
+    const v1::ServerAddress& server) const {
+  return Ask<v1::ServerStatusService>(server.server(), server.address(), timeout_,
+                                      &v1::ServerStatusService::Stub::GetTensorDigests);
+}
+
+std::vector<ServerReport> GetServerReports(const StatusClient& client,
+                                           const v1::ClusterState& state) {
+  std::vector<ServerReport> reports;
+  for (v1::ServerAddress& host : Hosts(state)) {
+    auto status = client.GetServerStatus(host);
+    reports.push_back({.server = std::move(host), .status = std::move(status)});
+  }
+  return reports;
+}
+
+absl::StatusOr<LiveDigest> GetLiveDigest(const StatusClient& client,
+                                         const v1::ClusterState& state, int attempts) {
+  const std::vector<v1::ServerAddress> hosts = Hosts(state);
+  if (hosts.empty()) {
+    return absl::FailedPreconditionError("no server has shards yet");
+  }
+  std::vector<std::string> versions;
+  for (int attempt = 0; attempt < attempts; ++attempt) {
+    LiveDigest live;
+    std::set<uint64_t> distinct;
+    versions.clear();
+    for (const v1::ServerAddress& host : hosts) {
+      ASSIGN_OR_RETURN(const v1::GetTensorDigestsResponse digests,
+                       client.GetTensorDigests(host));
+      // Its version says nothing if it has replica shards alone.
+      if (digests.tensors().empty()) continue;
+      live.version = digests.version();
+      distinct.insert(digests.version());
+      versions.push_back(absl::StrCat(host.server(), " ", digests.version()));
+      live.tensors.insert(live.tensors.end(), digests.tensors().begin(),
+                          digests.tensors().end());
+    }
+    if (distinct.size() > 1) continue;
+    ASSIGN_OR_RETURN(live.digest, ModelDigest(live.tensors));
+    return live;
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("the servers were at different versions each time, last ",
+                   absl::StrJoin(versions, ", "),
+                   ": the job is in the middle of its steps; a checkpoint's digest can "
+                   "be had at any time"));
+}
+
+}  // namespace moe
