@@ -7,6 +7,8 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "common/base/status_macros.h"
+#include "worker/gating/cv_squared.h"
+
 
 namespace moe {
 namespace {
@@ -38,7 +40,7 @@ void PassResult::Add(const PassResult& other) {
 }
 
 double CoefficientOfVariation(std::span<const double> v) {
-  return std::sqrt(CvSquared(v, 0, nullptr));
+  return std::sqrt(CvSquared(v));
 }
 
 StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& plan,

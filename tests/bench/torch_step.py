@@ -1,0 +1,125 @@
+#!/usr/bin/python3
+"""Words per second of one training step of an LSTM-MoE-LSTM language model in PyTorch.
+
+The rival of tests/bench/run.sh: the same layers, sizes, batch, k and precision as the job that it is
+compared with; experts as a loop of index_select and index_add, the usual way.
+"""
+import argparse
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class MoeLayer(nn.Module):
+    def __init__(self, width, hidden, experts, k, w_importance, w_load):
+        super().__init__()
+        self.k = k
+        self.weights = (w_importance, w_load)
+        self.gate = nn.Parameter(torch.zeros(width, experts))
+        self.noise = nn.Parameter(torch.zeros(width, experts))
+        bound1, bound2 = (3 / width) ** 0.5, (3 / hidden) ** 0.5
+        self.w1 = nn.ParameterList(
+            nn.Parameter(torch.empty(width, hidden).uniform_(-bound1, bound1))
+            for _ in range(experts))
+        self.w2 = nn.ParameterList(
+            nn.Parameter(torch.empty(hidden, width).uniform_(-bound2, bound2))
+            for _ in range(experts))
+
+    def forward(self, x):
+        clean = x @ self.gate
+        scale = F.softplus(x @ self.noise)
+        noisy = clean + torch.randn_like(clean) * scale
+        experts = clean.shape[1]
+        if self.k < experts:
+            top, index = noisy.topk(self.k + 1, dim=1)
+            gates = F.softmax(top[:, :self.k], dim=1)
+            index = index[:, :self.k]
+            inside = noisy > top[:, self.k:]
+            threshold = torch.where(inside, top[:, self.k:], top[:, self.k - 1:self.k])
+            load = torch.special.ndtr((clean - threshold) / scale).sum(0)
+        else:
+            top, index = noisy.topk(self.k, dim=1)
+            gates, load = F.softmax(top, dim=1), None
+        importance = torch.zeros_like(clean).scatter(1, index, gates).sum(0)
+        loss = self.weights[0] * cv_squared(importance)
+        if load is not None:
+            loss = loss + self.weights[1] * cv_squared(load)
+        y = torch.zeros_like(x)
+        for e in range(experts):
+            row, slot = (index == e).nonzero(as_tuple=True)
+            if row.numel() == 0:
+                continue
+            out = torch.relu(x.index_select(0, row) @ self.w1[e]) @ self.w2[e]
+            y = y.index_add(0, row, out * gates[row, slot].unsqueeze(1))
+        return y, loss
+
+
+def cv_squared(v):
+    return v.var(unbiased=False) / v.mean() ** 2
+
+
+class Model(nn.Module):
+    def __init__(self, args):
+        super().__init__()
+        d = args.d_model
+        self.embedding = nn.Embedding(args.vocabulary, d)
+        self.lstm1 = nn.LSTM(d, d)
+        self.moe = MoeLayer(d, args.hidden, args.experts, args.k, 0.1, 0.1)
+        self.lstm2 = nn.LSTM(d, d)
+        self.softmax = nn.Linear(d, args.vocabulary)
+        self.dropout = nn.Dropout(args.dropout)
+
+    def forward(self, words, targets, states):
+        x = self.dropout(self.embedding(words))
+        y, state1 = self.lstm1(x, states[0])
+        x = self.dropout(y) + x
+        flat = x.reshape(-1, x.shape[-1])
+        y, balance = self.moe(flat)
+        flat = self.dropout(torch.sigmoid(y)) + flat
+        x = flat.view_as(x)
+        y, state2 = self.lstm2(x, states[1])
+        x = self.dropout(y) + x
+        loss = F.cross_entropy(self.softmax(x.reshape(-1, x.shape[-1])), targets.reshape(-1))
+        detach = lambda state: tuple(s.detach() for s in state)
+        return loss + balance, (detach(state1), detach(state2))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--d_model", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--experts", type=int, default=32)
+    parser.add_argument("--k", type=int, default=4)
+    parser.add_argument("--vocabulary", type=int, default=8000)
+    parser.add_argument("--lanes", type=int, default=64)
+    parser.add_argument("--unroll", type=int, default=32)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after two for warm-up")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(1)
+    model = Model(args)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    shape = (args.unroll, args.lanes)
+    states = (None, None)
+    seconds = []
+    for step in range(args.steps + 2):
+        words = torch.randint(args.vocabulary, shape)
+        targets = torch.randint(args.vocabulary, shape)
+        start = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        loss, states = model(words, targets, states)
+        loss.backward()
+        optimizer.step()
+        if step >= 2:
+            seconds.append(time.perf_counter() - start)
+    print(f"{args.lanes * args.unroll / statistics.median(seconds):.1f}")
+
+
+if __name__ == "__main__":
+    main()
