@@ -292,7 +292,7 @@ fingerprint_of_programs() {
 # ---- the run's folder
 #
 #   OUT/job.textproto   the job as it runs
-#   OUT/data/           vocabulary and words; source.txt says of which text
+#   OUT/data/           vocabulary and words; source.txt says of which text. Or a link to --data
 #   OUT/checkpoints/    step-<step>/ each
 #   OUT/state/          the coordinator's
 #   OUT/logs/
@@ -370,40 +370,54 @@ set_steps() {
     }' "$2"
 }
 
+# Makes OUT/data, or a link there to what --data names.
 prepare_data() {
-  if [[ -n $data ]]; then return; fi
-  data="$out/data"
-  local source prepared=
-  source=$(describe_source)
-  [[ -f $data/source.txt ]] && prepared=$(<"$data/source.txt")
-  if ((resume)) && [[ -n $prepared ]]; then
-    [[ -z $text || $prepared == "$source" ]] ||
-      die "--text is not the text that the run in $out was trained on ($prepared)"
+  local folder="$out/data" source prepared=""
+  if [[ -n $data ]]; then
+    [[ $data -ef $folder ]] && return
+    rm -rf "$folder"
+    ln -s "$data" "$folder"
     return
   fi
+  if ((resume)) && [[ -z $text && -e $folder/meta.json ]]; then return; fi
+  source=$(describe_source)
+  [[ -f $folder/source.txt ]] && prepared=$(<"$folder/source.txt")
   [[ $prepared != "$source" ]] || return 0
+  if ((resume)); then
+    die "the run in $out was trained on another text (${prepared:-that of $(realpath "$folder")})"
+  fi
 
   say "Preparing the text: $source"
   local log="$logs/data.log" fresh="$out/data.new"
   local prepare=("$bin/worker/data/prepare_text" --out "$fresh")
-  rm -rf "$fresh" "$data"
+  rm -rf "$fresh" "$folder"
   if [[ -n $text ]]; then
     prepare+=(--text "$text")
   else
-    run_step "reading the King James Bible" "$log" "$repo/deploy/kjv_text.sh" "$out/kjv.txt"
-    prepare+=(--text "$out/kjv.txt" --strip_verse_references --min_count 3)
+    fetch_kjv
+    prepare+=(--text "$kjv" --strip_verse_references --min_count 3)
   fi
   run_step "preparing the text" "$log" "${prepare[@]}"
-  rm -f "$out/kjv.txt"
   say "$source" >"$fresh/source.txt"
-  mv "$fresh" "$data"
+  mv "$fresh" "$folder"
 }
+
+# Sets `kjv` to the King James Bible as a text file. Reading it takes some seconds, so it is kept.
+fetch_kjv() {
+  local reader="$repo/deploy/kjv_text.sh"
+  kjv="${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/switchyard/kjv-$(kjv_version).txt"
+  if [[ ! -f $kjv || $reader -nt $kjv ]]; then
+    run_step "reading the King James Bible" "$logs/data.log" "$reader" "$kjv"
+  fi
+}
+
+kjv_version() { dpkg-query -W -f '${Version}' sword-text-kjv; }
 
 describe_source() {
   if [[ -n $text ]]; then
-    say "$text, SHA-256 $(sha256sum <"$text" | cut -c 1-16)"
+    say "${text##*/}, SHA-256 $(sha256sum <"$text" | cut -c 1-16)"
   else
-    say "King James Bible, sword-text-kjv $(dpkg-query -W -f '${Version}' sword-text-kjv)"
+    say "King James Bible, sword-text-kjv $(kjv_version)"
   fi
 }
 
@@ -431,7 +445,7 @@ start_cluster() {
   done
   for ((i = 0; i < workers; ++i)); do
     start_member "worker w$i" "$logs/worker-w$i.log" "$bin/worker/worker" --name "w$i" \
-      --coordinator "$address" --data "$data" --threads "$worker_threads"
+      --coordinator "$address" --data "$out/data" --threads "$worker_threads"
   done
 }
 
@@ -483,6 +497,7 @@ await_address() {
     sleep 0.05
   done
   address=$(<"$1")
+  say "Coordinator at $address: bazel-bin/client/moectl top --coordinator $address"
 }
 
 # The last line that a process of the cluster wrote.
