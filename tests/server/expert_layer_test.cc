@@ -1,0 +1,367 @@
+// The experts of a step against plain loops in double.
+#include "server/expert_layer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/job/model_plan.h"
+#include "tests/server/made_step.h"
+
+namespace moe {
+namespace {
+
+using testing::Floats;
+using testing::kExperts;
+using testing::kGroups;
+using testing::kHidden;
+using testing::kIdleExpert;
+using testing::kPerGroup;
+using testing::kReplicas;
+using testing::kWaves;
+using testing::kWidth;
+using testing::MadeFrame;
+
+constexpr double kTolerance = 2e-5;
+constexpr double kRate = 0.1;
+constexpr double kScale = 0.5;
+
+// One expert's weights and gradients, as the paper writes them.
+struct SlowExpert {
+  std::vector<double> w1 = std::vector<double>(kWidth * kHidden);
+  std::vector<double> w2 = std::vector<double>(kHidden * kWidth);
+  std::vector<double> dw1 = std::vector<double>(kWidth * kHidden);
+  std::vector<double> dw2 = std::vector<double>(kHidden * kWidth);
+
+  std::vector<double> Hidden(const float* x) const {
+    std::vector<double> hidden(kHidden);
+    for (int j = 0; j < kHidden; ++j) {
+      double sum = 0;
+      for (int i = 0; i < kWidth; ++i) sum += x[i] * w1[i * kHidden + j];
+      hidden[j] = std::max(0.0, sum);
+    }
+    return hidden;
+  }
+
+  void AddForward(const float* x, double gate, double* y) const {
+    const std::vector<double> hidden = Hidden(x);
+    for (int i = 0; i < kWidth; ++i) {
+      for (int j = 0; j < kHidden; ++j) y[i] += gate * hidden[j] * w2[j * kWidth + i];
+    }
+  }
+
+  // Returns dL/dgate.
+  double AddBackward(const float* x, const float* dy, double gate, double* dx) {
+    const std::vector<double> hidden = Hidden(x);
+    double dgate = 0;
+    for (int j = 0; j < kHidden; ++j) {
+      double dhidden = 0;
+      for (int i = 0; i < kWidth; ++i) {
+        const double dE = gate * dy[i];
+        dgate += dy[i] * hidden[j] * w2[j * kWidth + i];
+        dhidden += dE * w2[j * kWidth + i];
+        dw2[j * kWidth + i] += hidden[j] * dE;
+      }
+      if (hidden[j] <= 0) continue;
+      for (int i = 0; i < kWidth; ++i) {
+        dx[i] += dhidden * w1[i * kHidden + j];
+        dw1[i * kHidden + j] += x[i] * dhidden;
+      }
+    }
+    return dgate;
+  }
+};
+
+class ExpertLayerTest : public ::testing::Test {
+ protected:
+  void SetUp() override { Load("adam {}", 1); }
+
+  void Load(const std::string& optimizer, int threads) {
+    layer_.reset();
+    std::string error;
+    backend_ = MakeCpuBackend(threads, &error);
+    ASSERT_NE(backend_, nullptr) << error;
+    const v1::Job job = testing::MadeJob(optimizer);
+    plan_ = MakeModelPlan(job);
+    std::vector<std::unique_ptr<ExpertShard>> shards;
+    for (const ShardSpec& spec : plan_.shards) {
+      if (spec.kind != ShardKind::kExpert) continue;
+      shards.push_back(std::make_unique<ExpertShard>(*backend_, plan_, spec, job));
+      shards.back()->Initialize(job.seed());
+    }
+    layer_ = std::make_unique<ExpertLayer>(*backend_, kWidth, std::move(shards));
+    slow_.assign(kExperts, {});
+    for (const TensorSpec& tensor : plan_.tensors) {
+      for (int e = 0; e < kExperts; ++e) {
+        const std::string prefix = "layer1.moe.expert" + std::to_string(e) + ".w";
+        std::vector<float> values(tensor.size());
+        if (tensor.name == prefix + "1") {
+          FillInitialValues(job.seed(), tensor, values.data());
+          slow_[e].w1.assign(values.begin(), values.end());
+        } else if (tensor.name == prefix + "2") {
+          FillInitialValues(job.seed(), tensor, values.data());
+          slow_[e].w2.assign(values.begin(), values.end());
+        }
+      }
+    }
+  }
+
+  std::vector<v1::ForwardReply> Forward(v1::Mode mode, uint64_t step, uint32_t wave) {
+    std::vector<std::shared_ptr<const ForwardInput>> inputs;
+    for (uint32_t r = 0; r < kReplicas; ++r) {
+      absl::StatusOr<ForwardInput> input = DecodeForward(
+          *backend_, layer_->shape(), mode,
+          testing::ForwardFrameOf(testing::MakeFrame(step, r, wave), r, mode));
+      EXPECT_TRUE(input.ok()) << input.status();
+      inputs.push_back(std::make_shared<const ForwardInput>(*std::move(input)));
+    }
+    return layer_->Forward(mode, wave, inputs);
+  }
+
+  std::vector<v1::BackwardReply> Backward(uint64_t step, uint32_t wave) {
+    std::vector<std::shared_ptr<const BackwardInput>> inputs;
+    for (uint32_t r = 0; r < kReplicas; ++r) {
+      const MadeFrame frame = testing::MakeFrame(step, r, wave);
+      absl::StatusOr<BackwardInput> input =
+          DecodeBackward(*backend_, layer_->shape(), frame.rows(),
+                         testing::BackwardFrameOf(frame, r));
+      EXPECT_TRUE(input.ok()) << input.status();
+      inputs.push_back(std::make_shared<const BackwardInput>(*std::move(input)));
+    }
+    return layer_->Backward(wave, inputs);
+  }
+
+  void RunStep(uint64_t step) {
+    for (uint32_t w = 0; w < kWaves; ++w) Forward(v1::MODE_TRAIN, step, w);
+    for (uint32_t w = 0; w < kWaves; ++w) Backward(step, w);
+  }
+
+  // Distinct rows of a frame in a group.
+  static std::vector<uint32_t> RowsOf(const MadeFrame& frame, int32_t group) {
+    std::vector<uint32_t> rows;
+    for (const MadeFrame::Pair& pair : frame.PairsOf(group)) {
+      if (rows.empty() || rows.back() != pair.row) rows.push_back(pair.row);
+    }
+    return rows;
+  }
+
+  void ExpectRows(const std::map<uint32_t, std::vector<double>>& expected,
+                  const std::string& bytes) {
+    const std::vector<float> values = Floats(bytes);
+    ASSERT_EQ(values.size(), expected.size() * kWidth);
+    size_t at = 0;
+    for (const auto& [row, wanted] : expected) {
+      for (double value : wanted) EXPECT_NEAR(values[at++], value, kTolerance);
+    }
+  }
+
+  void ExpectForward(const v1::ForwardReply& reply, const MadeFrame& frame) {
+    ASSERT_EQ(reply.groups_size(), kGroups);
+    for (int32_t g = 0; g < kGroups; ++g) {
+      std::map<uint32_t, std::vector<double>> expected;
+      for (const MadeFrame::Pair& pair : frame.PairsOf(g)) {
+        std::vector<double>& y = expected[pair.row];
+        y.resize(kWidth);
+        slow_[g * kPerGroup + pair.expert].AddForward(&frame.x[pair.row * kWidth],
+                                                      pair.gate, y.data());
+      }
+      ExpectRows(expected, reply.groups(g).y());
+    }
+  }
+
+  void ExpectBackward(const v1::BackwardReply& reply, const MadeFrame& frame) {
+    ASSERT_EQ(reply.groups_size(), kGroups);
+    for (int32_t g = 0; g < kGroups; ++g) {
+      std::map<uint32_t, std::vector<double>> expected;
+      std::vector<double> dgate;
+      for (const MadeFrame::Pair& pair : frame.PairsOf(g)) {
+        std::vector<double>& dx = expected[pair.row];
+        dx.resize(kWidth);
+        dgate.push_back(slow_[g * kPerGroup + pair.expert].AddBackward(
+            &frame.x[pair.row * kWidth], &frame.dy[pair.row * kWidth], pair.gate,
+            dx.data()));
+      }
+      ExpectRows(expected, reply.groups(g).dx());
+      const std::vector<float> values = Floats(reply.groups(g).dgate());
+      ASSERT_EQ(values.size(), dgate.size());
+      for (size_t i = 0; i < values.size(); ++i) {
+        EXPECT_NEAR(values[i], dgate[i], kTolerance);
+      }
+    }
+  }
+
+  std::map<std::string, std::string> Digests() const {
+    std::map<std::string, std::string> digests;
+    for (const auto& shard : layer_->shards()) {
+      for (const v1::TensorDigest& digest : shard->Digests()) {
+        digests[digest.name()] = digest.sha256();
+      }
+    }
+    return digests;
+  }
+
+  v1::ExpertStatus StatusOf(int32_t expert) const {
+    v1::ShardStatus status;
+    layer_->shards()[expert / kPerGroup]->FillStatus(&status);
+    return status.experts(expert % kPerGroup);
+  }
+
+  std::unique_ptr<Backend> backend_;
+  ModelPlan plan_;
+  std::unique_ptr<ExpertLayer> layer_;
+  std::vector<SlowExpert> slow_;
+};
+
+TEST_F(ExpertLayerTest, ForwardIsTheGatedSumOfEachGroup) {
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    const std::vector<v1::ForwardReply> replies = Forward(v1::MODE_TRAIN, 0, w);
+    ASSERT_EQ(replies.size(), kReplicas);
+    for (uint32_t r = 0; r < kReplicas; ++r) {
+      EXPECT_EQ(replies[r].replica(), r);
+      ExpectForward(replies[r], testing::MakeFrame(0, r, w));
+    }
+  }
+}
+
+TEST_F(ExpertLayerTest, TotalsGrowFromWaveToWave) {
+  std::vector<double> importance(kExperts);
+  std::vector<double> load(kExperts);
+  uint64_t tokens = 0;
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    const std::vector<v1::ForwardReply> replies = Forward(v1::MODE_TRAIN, 0, w);
+    for (uint32_t r = 0; r < kReplicas; ++r) {
+      const MadeFrame frame = testing::MakeFrame(0, r, w);
+      tokens += frame.tokens;
+      for (int e = 0; e < kExperts; ++e) {
+        importance[e] += frame.importance[e];
+        load[e] += frame.load[e];
+      }
+    }
+    for (const v1::ForwardReply& reply : replies) {
+      for (int e = 0; e < kExperts; ++e) {
+        const v1::GroupOutput& group = reply.groups(e / kPerGroup);
+        EXPECT_DOUBLE_EQ(group.importance(e % kPerGroup), importance[e]);
+        EXPECT_DOUBLE_EQ(group.load(e % kPerGroup), load[e]);
+        EXPECT_EQ(group.tokens(), tokens);
+      }
+    }
+  }
+}
+
+TEST_F(ExpertLayerTest, EvaluationKeepsNothingAndHasNoTotals) {
+  Forward(v1::MODE_TRAIN, 0, 0);
+  const std::vector<v1::ForwardReply> replies = Forward(v1::MODE_EVALUATE, 5, 1);
+  for (uint32_t r = 0; r < kReplicas; ++r) {
+    ExpectForward(replies[r], testing::MakeFrame(5, r, 1));
+    EXPECT_EQ(replies[r].groups(0).importance_size(), 0);
+  }
+  // The training step goes on as if nothing had been.
+  Forward(v1::MODE_TRAIN, 0, 1);
+  for (uint32_t w = 0; w < kWaves; ++w) Backward(0, w);
+  layer_->Apply(kRate, 1);
+  const auto disturbed = Digests();
+  Load("adam {}", 1);
+  RunStep(0);
+  layer_->Apply(kRate, 1);
+  EXPECT_EQ(Digests(), disturbed);
+}
+
+TEST_F(ExpertLayerTest, BackwardAndSgdUpdateAreExact) {
+  Load("sgd {}", 2);
+  for (uint32_t w = 0; w < kWaves; ++w) Forward(v1::MODE_TRAIN, 0, w);
+  // Layers and waves come back in any order.
+  std::map<uint32_t, std::vector<v1::BackwardReply>> replies;
+  for (uint32_t w : {1u, 0u}) replies[w] = Backward(0, w);
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    for (uint32_t r = 0; r < kReplicas; ++r) {
+      ExpectBackward(replies[w][r], testing::MakeFrame(0, r, w));
+    }
+  }
+
+  std::vector<v1::TensorSquareSum> sums;
+  layer_->AppendSquareSums(&sums);
+  std::map<uint64_t, double> by_tensor;
+  for (const v1::TensorSquareSum& sum : sums) by_tensor[sum.tensor()] = sum.sum();
+  layer_->Apply(kRate, kScale);
+
+  for (int e = 0; e < kExperts; ++e) {
+    const ShardSpec& spec = layer_->shards()[e / kPerGroup]->spec();
+    const int64_t w1 = spec.tensors[2 * (e % kPerGroup)];
+    if (e == kIdleExpert) {
+      EXPECT_FALSE(by_tensor.contains(w1));
+      continue;
+    }
+    double expected = 0;
+    for (double g : slow_[e].dw1) expected += g * g;
+    EXPECT_NEAR(by_tensor[w1], expected, kTolerance);
+    expected = 0;
+    for (double g : slow_[e].dw2) expected += g * g;
+    EXPECT_NEAR(by_tensor[w1 + 1], expected, kTolerance);
+    for (size_t i = 0; i < slow_[e].w1.size(); ++i) {
+      slow_[e].w1[i] -= kRate * kScale * slow_[e].dw1[i];
+      slow_[e].w2[i] -= kRate * kScale * slow_[e].dw2[i];
+    }
+  }
+  // The next step computes with the new weights.
+  const std::vector<v1::ForwardReply> next = Forward(v1::MODE_TRAIN, 1, 0);
+  for (uint32_t r = 0; r < kReplicas; ++r) {
+    ExpectForward(next[r], testing::MakeFrame(1, r, 0));
+  }
+}
+
+TEST_F(ExpertLayerTest, AdamCountsTheUpdatesOfEachExpert) {
+  const auto before = Digests();
+  RunStep(0);
+  layer_->Apply(kRate, 1);
+  const auto after = Digests();
+  for (int e = 0; e < kExperts; ++e) {
+    const std::string name = "layer1.moe.expert" + std::to_string(e) + ".w1";
+    EXPECT_EQ(before.at(name) == after.at(name), e == kIdleExpert) << e;
+    EXPECT_EQ(StatusOf(e).updates(), e == kIdleExpert ? 0u : 1u) << e;
+    EXPECT_EQ(StatusOf(e).last_rows() == 0, e == kIdleExpert) << e;
+  }
+  // Adam's first update moves every weight that has a gradient by the rate.
+  for (SlowExpert& expert : slow_) expert.dw1.assign(expert.dw1.size(), 0);
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    for (uint32_t r = 0; r < kReplicas; ++r) {
+      const MadeFrame frame = testing::MakeFrame(0, r, w);
+      for (const MadeFrame::Pair& pair : frame.pairs) {
+        std::vector<double> dx(kWidth);
+        slow_[pair.expert].AddBackward(&frame.x[pair.row * kWidth],
+                                       &frame.dy[pair.row * kWidth], pair.gate, dx.data());
+      }
+    }
+  }
+  for (SlowExpert& expert : slow_) {
+    for (size_t i = 0; i < expert.w1.size(); ++i) {
+      const auto step = [](double g) { return kRate * g / (std::abs(g) + 1e-8); };
+      expert.w1[i] -= step(expert.dw1[i]);
+      expert.w2[i] -= step(expert.dw2[i]);
+    }
+  }
+  const std::vector<v1::ForwardReply> next = Forward(v1::MODE_TRAIN, 1, 0);
+  for (uint32_t r = 0; r < kReplicas; ++r) {
+    ExpectForward(next[r], testing::MakeFrame(1, r, 0));
+  }
+}
+
+TEST_F(ExpertLayerTest, ThreadsChangeNoBit) {
+  std::vector<std::map<std::string, std::string>> digests;
+  for (int threads : {1, 2, 3}) {
+    Load("adam {}", threads);
+    for (uint64_t step = 0; step < 3; ++step) {
+      RunStep(step);
+      layer_->Apply(kRate, 1);
+    }
+    digests.push_back(Digests());
+  }
+  EXPECT_EQ(digests[0], digests[1]);
+  EXPECT_EQ(digests[0], digests[2]);
+}
+
+}  // namespace
+}  // namespace moe

@@ -1,0 +1,267 @@
+// A whole server, talked to over gRPC; the coordinator is the test.
+#include "server/expert_server.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/base/protocol.h"
+#include "proto/moe/v1/expert.grpc.pb.h"
+#include "proto/moe/v1/status.grpc.pb.h"
+#include "tests/server/fake_member.h"
+#include "tests/server/made_step.h"
+
+namespace moe {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::kWaves;
+using testing::Workers;
+
+// One worker's stream.
+class Conversation {
+ public:
+  explicit Conversation(ExpertServer& server)
+      : stub_(v1::ShardService::NewStub(server.rpc().InProcessChannel())),
+        stream_(stub_->Exchange(&context_)) {}
+  ~Conversation() {
+    if (stream_ != nullptr) End();
+  }
+
+  bool Hello(const std::string& worker, int32_t version = kProtocolVersion,
+             uint64_t generation = 1) {
+    v1::ExchangeRequest request;
+    request.set_generation(generation);
+    request.mutable_hello()->set_member(worker);
+    request.mutable_hello()->set_protocol_version(version);
+    Send(request);
+    return Next().has_hello();
+  }
+  void Send(const v1::ExchangeRequest& request) { stream_->Write(request); }
+  // Empty when the stream has ended.
+  v1::ExchangeResponse Next() {
+    v1::ExchangeResponse response;
+    if (!stream_->Read(&response)) response.Clear();
+    return response;
+  }
+  grpc::Status End() {
+    stream_->WritesDone();
+    while (Next().message_case() != v1::ExchangeResponse::MESSAGE_NOT_SET) {
+    }
+    const grpc::Status status = stream_->Finish();
+    stream_ = nullptr;
+    return status;
+  }
+  void Break() { context_.TryCancel(); }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<v1::ShardService::Stub> stub_;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::ExchangeRequest, v1::ExchangeResponse>>
+      stream_;
+};
+
+class ExpertServerTest : public ::testing::Test {
+ protected:
+  void Start(v1::ClusterState state) {
+    plan_ = MakeModelPlan(state.job());
+    ExpertServer::Options options;
+    options.name = "s0";
+    options.threads = 2;
+    options.join = [this](const Member::Options& member) {
+      return std::make_unique<testing::FakeMember>(&cluster_, member);
+    };
+    absl::StatusOr<std::unique_ptr<ExpertServer>> server =
+        ExpertServer::Start(std::move(options));
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    state_ = std::move(state);
+    cluster_.SetState(state_);
+    cluster_.AwaitReady(1);
+  }
+  void SetPhase(v1::Phase phase, const std::string& failure = "") {
+    state_.set_phase(phase);
+    state_.set_failure(failure);
+    cluster_.SetState(state_);
+  }
+
+  void Connect() {
+    for (const auto& [worker, replicas] : Workers()) {
+      workers_[worker] = std::make_unique<Conversation>(*server_);
+      ASSERT_TRUE(workers_[worker]->Hello(worker));
+    }
+  }
+  template <typename Make>
+  void SendAll(const Make& make) {
+    for (const auto& [worker, replicas] : Workers()) {
+      workers_[worker]->Send(make(replicas));
+    }
+  }
+  // Ends with the close's answers unread.
+  void Step(uint64_t step, bool cut = false) {
+    for (uint32_t w = 0; w < kWaves; ++w) {
+      SendAll([&](const auto& replicas) { return testing::ForwardOf(step, w, replicas); });
+    }
+    for (const auto& [worker, replicas] : Workers()) {
+      for (uint32_t w = 0; w < kWaves; ++w) {
+        ASSERT_TRUE(workers_[worker]->Next().has_forward());
+      }
+    }
+    for (uint32_t w = 0; w < kWaves; ++w) {
+      SendAll([&](const auto& replicas) { return testing::BackwardOf(step, w, replicas); });
+    }
+    for (const auto& [worker, replicas] : Workers()) {
+      for (uint32_t w = 0; w < kWaves; ++w) {
+        ASSERT_TRUE(workers_[worker]->Next().has_backward());
+      }
+    }
+    SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, step, replicas, cut); });
+  }
+
+  testing::FakeCluster cluster_;
+  v1::ClusterState state_;
+  ModelPlan plan_;
+  std::unique_ptr<ExpertServer> server_;
+  std::map<std::string, std::unique_ptr<Conversation>> workers_;
+};
+
+TEST_F(ExpertServerTest, ServesAJobToItsEnd) {
+  const std::string folder = ::testing::TempDir() + "/expert_server_cut";
+  std::filesystem::remove_all(folder);
+  v1::ClusterState state = testing::MadeState(testing::MadeJob());
+  state.set_checkpoint_dir(folder);
+  Start(state);
+  EXPECT_EQ(cluster_.registration().address(), server_->address());
+  EXPECT_EQ(cluster_.registration().kind(), v1::MEMBER_KIND_SERVER);
+  EXPECT_FALSE(cluster_.registration().numerics().empty());
+  SetPhase(v1::PHASE_RUNNING);
+  Connect();
+  Step(0);
+  for (auto& [worker, stream] : workers_) EXPECT_EQ(stream->Next().close().version(), 1u);
+  Step(1, /*cut=*/true);
+  for (auto& [worker, stream] : workers_) EXPECT_EQ(stream->Next().close().version(), 2u);
+  EXPECT_EQ(cluster_.files().size(), plan_.shards.size());
+  EXPECT_EQ(cluster_.files()[0].step(), 2u);
+
+  const auto stub = v1::ServerStatusService::NewStub(server_->rpc().InProcessChannel());
+  {
+    grpc::ClientContext context;
+    v1::GetServerStatusResponse status;
+    ASSERT_TRUE(stub->GetServerStatus(&context, {}, &status).ok());
+    EXPECT_EQ(status.server(), "server/s0");
+    EXPECT_EQ(status.shards_size(), static_cast<int>(plan_.shards.size()));
+  }
+  {
+    grpc::ClientContext context;
+    v1::GetTensorDigestsResponse digests;
+    ASSERT_TRUE(stub->GetTensorDigests(&context, {}, &digests).ok());
+    EXPECT_EQ(digests.version(), 2u);
+    EXPECT_EQ(digests.tensors_size(), static_cast<int>(plan_.tensors.size()));
+  }
+
+  for (auto& [worker, stream] : workers_) EXPECT_TRUE(stream->End().ok());
+  SetPhase(v1::PHASE_FINISHED);
+  EXPECT_TRUE(server_->Wait().ok());
+  EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
+}
+
+TEST_F(ExpertServerTest, WantsAGreetingFirst) {
+  Start(testing::MadeState(testing::MadeJob()));
+  const auto refusal = [&](auto&& talk) {
+    Conversation stream(*server_);
+    talk(stream);
+    return stream.End().error_message();
+  };
+  EXPECT_THAT(refusal([](Conversation& s) { s.Send(testing::PullOf({"dense/0"}, 0)); }),
+              HasSubstr("the first message must be Hello"));
+  EXPECT_THAT(refusal([](Conversation& s) { EXPECT_FALSE(s.Hello("worker/w0", 99)); }),
+              HasSubstr("worker/w0 speaks protocol version 99; this server speaks 1"));
+  EXPECT_THAT(refusal([](Conversation& s) {
+                EXPECT_FALSE(s.Hello("worker/w0", kProtocolVersion, 3));
+              }),
+              HasSubstr("worker/w0 is in generation 3; the current one is 1"));
+  EXPECT_THAT(refusal([](Conversation& s) { EXPECT_FALSE(s.Hello("worker/w7")); }),
+              HasSubstr("\"worker/w7\" has no replica of this job"));
+  // None of them matters to the job.
+  EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
+}
+
+TEST_F(ExpertServerTest, ABadMessageFailsTheJob) {
+  Start(testing::MadeState(testing::MadeJob()));
+  Connect();
+  workers_["worker/w0"]->Send(testing::PullOf({"dense/9"}, 0));
+  const v1::ExchangeResponse response = workers_["worker/w0"]->Next();
+  EXPECT_EQ(response.failure().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(response.failure().message(), HasSubstr("no dense or replica shard dense/9"));
+  const std::string cause = cluster_.AwaitFailure();
+  EXPECT_THAT(cause, HasSubstr("server/s0: pull of worker/w0: no dense or replica shard"));
+  EXPECT_THAT(workers_["worker/w1"]->Next().failure().message(), HasSubstr("dense/9"));
+  SetPhase(v1::PHASE_FAILED, cause);
+  EXPECT_EQ(server_->Wait().message(), cause);
+}
+
+TEST_F(ExpertServerTest, AStaleMessageDoesNotFailTheJob) {
+  Start(testing::MadeState(testing::MadeJob()));
+  Connect();
+  v1::ExchangeRequest request = testing::PullOf({"dense/0"}, 0);
+  request.set_generation(0);
+  workers_["worker/w0"]->Send(request);
+  EXPECT_THAT(workers_["worker/w0"]->End().error_message(),
+              HasSubstr("of generation 0; the current one is 1"));
+  EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
+}
+
+TEST_F(ExpertServerTest, ABrokenStreamFailsTheJob) {
+  Start(testing::MadeState(testing::MadeJob()));
+  Connect();
+  workers_["worker/w1"]->Break();
+  EXPECT_THAT(cluster_.AwaitFailure(), HasSubstr("the stream of worker/w1 broke"));
+  SetPhase(v1::PHASE_FAILED, "because of w1");
+  EXPECT_EQ(server_->Wait().message(), "because of w1");
+}
+
+TEST_F(ExpertServerTest, AFailedCutFailsTheJobBeforeTheStepShows) {
+  v1::ClusterState state = testing::MadeState(testing::MadeJob());
+  state.set_checkpoint_dir("/proc/nowhere");
+  Start(state);
+  Connect();
+  Step(0, /*cut=*/true);
+  EXPECT_THAT(cluster_.AwaitFailure(), HasSubstr("/proc/nowhere"));
+  EXPECT_TRUE(workers_["worker/w0"]->Next().has_failure());
+}
+
+TEST_F(ExpertServerTest, AFailedLoadFailsTheJob) {
+  v1::ClusterState state = testing::MadeState(testing::MadeJob());
+  state.set_restore_from("/nowhere");
+  Start(state);
+  EXPECT_THAT(cluster_.AwaitFailure(),
+              HasSubstr("server/s0 can't load its shards: /nowhere/dense-0.safetensors"));
+  EXPECT_FALSE(server_->Wait().ok());
+}
+
+TEST_F(ExpertServerTest, StopsWhenTold) {
+  Start(testing::MadeState(testing::MadeJob()));
+  Connect();
+  server_->Stop();
+  EXPECT_EQ(server_->Wait().code(), absl::StatusCode::kCancelled);
+  EXPECT_TRUE(workers_["worker/w0"]->Next().has_failure());
+}
+
+TEST_F(ExpertServerTest, ATakenPortIsAnError) {
+  Start(testing::MadeState(testing::MadeJob()));
+  ExpertServer::Options options;
+  options.name = "s1";
+  options.listen = server_->address();
+  EXPECT_THAT(ExpertServer::Start(std::move(options)).status().message(),
+              HasSubstr(server_->address()));
+}
+
+}  // namespace
+}  // namespace moe

@@ -1,0 +1,127 @@
+// A membership whose coordinator is the test.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "common/membership/member.h"
+
+namespace moe::testing {
+
+// What a FakeMember and its test share; outlives the member.
+class FakeCluster {
+ public:
+  void SetState(v1::ClusterState state) {
+    absl::MutexLock lock(&mutex_);
+    state_ = std::move(state);
+    ++changes_;
+  }
+  void AwaitReady(uint64_t generation) {
+    absl::MutexLock lock(&mutex_);
+    const auto ready = [&] { return ready_ == generation || failures_.size() > 0; };
+    mutex_.Await(absl::Condition(&ready));
+  }
+  // The first cause with which a member failed the job.
+  std::string AwaitFailure() {
+    absl::MutexLock lock(&mutex_);
+    const auto failed = [&] { return !failures_.empty(); };
+    mutex_.Await(absl::Condition(&failed));
+    return failures_[0];
+  }
+  std::vector<std::string> failures() {
+    absl::MutexLock lock(&mutex_);
+    return failures_;
+  }
+  std::vector<v1::ReportShardFileRequest> files() {
+    absl::MutexLock lock(&mutex_);
+    return files_;
+  }
+  v1::RegisterRequest registration() {
+    absl::MutexLock lock(&mutex_);
+    return registration_;
+  }
+
+ private:
+  friend class FakeMember;
+  absl::Mutex mutex_;
+  v1::ClusterState state_;
+  int changes_ = 0;
+  bool cancelled_ = false;
+  uint64_t ready_ = 0;
+  v1::RegisterRequest registration_;
+  std::vector<std::string> failures_;
+  std::vector<v1::ReportShardFileRequest> files_;
+};
+
+class FakeMember : public Member {
+ public:
+  FakeMember(FakeCluster* cluster, const Options& options) : cluster_(*cluster) {
+    id_ = "server/" + options.registration.name();
+    absl::MutexLock lock(&cluster_.mutex_);
+    cluster_.registration_ = options.registration;
+  }
+
+  const std::string& id() const override { return id_; }
+  absl::StatusOr<v1::ClusterState> WaitFor(
+      const std::string&, absl::Duration,
+      const std::function<bool(const v1::ClusterState&)>& ready) override {
+    absl::MutexLock lock(&cluster_.mutex_);
+    while (true) {
+      if (cluster_.cancelled_) return absl::CancelledError("told to stop");
+      const v1::ClusterState& state = cluster_.state_;
+      if (state.phase() == v1::PHASE_FAILED) return absl::AbortedError(state.failure());
+      if (state.phase() == v1::PHASE_FINISHED || ready(state)) return state;
+      const int seen = cluster_.changes_;
+      const auto changed = [&] { return cluster_.cancelled_ || cluster_.changes_ != seen; };
+      cluster_.mutex_.Await(absl::Condition(&changed));
+    }
+  }
+  absl::Status health() const override {
+    absl::MutexLock lock(&cluster_.mutex_);
+    if (cluster_.cancelled_) return absl::CancelledError("told to stop");
+    if (cluster_.state_.phase() == v1::PHASE_FAILED) {
+      return absl::AbortedError(cluster_.state_.failure());
+    }
+    return absl::OkStatus();
+  }
+  void OnTrouble(std::function<void(const absl::Status&)>) override {}
+  void SetReady(uint64_t generation) override {
+    absl::MutexLock lock(&cluster_.mutex_);
+    cluster_.ready_ = generation;
+  }
+  void SetWaitingFor(const std::string&) override {}
+  void SetTimes(const v1::MemberTimes&) override {}
+  void Fail(const std::string& cause) override {
+    absl::MutexLock lock(&cluster_.mutex_);
+    cluster_.failures_.push_back(cause);
+  }
+  void Cancel() override {
+    absl::MutexLock lock(&cluster_.mutex_);
+    cluster_.cancelled_ = true;
+  }
+  absl::Status ReportStep(v1::ReportStepRequest) override { return absl::OkStatus(); }
+  absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
+      v1::ReportEvaluationRequest) override {
+    return v1::ReportEvaluationResponse();
+  }
+  absl::Status ReportShardFile(v1::ReportShardFileRequest request) override {
+    absl::MutexLock lock(&cluster_.mutex_);
+    cluster_.files_.push_back(std::move(request));
+    return absl::OkStatus();
+  }
+  absl::StatusOr<v1::AwaitCheckpointResponse> AwaitCheckpoint(uint64_t) override {
+    return v1::AwaitCheckpointResponse();
+  }
+  absl::Status FinishWork() override { return absl::OkStatus(); }
+  void Leave() override {}
+
+ private:
+  FakeCluster& cluster_;
+  std::string id_;
+};
+
+}  // namespace moe::testing

@@ -1,0 +1,550 @@
+// A generation of a server without a network: whole steps, what is refused, cuts.
+#include "server/shard_host.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <limits>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "common/job/model_plan.h"
+#include "tests/server/made_step.h"
+
+namespace moe {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::MatchesRegex;
+using testing::kLayer;
+using testing::kWaves;
+using testing::RecordingSink;
+using testing::Workers;
+
+using Digests = std::map<std::string, std::string>;
+
+class ShardHostTest : public ::testing::Test {
+ protected:
+  void SetUp() override { Load(testing::MadeState(testing::MadeJob()), 1); }
+
+  void Load(const v1::ClusterState& state, int threads,
+            absl::Duration timeout = absl::Seconds(60)) {
+    host_ = nullptr;
+    std::string error;
+    backend_ = MakeCpuBackend(threads, &error);
+    ASSERT_NE(backend_, nullptr) << error;
+    plan_ = MakeModelPlan(state.job());
+    ShardHost::Options options;
+    options.server = "server/s0";
+    options.state = state;
+    options.rendezvous_timeout = timeout;
+    options.events.shard_written = [this](uint64_t step, const v1::ShardFile& file) {
+      written_[absl::StrCat(step, " ", file.shard())] = file;
+      return absl::OkStatus();
+    };
+    options.events.failed = [this](const absl::Status& cause) {
+      failure_ = cause;
+      failed_.Notify();
+    };
+    options.events.idle = [](const std::string&, const v1::MemberTimes&) {};
+    absl::StatusOr<std::unique_ptr<ShardHost>> host =
+        ShardHost::Load(*backend_, std::move(options));
+    ASSERT_TRUE(host.ok()) << host.status();
+    host_ = *std::move(host);
+    sinks_.clear();
+    for (const auto& [worker, replicas] : Workers()) {
+      sinks_[worker] = std::make_shared<RecordingSink>();
+    }
+  }
+
+  absl::Status Send(const std::string& worker, v1::ExchangeRequest request) {
+    return host_->Handle(worker, std::move(request), sinks_[worker]);
+  }
+  v1::ExchangeResponse Next(const std::string& worker) { return sinks_[worker]->Next(); }
+
+  // Sends what make(replicas) gives, in the workers' order or the other way round.
+  template <typename Make>
+  void SendAll(const Make& make, bool reversed = false) {
+    std::vector<std::string> workers;
+    for (const auto& [worker, replicas] : Workers()) workers.push_back(worker);
+    if (reversed) std::reverse(workers.begin(), workers.end());
+    for (const std::string& worker : workers) {
+      const absl::Status status = Send(worker, make(Workers().at(worker)));
+      EXPECT_TRUE(status.ok()) << status;
+    }
+  }
+
+  void Frames(uint64_t step, bool reversed = false) {
+    for (uint32_t w = 0; w < kWaves; ++w) {
+      SendAll([&](const auto& replicas) { return testing::ForwardOf(step, w, replicas); },
+              reversed);
+    }
+    for (uint32_t w = 0; w < kWaves; ++w) {
+      SendAll([&](const auto& replicas) { return testing::BackwardOf(step, w, replicas); },
+              reversed);
+    }
+    for (const auto& [worker, replicas] : Workers()) {
+      for (uint32_t w = 0; w < kWaves; ++w) {
+        EXPECT_EQ(Next(worker).forward().replies_size(), static_cast<int>(replicas.size()));
+      }
+      for (uint32_t w = 0; w < kWaves; ++w) {
+        EXPECT_EQ(Next(worker).backward().id().wave(), w);
+      }
+    }
+  }
+
+  void Step(uint64_t step, bool reversed = false, bool cut = false) {
+    Frames(step, reversed);
+    SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, step, replicas, cut); },
+            reversed);
+    for (const auto& [worker, replicas] : Workers()) {
+      EXPECT_EQ(Next(worker).close().version(), step + 1);
+    }
+  }
+
+  Digests DigestsOf() {
+    absl::StatusOr<v1::GetTensorDigestsResponse> response = host_->Digests();
+    EXPECT_TRUE(response.ok()) << response.status();
+    Digests digests;
+    for (const v1::TensorDigest& digest : response->tensors()) {
+      digests[digest.name()] = digest.sha256();
+    }
+    return digests;
+  }
+
+  std::string TempFolder(const std::string& name) {
+    const std::string folder = ::testing::TempDir() + "/shard_host_" + name;
+    std::filesystem::remove_all(folder);
+    return folder;
+  }
+
+  std::map<std::string, v1::ShardFile> written_;
+  absl::Status failure_;
+  absl::Notification failed_;
+  std::unique_ptr<Backend> backend_;
+  ModelPlan plan_;
+  std::unique_ptr<ShardHost> host_;
+  std::map<std::string, std::shared_ptr<RecordingSink>> sinks_;
+};
+
+TEST_F(ShardHostTest, ArrivalOrderAndThreadsChangeNoBit) {
+  for (uint64_t step = 0; step < 3; ++step) Step(step);
+  const Digests digests = DigestsOf();
+  EXPECT_EQ(digests.size(), plan_.tensors.size());
+  Load(testing::MadeState(testing::MadeJob()), 2);
+  for (uint64_t step = 0; step < 3; ++step) Step(step, /*reversed=*/step != 1);
+  EXPECT_EQ(DigestsOf(), digests);
+}
+
+TEST_F(ShardHostTest, PullsWaitForTheirVersion) {
+  ASSERT_TRUE(Send("worker/w0", testing::PullOf({"dense/0", "dense/1"}, 0)).ok());
+  const v1::ExchangeResponse initial = Next("worker/w0");
+  ASSERT_EQ(initial.pull().shards_size(), 2);
+  EXPECT_EQ(initial.pull().shards(1).shard(), "dense/1");
+  std::vector<float> expected(plan_.SizeOf(plan_.shards[0]));
+  int64_t at = 0;
+  for (int64_t t : plan_.shards[0].tensors) {
+    FillInitialValues(5, plan_.tensors[t], expected.data() + at);
+    at += plan_.tensors[t].size();
+  }
+  EXPECT_EQ(testing::Floats(initial.pull().shards(0).content()), expected);
+
+  Frames(0);
+  ASSERT_TRUE(Send("worker/w0", testing::PullOf({"replica/1"}, 1)).ok());
+  EXPECT_EQ(sinks_["worker/w0"]->waiting(), 0u);
+  SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, 0, replicas); });
+  const v1::ExchangeResponse state = Next("worker/w0");
+  EXPECT_EQ(state.pull().version(), 1u);
+  EXPECT_EQ(state.pull().shards(0).content(), "state of replica/1 after step 0");
+
+  EXPECT_THAT(Send("worker/w0", testing::PullOf({"dense/0"}, 0)).message(),
+              HasSubstr("version 0 is not to be had: the shards of server/s0 have version 1"));
+  EXPECT_THAT(Send("worker/w0", testing::PullOf({"dense/7"}, 1)).message(),
+              HasSubstr("no dense or replica shard dense/7 is on server/s0"));
+}
+
+TEST_F(ShardHostTest, WhatComesAgainIsAnsweredAgainAndCountsOnce) {
+  Step(0);
+  const Digests once = DigestsOf();
+  Load(testing::MadeState(testing::MadeJob()), 1);
+
+  // Before the rendezvous is complete, and after.
+  ASSERT_TRUE(Send("worker/w0", testing::ForwardOf(0, 0, {0, 1})).ok());
+  ASSERT_TRUE(Send("worker/w0", testing::ForwardOf(0, 0, {0, 1})).ok());
+  ASSERT_TRUE(Send("worker/w1", testing::ForwardOf(0, 0, {2})).ok());
+  const v1::ExchangeResponse first = Next("worker/w0");
+  ASSERT_TRUE(Send("worker/w0", testing::ForwardOf(0, 0, {0, 1})).ok());
+  EXPECT_EQ(Next("worker/w0").SerializeAsString(), first.SerializeAsString());
+  Next("worker/w1");
+  EXPECT_THAT(Send("worker/w0", testing::ForwardOf(0, 0, {0})).message(),
+              HasSubstr("comes again with other replicas"));
+
+  SendAll([](const auto& replicas) { return testing::ForwardOf(0, 1, replicas); });
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    SendAll([&](const auto& replicas) { return testing::BackwardOf(0, w, replicas); });
+    SendAll([&](const auto& replicas) { return testing::BackwardOf(0, w, replicas); });
+  }
+  SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, 0, replicas); });
+  for (int i = 0; i < 1 + 2 * 2 + 1; ++i) {
+    Next("worker/w0");
+    Next("worker/w1");
+  }
+  // Somebody missed the answer to the close.
+  SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, 0, replicas); });
+  EXPECT_EQ(Next("worker/w0").close().version(), 1u);
+  EXPECT_EQ(DigestsOf(), once);
+}
+
+TEST_F(ShardHostTest, EvaluationReadsTheCurrentVersion) {
+  Step(0);
+  for (uint64_t batch : {3, 4}) {
+    SendAll([&](const auto& replicas) {
+      return testing::ForwardOf(batch, 0, replicas, v1::MODE_EVALUATE);
+    });
+    EXPECT_EQ(Next("worker/w0").forward().id().step(), batch);
+    EXPECT_EQ(Next("worker/w1").forward().id().mode(), v1::MODE_EVALUATE);
+  }
+  // A batch that is over is nobody's business any more.
+  EXPECT_TRUE(
+      Send("worker/w0", testing::ForwardOf(3, 0, {0, 1}, v1::MODE_EVALUATE)).ok());
+  Step(1);
+}
+
+TEST_F(ShardHostTest, ClipsByTheScaleThatAllWorkersName) {
+  const v1::ClusterState state =
+      testing::MadeState(testing::MadeJob("sgd {} clip_norm: 0.5"));
+  Load(state, 1);
+  EXPECT_THAT(Send("worker/w0", testing::ApplyOf(0, 1)).message(),
+              HasSubstr("apply step 0 of worker/w0: that step does not await a scale"));
+  Frames(0);
+  SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, 0, replicas); });
+  const v1::ExchangeResponse closed = Next("worker/w0");
+  EXPECT_EQ(closed.close().version(), 0u);
+  // Every tensor but those of the expert without rows.
+  EXPECT_EQ(closed.close().square_sums_size(),
+            static_cast<int>(plan_.tensors.size()) - 2);
+  Next("worker/w1");
+  const Digests before = DigestsOf();
+
+  EXPECT_THAT(Send("worker/w0", testing::ForwardOf(0, 0, {0, 1})).message(),
+              ::testing::IsEmpty());  // the kept answer
+  Next("worker/w0");
+  ASSERT_TRUE(Send("worker/w0", testing::ApplyOf(0, 0.25)).ok());
+  EXPECT_THAT(Send("worker/w1", testing::ApplyOf(0, 0.5)).message(),
+              HasSubstr("scale 0.5 differs from 0.25 of another worker"));
+  EXPECT_EQ(DigestsOf(), before);
+  ASSERT_TRUE(Send("worker/w1", testing::ApplyOf(0, 0.25)).ok());
+  EXPECT_EQ(Next("worker/w0").apply().version(), 1u);
+  EXPECT_EQ(Next("worker/w1").apply().version(), 1u);
+  EXPECT_NE(DigestsOf(), before);
+}
+
+TEST_F(ShardHostTest, CutRestoresToTheSameBits) {
+  const std::string folder = TempFolder("cut");
+  v1::ClusterState state = testing::MadeState(testing::MadeJob());
+  state.set_checkpoint_dir(folder);
+  Load(state, 1);
+  Step(0);
+  Step(1, /*reversed=*/false, /*cut=*/true);
+  const Digests at_cut = DigestsOf();
+  ASSERT_EQ(written_.size(), plan_.shards.size());
+  const v1::ShardFile& file = written_["2 layer1/group0"];
+  EXPECT_EQ(file.file(), "layer1-group0.safetensors");
+  EXPECT_EQ(file.sha256().size(), 64u);
+  ASSERT_EQ(file.tensors_size(), 6);
+  EXPECT_EQ(file.tensors(0).sha256(), at_cut.at("layer1.moe.expert0.w1"));
+  Step(2);
+  const Digests undisturbed = DigestsOf();
+
+  state.set_restore_from(folder + "/step-00000002");
+  state.set_start_step(2);
+  Load(state, 2);
+  EXPECT_EQ(DigestsOf(), at_cut);
+  ASSERT_TRUE(Send("worker/w1", testing::PullOf({"replica/2"}, 2)).ok());
+  EXPECT_EQ(Next("worker/w1").pull().shards(0).content(),
+            "state of replica/2 after step 1");
+  Step(2);
+  EXPECT_EQ(DigestsOf(), undisturbed);
+}
+
+TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
+  const std::string folder = TempFolder("misfit");
+  v1::ClusterState state = testing::MadeState(testing::MadeJob());
+  state.set_checkpoint_dir(folder);
+  Load(state, 1);
+  Step(0, /*reversed=*/false, /*cut=*/true);
+  const auto load = [&](const v1::ClusterState& other) {
+    ShardHost::Options options;
+    options.server = "server/s0";
+    options.state = other;
+    return ShardHost::Load(*backend_, std::move(options)).status();
+  };
+  state.set_restore_from(folder + "/step-00000001");
+  state.set_start_step(3);
+  EXPECT_THAT(load(state).message(), HasSubstr("its step is 1 instead of 3"));
+  state.set_start_step(1);
+  v1::ClusterState wider = state;
+  wider.mutable_job()->mutable_model()->mutable_layers(1)->mutable_moe()->set_hidden(0, 8);
+  EXPECT_THAT(load(wider).message(), HasSubstr("is F32 [5, 7] instead of F32 [5, 8]"));
+  v1::ClusterState plain = state;
+  plain.mutable_job()->mutable_optimizer()->mutable_sgd();
+  EXPECT_THAT(load(plain).message(), HasSubstr("entries instead of"));
+  std::filesystem::remove(folder + "/step-00000001/replica-1.safetensors");
+  EXPECT_THAT(load(state).message(), HasSubstr("replica-1.safetensors"));
+}
+
+TEST_F(ShardHostTest, FailsTheJobWhenACutCannotBeWritten) {
+  const std::string folder = TempFolder("unwritable");
+  std::filesystem::create_directories(folder + "/step-00000001/dense-0.safetensors");
+  v1::ClusterState state = testing::MadeState(testing::MadeJob());
+  state.set_checkpoint_dir(folder);
+  Load(state, 1);
+  Frames(0);
+  SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, 0, replicas, true); });
+  failed_.WaitForNotification();
+  EXPECT_THAT(failure_.message(),
+              AllOf(HasSubstr("server/s0"), HasSubstr("dense-0.safetensors"),
+                    HasSubstr("Is a directory")));
+  EXPECT_EQ(sinks_["worker/w0"]->waiting(), 0u);
+  EXPECT_EQ(host_->Status().shards(0).version(), 0u);
+}
+
+TEST_F(ShardHostTest, SaysWhomItWaitsForAndGivesUp) {
+  Load(testing::MadeState(testing::MadeJob()), 1, absl::Milliseconds(300));
+  ASSERT_TRUE(Send("worker/w1", testing::ForwardOf(0, 0, {2})).ok());
+  EXPECT_THAT(host_->Status().waiting_for(),
+              MatchesRegex("waiting [0-9.]+ s for replicas 0,1 \\(worker/w0\\) in forward "
+                           "step 0 wave 0 layer 1"));
+  failed_.WaitForNotification();
+  EXPECT_THAT(
+      failure_.message(),
+      MatchesRegex("server/s0: waited [0-9.]+ s for replicas 0,1 \\(worker/w0\\) in forward "
+                   "step 0 wave 0 layer 1"));
+  EXPECT_EQ(Send("worker/w0", testing::ForwardOf(0, 0, {0, 1})), failure_);
+}
+
+TEST_F(ShardHostTest, ReportsItsShards) {
+  Step(0);
+  const v1::GetServerStatusResponse status = host_->Status();
+  EXPECT_EQ(status.server(), "server/s0");
+  EXPECT_EQ(status.generation(), 1u);
+  EXPECT_EQ(status.waiting_for(), "");
+  ASSERT_EQ(status.shards_size(), static_cast<int>(plan_.shards.size()));
+  const v1::ShardStatus& group = status.shards(2);
+  EXPECT_EQ(group.shard(), "layer1/group0");
+  EXPECT_EQ(group.version(), 1u);
+  EXPECT_EQ(group.parameter_bytes(), 3 * 2 * 35 * 4u);
+  EXPECT_EQ(group.optimizer_bytes(), 2 * group.parameter_bytes());
+  ASSERT_EQ(group.experts_size(), 3);
+  EXPECT_GT(group.experts(0).last_rows(), 0u);
+  EXPECT_GT(status.times().computing(), 0);
+}
+
+// ---------------------------------------------------------------- what is refused
+
+struct Refusal {
+  std::string name;
+  absl::StatusCode code;
+  std::string message;
+  // Spoils worker/w0's first forward request.
+  std::function<void(v1::ForwardRequest*)> spoil;
+};
+
+class RefusedFrame : public ShardHostTest, public ::testing::WithParamInterface<Refusal> {};
+
+void SetFloat(std::string* bytes, size_t at, float value) {
+  std::memcpy(bytes->data() + at * sizeof(float), &value, sizeof(value));
+}
+void SetWord(std::string* bytes, size_t at, uint32_t value) {
+  std::memcpy(bytes->data() + at * sizeof(value), &value, sizeof(value));
+}
+
+constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
+constexpr absl::StatusCode kPrecondition = absl::StatusCode::kFailedPrecondition;
+constexpr char kWhere[] = "forward step 0 wave 0 layer 1 of replica 1 (worker/w0): ";
+
+std::vector<Refusal> Refusals() {
+  return {
+      {"WrongStep", kPrecondition,
+       "forward step 9 wave 0 layer 1 of worker/w0: step 9 is not the current one: the "
+       "shards of server/s0 have version 0",
+       [](v1::ForwardRequest* f) { f->mutable_id()->set_step(9); }},
+      {"UnknownLayer", kInvalid, "layer 0 of worker/w0: no expert of layer 0 is on server/s0",
+       [](v1::ForwardRequest* f) { f->mutable_id()->set_layer(0); }},
+      {"WaveOutOfRange", kInvalid, "wave 2 is out of range: the job has 2",
+       [](v1::ForwardRequest* f) { f->mutable_id()->set_wave(2); }},
+      {"WaveTooEarly", kPrecondition, "replica 0 did not send wave 0 before",
+       [](v1::ForwardRequest* f) { f->mutable_id()->set_wave(1); }},
+      {"NoMode", kInvalid, "mode 0 is unknown",
+       [](v1::ForwardRequest* f) { f->mutable_id()->set_mode(v1::MODE_UNSPECIFIED); }},
+      {"NoFrames", kInvalid, "names no replica",
+       [](v1::ForwardRequest* f) { f->clear_frames(); }},
+      {"ReplicaOutOfRange", kInvalid, "replica 3 is out of range: the job has 3",
+       [](v1::ForwardRequest* f) { f->mutable_frames(1)->set_replica(3); }},
+      {"ReplicaOfAnother", kPrecondition, "replica 2 is worker/w1's, not worker/w0's",
+       [](v1::ForwardRequest* f) { f->mutable_frames(1)->set_replica(2); }},
+      {"ReplicaTwice", kInvalid, "replica 0 comes after replica 0; replicas must ascend",
+       [](v1::ForwardRequest* f) { f->mutable_frames(1)->set_replica(0); }},
+      {"GroupMissing", kInvalid, "has 1 groups; groups 0,1 are hosted here",
+       [](v1::ForwardRequest* f) { f->mutable_frames(1)->mutable_groups()->RemoveLast(); }},
+      {"UnknownGroup", kInvalid, "group 5 in place 1; groups 0,1 are hosted here",
+       [](v1::ForwardRequest* f) {
+         f->mutable_frames(1)->mutable_groups(1)->set_group(5);
+       }},
+      {"OddBytes", kInvalid, "token has 5 bytes, which is no multiple of 4",
+       [](v1::ForwardRequest* f) { f->mutable_frames(1)->set_token("12345"); }},
+      {"WrongWidth", kInvalid, "x has ",
+       [](v1::ForwardRequest* f) { f->mutable_frames(1)->mutable_x()->append("1234"); }},
+      {"TokenOutOfRange", kInvalid, "is out of range: there are 3",
+       [](v1::ForwardRequest* f) { f->mutable_frames(1)->set_tokens(3); }},
+      {"TokensDescend", kInvalid, "tokens must ascend",
+       [](v1::ForwardRequest* f) {
+         SetWord(f->mutable_frames(1)->mutable_token(), 0, 10);
+       }},
+      {"RowOutOfRange", kInvalid, "group 0: row 99 is out of range",
+       [](v1::ForwardRequest* f) {
+         SetWord(f->mutable_frames(1)->mutable_groups(0)->mutable_row(), 0, 99);
+       }},
+      {"ExpertOutOfRange", kInvalid, "group 0: expert 3 is out of range: the group has 3",
+       [](v1::ForwardRequest* f) {
+         SetWord(f->mutable_frames(1)->mutable_groups(0)->mutable_expert(), 0, 3);
+       }},
+      {"PairsDescend", kInvalid, "does not come after the one before it",
+       [](v1::ForwardRequest* f) {
+         auto* group = f->mutable_frames(1)->mutable_groups(0);
+         uint32_t second;
+         std::memcpy(&second, group->row().data() + 4, 4);
+         SetWord(group->mutable_row(), 0, second);
+         SetWord(group->mutable_expert(), 0, 2);
+         SetWord(group->mutable_expert(), 1, 0);
+       }},
+      {"GatesMissing", kInvalid, "elements instead of equally many",
+       [](v1::ForwardRequest* f) {
+         f->mutable_frames(1)->mutable_groups(0)->clear_gate();
+       }},
+      {"TotalsMissing", kInvalid, "load has 0 values instead of 3",
+       [](v1::ForwardRequest* f) {
+         f->mutable_frames(1)->mutable_groups(0)->clear_load();
+       }},
+      {"NanImportance", kInvalid, "importance has a NaN or an infinity",
+       [](v1::ForwardRequest* f) {
+         f->mutable_frames(1)->mutable_groups(0)->set_importance(0, std::nan(""));
+       }},
+      {"NanX", kInvalid, absl::StrCat(kWhere, "x has a NaN or an infinity"),
+       [](v1::ForwardRequest* f) {
+         SetFloat(f->mutable_frames(1)->mutable_x(), 3,
+                  std::numeric_limits<float>::quiet_NaN());
+       }},
+      {"InfiniteGate", kInvalid,
+       absl::StrCat(kWhere, "group 1: gate has a NaN or an infinity"),
+       [](v1::ForwardRequest* f) {
+         SetFloat(f->mutable_frames(1)->mutable_groups(1)->mutable_gate(), 0,
+                  std::numeric_limits<float>::infinity());
+       }},
+  };
+}
+
+TEST_P(RefusedFrame, IsRefusedAndChangesNothing) {
+  Step(0);
+  const Digests expected = DigestsOf();
+  Load(testing::MadeState(testing::MadeJob()), 1);
+  v1::ExchangeRequest request = testing::ForwardOf(0, 0, {0, 1});
+  GetParam().spoil(request.mutable_forward());
+  const absl::Status status = Send("worker/w0", std::move(request));
+  EXPECT_EQ(status.code(), GetParam().code) << status;
+  EXPECT_THAT(status.message(), HasSubstr(GetParam().message));
+  Step(0);
+  EXPECT_EQ(DigestsOf(), expected);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, RefusedFrame, ::testing::ValuesIn(Refusals()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST_F(ShardHostTest, RefusesAnotherGeneration) {
+  v1::ExchangeRequest request = testing::ForwardOf(0, 0, {0, 1});
+  request.set_generation(0);
+  const absl::Status status = Send("worker/w0", std::move(request));
+  EXPECT_EQ(status.code(), kPrecondition);
+  EXPECT_EQ(status.message(),
+            "worker/w0 sent a message of generation 0; the current one is 1");
+}
+
+TEST_F(ShardHostTest, RefusesBadBackwardFrames) {
+  EXPECT_THAT(Send("worker/w1", testing::BackwardOf(0, 0, {2})).message(),
+              HasSubstr("replica 2 did not send its forward frame before"));
+  SendAll([](const auto& replicas) { return testing::ForwardOf(0, 0, replicas); });
+  v1::ExchangeRequest request = testing::BackwardOf(0, 0, {2});
+  request.mutable_backward()->mutable_frames(0)->mutable_dy()->pop_back();
+  EXPECT_THAT(Send("worker/w1", request).message(),
+              HasSubstr("backward step 0 wave 0 layer 1 of replica 2 (worker/w1): dy has "));
+  request = testing::BackwardOf(0, 0, {2});
+  SetFloat(request.mutable_backward()->mutable_frames(0)->mutable_dy(), 0, -INFINITY);
+  EXPECT_THAT(Send("worker/w1", request).message(),
+              HasSubstr("backward step 0 wave 0 layer 1 of replica 2 (worker/w1): dy has a "
+                        "NaN or an infinity"));
+  request = testing::BackwardOf(0, 0, {2});
+  request.mutable_backward()->mutable_id()->set_mode(v1::MODE_EVALUATE);
+  EXPECT_THAT(Send("worker/w1", request).message(),
+              HasSubstr("an evaluation has no backward pass"));
+}
+
+TEST_F(ShardHostTest, RefusesBadCloses) {
+  EXPECT_THAT(
+      Send("worker/w1", testing::CloseOf(plan_, 0, {2})).message(),
+      HasSubstr("close step 0 of worker/w1: replica 2 did not send backward step 0 wave 0 "
+                "layer 1 before"));
+  Frames(0);
+  const auto refused = [&](const std::function<void(v1::CloseRequest*)>& spoil) {
+    v1::ExchangeRequest request = testing::CloseOf(plan_, 0, {2});
+    spoil(request.mutable_close());
+    return std::string(Send("worker/w1", std::move(request)).message());
+  };
+  EXPECT_THAT(refused([](v1::CloseRequest* c) { c->mutable_gradients()->RemoveLast(); }),
+              HasSubstr("gradients of dense/1 are not the maximal nodes of replicas 2"));
+  EXPECT_THAT(refused([](v1::CloseRequest* c) {
+                *c->add_gradients() = c->gradients(0);
+              }),
+              HasSubstr("gradient of dense/0 node (1, 1) comes twice"));
+  EXPECT_THAT(refused([](v1::CloseRequest* c) { c->mutable_gradients(0)->set_level(0); }),
+              HasSubstr("gradients of dense/0 are not the maximal nodes"));
+  EXPECT_THAT(refused([](v1::CloseRequest* c) {
+                c->mutable_gradients(0)->set_gradient("1234");
+              }),
+              HasSubstr("gradient of dense/0 node (1, 1) has 1 values instead of "));
+  EXPECT_THAT(refused([](v1::CloseRequest* c) {
+                SetFloat(c->mutable_gradients(0)->mutable_gradient(), 0, NAN);
+              }),
+              HasSubstr("has a NaN or an infinity"));
+  EXPECT_THAT(
+      refused([](v1::CloseRequest* c) { c->mutable_gradients(0)->set_shard("dense/9"); }),
+      HasSubstr("no such dense shard here"));
+  EXPECT_THAT(refused([](v1::CloseRequest* c) { c->clear_replica_states(); }),
+              HasSubstr("no state of replica/2"));
+  EXPECT_THAT(refused([](v1::CloseRequest* c) {
+                c->mutable_replica_states(0)->set_shard("replica/0");
+              }),
+              HasSubstr("state of replica/0: not a shard of the sender here"));
+  EXPECT_THAT(refused([](v1::CloseRequest* c) { c->set_learning_rate(NAN); }),
+              HasSubstr("learning rate"));
+  EXPECT_THAT(refused([](v1::CloseRequest* c) { c->set_step(1); }),
+              HasSubstr("step 1 is not the current one"));
+
+  ASSERT_TRUE(Send("worker/w0", testing::CloseOf(plan_, 0, {0, 1})).ok());
+  EXPECT_THAT(refused([](v1::CloseRequest* c) { c->set_cut(true); }),
+              HasSubstr("differ from 0.1"));
+  EXPECT_THAT(Send("worker/w0", testing::ForwardOf(0, 1, {0, 1})).message(),
+              ::testing::IsEmpty());  // the kept answer
+  ASSERT_TRUE(Send("worker/w1", testing::CloseOf(plan_, 0, {2})).ok());
+  EXPECT_EQ(Next("worker/w1").close().version(), 1u);
+}
+
+}  // namespace
+}  // namespace moe
