@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
@@ -91,7 +92,7 @@ std::string ChildProcess::LastWords() const {
       last = std::string(line);
     }
   }
-  return absl::StrCat(name_, ": ", last);
+  return absl::StartsWith(last, name_) ? last : absl::StrCat(name_, ": ", last);
 }
 
 }  // namespace moe

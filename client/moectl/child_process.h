@@ -30,7 +30,7 @@ class ChildProcess {
   std::optional<int> WaitFor(absl::Duration timeout);
   // SIGTERM, and SIGKILL after a few seconds.
   void Stop();
-  // "worker: <the last line of its log>"
+  // "worker: <the last line of its log>"; the name not twice.
   std::string LastWords() const;
 
  private:
