@@ -80,7 +80,8 @@ struct GateBatch {
   // [T, 2] the experts that hold the k-th and the (k+1)-th largest H; the second is -1 if k == n.
   int32_t* threshold = nullptr;
   double* importance = nullptr;  // [n] sum over tokens of G(x)_i (eq. 6)
-  // [n] sum over tokens of P(x, i) (eq. 8-10); counts of chosen tokens without noise or if k == n.
+  // [n] sum over tokens of P(x, i) (eq. 8-10), in fixed blocks of tokens; counts of chosen tokens
+  // without noise or if k == n.
   double* load = nullptr;
 };
 

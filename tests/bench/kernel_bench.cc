@@ -163,8 +163,9 @@ void LstmCell(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
   const int64_t lanes = 64, units = state.range(1);
   const bool backward = state.range(2) != 0;
-  const Tensor gates = MakeNormal(backend, lanes, 4 * units), c_prev = MakeNormal(backend, lanes, units);
-  const Tensor c(backend, lanes, units), tanh_c = MakeNormal(backend, lanes, units), h = MakeNormal(backend, lanes, units);
+  const Tensor gates = MakeNormal(backend, lanes, 4 * units);
+  const Tensor c_prev = MakeNormal(backend, lanes, units), c(backend, lanes, units);
+  const Tensor tanh_c = MakeNormal(backend, lanes, units), h = MakeNormal(backend, lanes, units);
   Tensor dc(backend, lanes, units), dgates(backend, lanes, 4 * units);
   dc.Zero();
   for (auto _ : state) {

@@ -4,8 +4,10 @@
 
 #include "common/kernels/cpu/check.h"
 #include "common/kernels/cpu/experts.h"
+#include "common/kernels/cpu/few_rows.h"
 #include "common/kernels/cpu/gemm.h"
 #include "common/kernels/cpu/optimizer.h"
+#include "common/kernels/cpu/ranges.h"
 #include "common/kernels/cpu/reductions.h"
 #include "common/kernels/cpu/thread_pool.h"
 
@@ -14,6 +16,9 @@ namespace {
 
 constexpr int64_t kTileRows = 256;
 constexpr int64_t kTileCols = 256;
+// A tile of few outer products is made and used in slices that fit the first-level cache.
+constexpr int64_t kFewOuterRows = 8;
+constexpr int64_t kSliceRows = 16;
 
 int64_t Parts(int64_t size, int64_t largest) { return (size + largest - 1) / largest; }
 
@@ -32,13 +37,14 @@ struct Gradients {
 };
 
 struct Tile {
-  Range rows;      // of the weight matrix
+  Range rows;  // of the weight matrix
   Range cols;
   Matrix gradient;
 };
 
 // Calls fn(index of the expert, which matrix, number of the tile, tile) for every tile of every
-// expert that has rows; those with most rows first.
+// expert that has rows; those with most rows first. A tile may come in several slices of rows, in
+// order and on one thread.
 template <typename Fn>
 void ForTiles(const Context& context, const Gradients& of, std::span<const int64_t> begins,
               std::span<const int64_t> rows, const Fn& fn) {
@@ -61,14 +67,23 @@ void ForTiles(const Context& context, const Gradients& of, std::span<const int64
     if (which == 1) number -= of.tiles(0);
     const ConstMatrix left = of.left(which).Rows(begins[i], rows[i]);
     const ConstMatrix right = of.right(which).Rows(begins[i], rows[i]);
-    Tile tile;
-    tile.rows = Part(left.cols, of.row_parts(which), number / of.col_parts(which));
-    tile.cols = Part(right.cols, of.col_parts(which), number % of.col_parts(which));
+    const Range cols =
+        Part(right.cols, of.col_parts(which), number % of.col_parts(which));
+    const Range all = Part(left.cols, of.row_parts(which), number / of.col_parts(which));
+    const bool few = rows[i] <= kFewOuterRows;
+    const int64_t step = few ? kSliceRows : kTileRows;
     const Scratch<float> scratch(context.scratch, kTileRows * kTileCols);
-    tile.gradient = Matrix(scratch.data(), tile.rows.size(), tile.cols.size());
-    Sgemm(Transpose::kYes, Transpose::kNo, 1, Cols(left, tile.rows), Cols(right, tile.cols), 0,
-          tile.gradient);
-    fn(i, which, number, tile);
+    for (int64_t begin = all.begin; begin < all.end; begin += step) {
+      const Range slice{begin, std::min(begin + step, all.end)};
+      const Tile tile{slice, cols, Matrix(scratch.data(), slice.size(), cols.size())};
+      if (few) {
+        FewOuterProducts(Cols(left, slice), Cols(right, cols), tile.gradient);
+      } else {
+        Sgemm(Transpose::kYes, Transpose::kNo, 1, Cols(left, slice), Cols(right, cols), 0,
+              tile.gradient);
+      }
+      fn(i, which, number, tile);
+    }
   });
 }
 
@@ -129,19 +144,18 @@ void ExpertSquareSums(const Context& context, std::span<const ExpertRows> expert
   const RowLists lists(context, experts, [](const ExpertRows& e) { return e; });
   const int64_t tiles = gradients.tiles(0) + gradients.tiles(1);
   const Scratch<double> tile_sums(context.scratch, experts.size() * tiles);
+  std::fill_n(tile_sums.data(), experts.size() * tiles, 0.0);
   ForTiles(context, gradients, lists.begin_list(), lists.count_list(),
            [&](int32_t i, int which, int64_t number, const Tile& tile) {
-             double sum = 0;
+             double& sum = tile_sums[i * tiles + which * gradients.tiles(0) + number];
              for (int64_t r = 0; r < tile.gradient.rows; ++r) {
                sum += SquareSumOfBlock(tile.gradient.cols, tile.gradient.row(r));
              }
-             tile_sums[i * tiles + which * gradients.tiles(0) + number] = sum;
            });
   for (size_t i = 0; i < experts.size(); ++i) {
     for (int which : {0, 1}) {
       const double* first = &tile_sums[i * tiles + which * gradients.tiles(0)];
       double& sum = sums[2 * i + which] = 0;
-      if (experts[i].rows == 0) continue;
       for (int64_t t = 0; t < gradients.tiles(which); ++t) sum += first[t];
     }
   }

@@ -3,7 +3,9 @@
 #include <algorithm>
 
 #include "common/kernels/cpu/check.h"
+#include "common/kernels/cpu/few_rows.h"
 #include "common/kernels/cpu/gemm.h"
+#include "common/kernels/cpu/ranges.h"
 #include "common/kernels/cpu/simd.h"
 #include "common/kernels/cpu/thread_pool.h"
 
@@ -51,9 +53,10 @@ void ForRowBlocks(const Context& context, std::span<const ExpertRows> experts, C
           [&](int64_t i) { fn(experts[tasks[i].expert], tasks[i].rows); });
 }
 
-template <typename T>
-BasicMatrix<T> Rows(BasicMatrix<T> x, Range rows) {
-  return x.Rows(rows.begin, rows.size());
+// c = a op(w)
+void Product(Transpose t, ConstMatrix a, ConstMatrix w, Matrix c) {
+  if (c.rows > kFewRows || w.rows == 0) return Sgemm(Transpose::kNo, t, 1, a, w, 0, c);
+  t == Transpose::kNo ? FewRowsProduct(a, w, c) : FewRowsProductTransposed(a, w, c);
 }
 
 void Relu(Matrix x) {
@@ -93,9 +96,9 @@ void ExpertForward(const Context& context, std::span<const ExpertRows> experts, 
     const ConstMatrix w1(e.w1, d, h);
     const ConstMatrix w2(e.w2, h, d);
     const Matrix hidden_rows = Rows(hidden, rows);
-    Sgemm(Transpose::kNo, Transpose::kNo, 1, Rows(x, rows), w1, 0, hidden_rows);
+    Product(Transpose::kNo, Rows(x, rows), w1, hidden_rows);
     Relu(hidden_rows);
-    Sgemm(Transpose::kNo, Transpose::kNo, 1, hidden_rows, w2, 0, Rows(y, rows));
+    Product(Transpose::kNo, hidden_rows, w2, Rows(y, rows));
   });
 }
 
@@ -111,11 +114,11 @@ void ExpertBackward(const Context& context, std::span<const ExpertRows> experts,
     const ConstMatrix w1(e.w1, d, h);
     const ConstMatrix w2(e.w2, h, d);
     const Matrix dhidden_rows = Rows(dhidden, rows);
-    Sgemm(Transpose::kNo, Transpose::kYes, 1, Rows(dy, rows), w2, 0, dhidden_rows);
+    Product(Transpose::kYes, Rows(dy, rows), w2, dhidden_rows);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       dgate[r] = GateRow(h, gate[r], hidden.row(r), dhidden.row(r));
     }
-    Sgemm(Transpose::kNo, Transpose::kYes, 1, dhidden_rows, w1, 0, Rows(dx, rows));
+    Product(Transpose::kYes, dhidden_rows, w1, Rows(dx, rows));
   });
 }
 

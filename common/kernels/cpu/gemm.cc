@@ -6,6 +6,7 @@
 #include <climits>
 
 #include "common/kernels/cpu/check.h"
+#include "common/kernels/cpu/ranges.h"
 #include "common/kernels/cpu/thread_pool.h"
 
 namespace moe::cpu {
@@ -33,16 +34,10 @@ void Scale(float beta, Matrix c) {
 
 // Rows [range] of op(a), or columns [range] of op(b) by the other transpose.
 ConstMatrix CutRows(Transpose t, ConstMatrix a, Range range) {
-  return t == Transpose::kYes ? Cols(a, range) : a.Rows(range.begin, range.size());
+  return t == Transpose::kYes ? Cols(a, range) : Rows(a, range);
 }
 
 }  // namespace
-
-Range Part(int64_t size, int64_t parts, int64_t index) {
-  const int64_t blocks = (size + 7) / 8;
-  return {std::min(size, blocks * index / parts * 8),
-          std::min(size, blocks * (index + 1) / parts * 8)};
-}
 
 void Sgemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a, ConstMatrix b, float beta,
            Matrix c) {
@@ -83,7 +78,7 @@ void Gemm(const Context& context, Transpose ta, Transpose tb, float alpha, Const
     const Range cols = Part(n, col_parts, tile / row_parts);
     const Transpose tb_rows = tb == Transpose::kYes ? Transpose::kNo : Transpose::kYes;
     Sgemm(ta, tb, alpha, CutRows(ta, a, rows), CutRows(tb_rows, b, cols), beta,
-          Cols(c.Rows(rows.begin, rows.size()), cols));
+          Cols(Rows(c, rows), cols));
   });
 }
 
