@@ -147,7 +147,8 @@ TEST_F(RpcServerTest, BadAddressesAreClearErrors) {
     EXPECT_THAT(std::string(status.message()), HasSubstr("\"" + listen + "\""));
   }
   EXPECT_THAT(Error("unix:" + std::string(200, 'x')), HasSubstr("longer than 107"));
-  EXPECT_THAT(Error("unix:/no/such/folder/socket"), HasSubstr("no folder /no/such/folder"));
+  EXPECT_THAT(Error("unix:/no/such/folder/socket"),
+              HasSubstr("no folder /no/such/folder"));
   EXPECT_THAT(Error("unix:/etc/passwd"), HasSubstr("isn't a socket"));
 }
 
