@@ -154,7 +154,8 @@ class ControllerFixture : public ::testing::Test {
     v1::LayerBalance* layer = report.add_balance();
     layer->set_layer(1);
     for (int e = 0; e < 4; ++e) layer->add_assigned(e == 0 ? 8 : 4);
-    for (const v1::ReplicaAssignment& assignment : State().replicas()) {
+    const v1::ClusterState state = State();
+    for (const v1::ReplicaAssignment& assignment : state.replicas()) {
       if (assignment.worker() != worker) continue;
       v1::ReplicaLoss* loss = report.add_losses();
       loss->set_replica(assignment.replica());

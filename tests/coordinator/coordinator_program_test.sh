@@ -37,7 +37,7 @@ expect 2 "checkpoint_dir is missing" --job "$dir/job.textproto"
 expect 2 "validation or test, not train" --evaluate train --checkpoint "$dir"
 expect 2 "needs a --checkpoint" --evaluate test
 expect 2 "goes with --resume" "${train[@]}" --checkpoint "$dir"
-expect 2 "only flags" "${train[@]}" argument
+expect 2 "unexpected argument" "${train[@]}" argument
 expect 1 "nowhere.textproto" --job "$dir/nowhere.textproto" --checkpoint_dir "$dir/checkpoints"
 expect 1 "holds no checkpoint" "${train[@]}" --resume
 expect 1 "holds no checkpoint" --evaluate test --checkpoint "$dir/checkpoints"

@@ -326,7 +326,9 @@ class CheckpointTest : public ControllerFixture {
 
   std::vector<uint64_t> StepsOnDisk() {
     std::vector<uint64_t> steps;
-    for (const Checkpoint& checkpoint : *ListCheckpoints(dir_)) {
+    const auto checkpoints = ListCheckpoints(dir_);
+    EXPECT_TRUE(checkpoints.ok()) << checkpoints.status();
+    for (const Checkpoint& checkpoint : *checkpoints) {
       steps.push_back(checkpoint.manifest.step());
     }
     return steps;
@@ -349,7 +351,8 @@ TEST_F(CheckpointTest, CommitsWhenAllIsThere) {
   EXPECT_EQ(manifest->digest(), response->digest());
   EXPECT_DOUBLE_EQ(manifest->validation_perplexity(), std::exp(3.0));
   std::vector<std::string> hashes;
-  for (const TensorSpec& tensor : MakeModelPlan(State().job()).tensors) {
+  const ModelPlan plan = MakeModelPlan(State().job());
+  for (const TensorSpec& tensor : plan.tensors) {
     hashes.push_back(Sha256Hex(absl::StrCat(tensor.name, 2)));
   }
   EXPECT_EQ(response->digest(), *ModelDigest(hashes));
