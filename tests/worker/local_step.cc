@@ -58,9 +58,10 @@ std::vector<std::vector<LocalBatch>> RandomBatches(const v1::Job& job, uint64_t 
   return batches;
 }
 
-LocalModel::LocalModel(Backend& backend, const v1::Job& job)
+LocalModel::LocalModel(Backend& backend, const v1::Job& job, bool parallel)
     : backend_(backend),
       job_(job),
+      parallel_(parallel),
       plan_(MakeModelPlan(job)),
       parameters_(backend, plan_) {
   const v1::Training& training = job.training();
@@ -126,14 +127,16 @@ LocalModel::StepResult LocalModel::Forward(
   const int segments = replicas_[0]->segments();
   for (int segment = 0; segment < segments; ++segment) {
     for (int32_t wave = 0; wave < waves; ++wave) {
-      std::vector<const MoeCall*> calls;
-      for (size_t r = 0; r < replicas_.size(); ++r) {
+      ForEachReplica([&](int64_t r) {
         const LocalBatch& batch = batches[r][wave];
         replicas_[r]->Forward(segment, wave, batch.input, batch.target);
+      });
+      std::vector<const MoeCall*> calls;
+      for (auto& replica : replicas_) {
         if (segment == segments - 1) {
-          result.loss_sum += replicas_[r]->loss_sum(wave);
+          result.loss_sum += replica->loss_sum(wave);
         } else {
-          calls.push_back(&replicas_[r]->moe_call(segment, wave));
+          calls.push_back(&replica->moe_call(segment, wave));
         }
       }
       if (segment == segments - 1) continue;
@@ -162,12 +165,21 @@ LocalModel::StepResult LocalModel::Train(
   return result;
 }
 
+void LocalModel::ForEachReplica(const std::function<void(int64_t)>& fn) {
+  const auto replicas = static_cast<int64_t>(replicas_.size());
+  if (parallel_) {
+    backend_.parallel().For(replicas, fn);
+  } else {
+    for (int64_t r = 0; r < replicas; ++r) fn(r);
+  }
+}
+
 void LocalModel::Backward(StepResult* result) {
   const int32_t waves = job_.training().waves();
   for (int segment = replicas_[0]->segments() - 1; segment >= 0; --segment) {
     if (segment == replicas_[0]->segments() - 1) {
       for (int32_t wave = 0; wave < waves; ++wave) {
-        for (auto& replica : replicas_) replica->Backward(segment, wave);
+        ForEachReplica([&](int64_t r) { replicas_[r]->Backward(segment, wave); });
       }
       continue;
     }
@@ -183,11 +195,11 @@ void LocalModel::Backward(StepResult* result) {
       for (auto& replica : replicas_)
         dy.push_back(replica->moe_output_gradient(segment, wave));
       const LocalExperts::Gradients gradients = experts.Backward(wave, dy);
-      for (size_t r = 0; r < replicas_.size(); ++r) {
+      ForEachReplica([&](int64_t r) {
         replicas_[r]->SetMoeGradient(segment, wave, gradients.dx[r], gradients.dgate[r],
                                      dimportance, dload);
         replicas_[r]->Backward(segment, wave);
-      }
+      });
     }
   }
   result->loss += result->balance_loss;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -33,7 +34,8 @@ std::vector<std::vector<LocalBatch>> RandomBatches(const v1::Job& job, uint64_t 
 
 class LocalModel {
  public:
-  LocalModel(Backend& backend, const v1::Job& job);
+  // parallel: replicas compute at the same time.
+  LocalModel(Backend& backend, const v1::Job& job, bool parallel = false);
 
   void SetParameters(const NamedTensors& parameters);
   NamedTensors GetParameters();
@@ -60,11 +62,13 @@ class LocalModel {
   StepResult Forward(uint64_t step, PassMode mode,
                      const std::vector<std::vector<LocalBatch>>& batches);
   void Backward(StepResult* result);
+  void ForEachReplica(const std::function<void(int64_t)>& fn);
   std::vector<float> SumOverReplicas(const std::string& name);
   Tensor Upload(const TensorSpec& spec, const std::vector<float>& values) const;
 
   Backend& backend_;
   const v1::Job job_;
+  const bool parallel_;
   const ModelPlan plan_;
   const DenseParameters parameters_;
   std::vector<std::unique_ptr<ReplicaModel>> replicas_;

@@ -23,7 +23,6 @@ using ::testing::HasSubstr;
 using testing::LocalBatch;
 using testing::LocalModel;
 using testing::NamedTensors;
-using ::testing::Not;
 using testing::RandomBatches;
 using testing::RandomParameters;
 using testing::SmallJob;
@@ -181,6 +180,19 @@ TEST_F(ReplicaModelTest, TheSameStepHasTheSameBits) {
   const LocalModel::StepResult second = other.Train(3, batches_);
   EXPECT_EQ(first.loss, second.loss);
   EXPECT_EQ(first.gradients, second.gradients);
+}
+
+TEST_F(ReplicaModelTest, ReplicasMayRunAtTheSameTime) {
+  model_.SetParameters(parameters_);
+  LocalModel parallel(TestBackend(), job_, /*parallel=*/true);
+  parallel.SetParameters(parameters_);
+  for (uint64_t step = 0; step < 20; ++step) {
+    const Batches batches = RandomBatches(job_, step);
+    const LocalModel::StepResult expected = model_.Train(step, batches);
+    const LocalModel::StepResult result = parallel.Train(step, batches);
+    ASSERT_EQ(result.loss, expected.loss);
+    ASSERT_EQ(result.gradients, expected.gradients);
+  }
 }
 
 TEST_F(ReplicaModelTest, NoiseAndDropoutChangeFromStepToStep) {
