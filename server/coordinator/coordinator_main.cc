@@ -188,9 +188,7 @@ absl::Status Run() {
 
 int main(int argc, char** argv) {
   moe::BlockTerminationSignals();
-  if (!moe::ParseCommandLine(argc, argv, moe::kUsage).empty()) {
-    moe::ExitWithUsageError("it takes no arguments, only flags");
-  }
+  moe::ParseCommandLine(argc, argv, moe::kUsage);
   const absl::Status status = moe::Run();
   if (status.ok()) return 0;
   std::cerr << "coordinator: " << status.message() << std::endl;

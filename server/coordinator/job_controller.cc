@@ -85,6 +85,7 @@ absl::StatusOr<std::unique_ptr<JobController>> JobController::Create(Options opt
         absl::StrCat("starting from ", kept.restore->folder, "  digest ",
                      kept.restore->manifest.digest().substr(0, 16)));
   }
+  controller->PrintWaiting();
   return controller;
 }
 
@@ -125,6 +126,7 @@ absl::StatusOr<v1::RegisterResponse> JobController::Register(
     LOG(INFO) << Describe(member) << " has joined"
               << (request.address().empty() ? "" : " at ") << request.address();
     Advance();
+    PrintWaiting();
   }
   v1::RegisterResponse response;
   response.set_member(id);
@@ -340,9 +342,8 @@ void JobController::Tick() {
                       FormatTimeSpan(options_.report_timeout), " for ",
                       checkpoint_keeper_.Missing(step)));
   }
-  if (const std::string waiting_for = WaitingFor(); !waiting_for.empty()) {
-    progress_.Waiting(waiting_for, now);
-  }
+  PrintWaiting();
+}
 }
 
 void JobController::Stop(const std::string& cause) {
@@ -581,6 +582,11 @@ RunSummary JobController::Summary() const {
         running_since_);
   }
   return summary;
+}
+
+void JobController::PrintWaiting() {
+  const std::string waiting_for = WaitingFor();
+  if (!waiting_for.empty()) progress_.Waiting(waiting_for, options_.now());
 }
 
 void JobController::PrintSummary() {

@@ -133,6 +133,7 @@ class JobController {
   void CommitReady() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string WaitingFor() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::ClusterState State() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PrintWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PrintSummary() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   RunSummary Summary() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Put(const std::string& key, const std::string& value);
