@@ -344,7 +344,6 @@ void JobController::Tick() {
   }
   PrintWaiting();
 }
-}
 
 void JobController::Stop(const std::string& cause) {
   absl::MutexLock lock(&mutex_);
