@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -27,11 +28,29 @@ int OpenSignalFd() {
   return signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
+// Runs on a thread that a library started before main (OpenBLAS does) and that therefore
+// blocks nothing: makes it block the signals once it goes on, and sends this one again.
+void BlockHereAndPassOn(int signal, siginfo_t*, void* context) {
+  const int error = errno;
+  sigset_t& mask = static_cast<ucontext_t*>(context)->uc_sigmask;
+  sigaddset(&mask, SIGINT);
+  sigaddset(&mask, SIGTERM);
+  kill(getpid(), signal);
+  errno = error;
+}
+
 }  // namespace
 
 void BlockTerminationSignals() {
   const sigset_t signals = TerminationSignals();
   CHECK_EQ(pthread_sigmask(SIG_BLOCK, &signals, nullptr), 0);
+  struct sigaction action = {};
+  action.sa_sigaction = BlockHereAndPassOn;
+  action.sa_mask = signals;
+  action.sa_flags = SA_SIGINFO | SA_RESTART;
+  for (const int signal : {SIGINT, SIGTERM}) {
+    PCHECK(sigaction(signal, &action, nullptr) == 0);
+  }
 }
 
 TerminationHandler::TerminationHandler(std::function<void(int signal)> callback)

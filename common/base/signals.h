@@ -8,8 +8,8 @@
 namespace moe {
 
 // Blocks SIGINT and SIGTERM in the calling thread and in all that it starts. Call it
-// first in main, before any thread exists; until a TerminationHandler is there, these
-// signals stay pending.
+// first in main; until a TerminationHandler is there, these signals stay pending. Threads
+// that libraries started before main are taken care of.
 void BlockTerminationSignals();
 
 // Runs the callback, on a thread of its own, at the first SIGINT or SIGTERM. A second one

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <functional>
+#include <thread>
+#include <vector>
 
 #include "absl/synchronization/notification.h"
 
@@ -86,6 +88,18 @@ TEST(TerminationHandlerTest, KeepsASignalThatCameBeforeIt) {
     TerminationHandler handler([&](int) { done.Notify(); });
     done.WaitForNotification();
     _exit(7);
+  });
+  EXPECT_EQ(ExitCode(status), 7);
+}
+
+TEST(TerminationHandlerTest, WorksBesideThreadsThatExistedBefore) {
+  const int status = InChild([] {
+    absl::Notification never;
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 3; ++i) {
+      threads.emplace_back([&] { never.WaitForNotification(); });
+    }
+    ExitCleanlyAfter(SIGTERM);
   });
   EXPECT_EQ(ExitCode(status), 7);
 }
