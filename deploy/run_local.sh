@@ -27,7 +27,7 @@ readonly quiet_build=5     # a build that takes longer shows its progress
 readonly start_patience=20 # for the coordinator's address
 readonly cause_patience=9  # for the coordinator's account of a failure: its lease, and time to tell
 readonly end_patience=8    # for members to leave a finished job
-readonly stop_patience=4   # between SIGTERM and SIGKILL
+stop_patience=4            # between SIGTERM and SIGKILL
 
 usage() {
   cat <<'END'
@@ -500,20 +500,27 @@ await_address() {
   say "Coordinator at $address: bazel-bin/client/moectl top --coordinator $address"
 }
 
-# The last line that a process of the cluster wrote.
+# What a process of the cluster said last: a failed check, else its last line that isn't logging.
 last_words() {
-  local line
-  line=$(tail -n 1 "${log_of[$1]}")
-  [[ $line == "--- "* ]] && line="(it wrote nothing)"
-  say "$line"
+  local said
+  said=$(awk '
+    /^--- / { said = ""; failed = 0; next }
+    failed || /^[IWE][0-9]+ / || /^ *@ / { next }
+    /^F[0-9]+ / { failed = 1 }
+    { said = $0 }
+    END { print said }' "${log_of[$1]}")
+  say "${said:-(it said nothing; its log is ${log_of[$1]})}"
 }
 
-# "server s1 ended with status 1: <its last words>"
+# "server s1 was killed by SIGKILL", "worker w0 ended with status 1"
 describe_end() {
-  local status=${status_of[$1]} how
-  how="ended with status $status"
-  ((status > 128)) && how="was killed by SIG$(kill -l "$status")"
-  say "${name_of[$1]} $how: $(last_words "$1")"
+  reap "$1"
+  local status=${status_of[$1]}
+  if ((status > 128)); then
+    say "${name_of[$1]} was killed by SIG$(kill -l "$status")"
+  else
+    say "${name_of[$1]} ended with status $status"
+  fi
 }
 
 # Until the coordinator has ended well; ends the script if any process fails.
@@ -541,20 +548,30 @@ fail() {
   if wait_until_ended "$cause_patience" "$coordinator"; then
     wait_until_ended 2 "$viewer" || true
   fi
+  stop_patience=1
   {
     say
     say "$me: the job failed"
-    [[ $1 == "$coordinator" ]] || say "  $(describe_end "$1")"
-    if is_alive "$coordinator"; then
-      say "  the coordinator has not ended; $(last_words "$coordinator")"
-    else
-      reap "$coordinator"
-      say "  $(describe_end "$coordinator")"
-    fi
+    describe_failure "$1"
     say_how_to_go_on
     say "  logs: $logs"
   } >&"$errors"
   exit 1
+}
+
+# What was killed, and the cause as the coordinator gives it, or else the first to end badly.
+describe_failure() {
+  local pid
+  for pid in "${started[@]}"; do
+    is_alive "$pid" && continue
+    reap "$pid"
+    ((status_of[$pid] <= 128)) || say "  $(describe_end "$pid")"
+  done
+  if [[ ${status_of[$coordinator]:-} == 1 ]]; then
+    say "  $(last_words "$coordinator")"
+  else
+    say "  $(describe_end "$1"): $(last_words "$1")"
+  fi
 }
 
 say_how_to_go_on() {
