@@ -83,7 +83,8 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
   hello->mutable_hello()->set_server(options_.server);
   replies->Send(std::move(hello));
 
-  absl::Status status = Read(*worker, *host, stream, replies);
+  bool stale = false;
+  absl::Status status = Read(*worker, *host, stream, replies, &stale);
   {
     absl::MutexLock lock(&mutex_);
     streams_.erase(replies);
@@ -94,8 +95,7 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
   } else if (context->IsCancelled()) {
     status = absl::UnavailableError(absl::StrCat("the stream of ", *worker, " broke"));
   }
-  // A sender of another generation is not one whom this one needs.
-  if (!status.ok() && over().ok() && options_.host() == host) {
+  if (!status.ok() && !stale && over().ok() && options_.host() == host) {
     options_.on_lost(*worker, status);
   }
   return status;
@@ -103,9 +103,11 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
 
 absl::Status ShardService::Read(const std::string& worker, ShardHost& host,
                                 ReplyStream::Stream* stream,
-                                const std::shared_ptr<ReplyStream>& replies) {
+                                const std::shared_ptr<ReplyStream>& replies,
+                                bool* stale) {
   v1::ExchangeRequest request;
   while (stream->Read(&request)) {
+    *stale = request.generation() != host.generation();
     RETURN_IF_ERROR(host.Handle(worker, std::move(request), replies));
     request = v1::ExchangeRequest();
   }

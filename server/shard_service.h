@@ -42,9 +42,11 @@ class ShardService : public v1::ShardService::Service {
                                     const std::shared_ptr<ShardHost>& host) const;
   absl::Status Converse(grpc::ServerContext* context, ReplyStream::Stream* stream,
                         const std::shared_ptr<ReplyStream>& replies);
+  // Until the stream ends or a message is refused; *stale: because it is of another
+  // generation, whose senders this one doesn't need.
   absl::Status Read(const std::string& worker, ShardHost& host,
                     ReplyStream::Stream* stream,
-                    const std::shared_ptr<ReplyStream>& replies);
+                    const std::shared_ptr<ReplyStream>& replies, bool* stale);
   absl::Status over() const;
 
   const Options options_;

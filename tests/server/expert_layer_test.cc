@@ -126,9 +126,8 @@ class ExpertLayerTest : public ::testing::Test {
     std::vector<std::shared_ptr<const BackwardInput>> inputs;
     for (uint32_t r = 0; r < kReplicas; ++r) {
       const MadeFrame frame = testing::MakeFrame(step, r, wave);
-      absl::StatusOr<BackwardInput> input =
-          DecodeBackward(*backend_, layer_->shape(), frame.rows(),
-                         testing::BackwardFrameOf(frame, r));
+      absl::StatusOr<BackwardInput> input = DecodeBackward(
+          *backend_, layer_->shape(), frame.rows(), testing::BackwardFrameOf(frame, r));
       EXPECT_TRUE(input.ok()) << input.status();
       inputs.push_back(std::make_shared<const BackwardInput>(*std::move(input)));
     }
@@ -332,7 +331,8 @@ TEST_F(ExpertLayerTest, AdamCountsTheUpdatesOfEachExpert) {
       for (const MadeFrame::Pair& pair : frame.pairs) {
         std::vector<double> dx(kWidth);
         slow_[pair.expert].AddBackward(&frame.x[pair.row * kWidth],
-                                       &frame.dy[pair.row * kWidth], pair.gate, dx.data());
+                                       &frame.dy[pair.row * kWidth], pair.gate,
+                                       dx.data());
       }
     }
   }

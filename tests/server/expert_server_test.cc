@@ -107,7 +107,8 @@ class ExpertServerTest : public ::testing::Test {
   // Ends with the close's answers unread.
   void Step(uint64_t step, bool cut = false) {
     for (uint32_t w = 0; w < kWaves; ++w) {
-      SendAll([&](const auto& replicas) { return testing::ForwardOf(step, w, replicas); });
+      SendAll(
+          [&](const auto& replicas) { return testing::ForwardOf(step, w, replicas); });
     }
     for (const auto& [worker, replicas] : Workers()) {
       for (uint32_t w = 0; w < kWaves; ++w) {
@@ -115,14 +116,17 @@ class ExpertServerTest : public ::testing::Test {
       }
     }
     for (uint32_t w = 0; w < kWaves; ++w) {
-      SendAll([&](const auto& replicas) { return testing::BackwardOf(step, w, replicas); });
+      SendAll(
+          [&](const auto& replicas) { return testing::BackwardOf(step, w, replicas); });
     }
     for (const auto& [worker, replicas] : Workers()) {
       for (uint32_t w = 0; w < kWaves; ++w) {
         ASSERT_TRUE(workers_[worker]->Next().has_backward());
       }
     }
-    SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, step, replicas, cut); });
+    SendAll([&](const auto& replicas) {
+      return testing::CloseOf(plan_, step, replicas, cut);
+    });
   }
 
   testing::FakeCluster cluster_;
@@ -198,10 +202,13 @@ TEST_F(ExpertServerTest, ABadMessageFailsTheJob) {
   Connect();
   workers_["worker/w0"]->Send(testing::PullOf({"dense/9"}, 0));
   const v1::ExchangeResponse response = workers_["worker/w0"]->Next();
-  EXPECT_EQ(response.failure().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(response.failure().message(), HasSubstr("no dense or replica shard dense/9"));
+  EXPECT_EQ(response.failure().code(),
+            static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(response.failure().message(),
+              HasSubstr("no dense or replica shard dense/9"));
   const std::string cause = cluster_.AwaitFailure();
-  EXPECT_THAT(cause, HasSubstr("server/s0: pull of worker/w0: no dense or replica shard"));
+  EXPECT_THAT(cause,
+              HasSubstr("server/s0: pull of worker/w0: no dense or replica shard"));
   EXPECT_THAT(workers_["worker/w1"]->Next().failure().message(), HasSubstr("dense/9"));
   SetPhase(v1::PHASE_FAILED, cause);
   EXPECT_EQ(server_->Wait().message(), cause);

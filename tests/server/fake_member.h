@@ -76,7 +76,9 @@ class FakeMember : public Member {
       if (state.phase() == v1::PHASE_FAILED) return absl::AbortedError(state.failure());
       if (state.phase() == v1::PHASE_FINISHED || ready(state)) return state;
       const int seen = cluster_.changes_;
-      const auto changed = [&] { return cluster_.cancelled_ || cluster_.changes_ != seen; };
+      const auto changed = [&] {
+        return cluster_.cancelled_ || cluster_.changes_ != seen;
+      };
       cluster_.mutex_.Await(absl::Condition(&changed));
     }
   }

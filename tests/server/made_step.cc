@@ -53,7 +53,8 @@ v1::Job MadeJob(const std::string& optimizer) {
   absl::StatusOr<v1::Job> job = ParseJob(
       "name: \"made\" seed: 5 "
       "model { d_model: 5 vocabulary: 9 layers { lstm { hidden: 5 } } "
-      "  layers { moe { experts: 6 k: 2 hidden: 7 groups: 2 gating: GATING_NOISY_TOP_K } } } "
+      "  layers { moe { experts: 6 k: 2 hidden: 7 groups: 2 gating: GATING_NOISY_TOP_K } "
+      "} } "
       "optimizer { " +
           optimizer +
           " schedule { base_rate: 0.1 } } "
@@ -90,7 +91,8 @@ MadeFrame MakeFrame(uint64_t step, uint32_t replica, uint32_t wave) {
     std::erase(experts, static_cast<uint32_t>(kIdleExpert));
     for (size_t i = 0; i < experts.size(); ++i) {
       const float gate = 0.3f + 0.4f * choice[3 * t + i];
-      frame.pairs.push_back({static_cast<uint32_t>(frame.token.size()), experts[i], gate});
+      frame.pairs.push_back(
+          {static_cast<uint32_t>(frame.token.size()), experts[i], gate});
       frame.importance[experts[i]] += gate;
       frame.load[experts[i]] += 0.9;
     }
@@ -121,8 +123,8 @@ v1::ForwardFrame ForwardFrameOf(const MadeFrame& frame, uint32_t replica, v1::Mo
     routing->set_row(BytesOf(row));
     routing->set_expert(BytesOf(expert));
     routing->set_gate(BytesOf(gate));
-    for (int32_t e = group * kPerGroup; mode == v1::MODE_TRAIN && e < (group + 1) * kPerGroup;
-         ++e) {
+    for (int32_t e = group * kPerGroup;
+         mode == v1::MODE_TRAIN && e < (group + 1) * kPerGroup; ++e) {
       routing->add_importance(frame.importance[e]);
       routing->add_load(frame.load[e]);
     }

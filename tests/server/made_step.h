@@ -1,5 +1,5 @@
-// A training step made up for tests: what every replica sends to a server that hosts all groups of
-// one MoE layer, and the conversation that a worker holds about it.
+// A training step made up for tests: what every replica sends to a server that hosts all
+// groups of one MoE layer, and the conversation that a worker holds about it.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@
 
 namespace moe::testing {
 
-// Layer 1 is an MoE of 6 experts in 2 groups, d_model 5 and hidden 7; 3 replicas, 2 waves.
-// optimizer: fields of Optimizer beside the schedule.
+// Layer 1 is an MoE of 6 experts in 2 groups, d_model 5 and hidden 7; 3 replicas, 2
+// waves. optimizer: fields of Optimizer beside the schedule.
 v1::Job MadeJob(const std::string& optimizer = "adam {}");
 inline constexpr uint32_t kLayer = 1;
 inline constexpr int32_t kWidth = 5;
@@ -40,17 +40,18 @@ struct MadeFrame {
     float gate = 0;
   };
   uint32_t tokens = 0;
-  std::vector<uint32_t> token;  // [rows]
-  std::vector<float> x;         // [rows, d]
-  std::vector<float> dy;        // [rows, d]
-  std::vector<Pair> pairs;      // by row, then expert
+  std::vector<uint32_t> token;     // [rows]
+  std::vector<float> x;            // [rows, d]
+  std::vector<float> dy;           // [rows, d]
+  std::vector<Pair> pairs;         // by row, then expert
   std::vector<double> importance;  // [n]
   std::vector<double> load;        // [n]
 
   int64_t rows() const { return static_cast<int64_t>(token.size()); }
   std::vector<Pair> PairsOf(int32_t group) const;
 };
-// A function of its arguments. Rows differ from replica to replica; replica 1 has none in wave 1.
+// A function of its arguments. Rows differ from replica to replica; replica 1 has none in
+// wave 1.
 MadeFrame MakeFrame(uint64_t step, uint32_t replica, uint32_t wave);
 
 // ---- as messages; generation 1
@@ -69,12 +70,12 @@ v1::ExchangeRequest PullOf(const std::vector<std::string>& shards, uint64_t vers
 std::vector<float> MakeGradient(uint64_t step, const std::string& shard, int64_t size,
                                 uint32_t replica);
 
-// The state of a running cluster of generation 1 with one server that hosts all shards, and
-// worker/w0 with the replicas 0 and 1, worker/w1 with replica 2.
+// The state of a running cluster of generation 1 with one server that hosts all shards,
+// and worker/w0 with the replicas 0 and 1, worker/w1 with replica 2.
 v1::ClusterState MadeState(const v1::Job& job);
 inline const std::map<std::string, std::vector<uint32_t>>& Workers() {
-  static const std::map<std::string, std::vector<uint32_t>> workers = {{"worker/w0", {0, 1}},
-                                                                       {"worker/w1", {2}}};
+  static const std::map<std::string, std::vector<uint32_t>> workers = {
+      {"worker/w0", {0, 1}}, {"worker/w1", {2}}};
   return workers;
 }
 

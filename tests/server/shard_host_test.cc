@@ -23,9 +23,9 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using ::testing::MatchesRegex;
 using testing::kLayer;
 using testing::kWaves;
+using ::testing::MatchesRegex;
 using testing::RecordingSink;
 using testing::Workers;
 
@@ -88,12 +88,14 @@ class ShardHostTest : public ::testing::Test {
               reversed);
     }
     for (uint32_t w = 0; w < kWaves; ++w) {
-      SendAll([&](const auto& replicas) { return testing::BackwardOf(step, w, replicas); },
-              reversed);
+      SendAll(
+          [&](const auto& replicas) { return testing::BackwardOf(step, w, replicas); },
+          reversed);
     }
     for (const auto& [worker, replicas] : Workers()) {
       for (uint32_t w = 0; w < kWaves; ++w) {
-        EXPECT_EQ(Next(worker).forward().replies_size(), static_cast<int>(replicas.size()));
+        EXPECT_EQ(Next(worker).forward().replies_size(),
+                  static_cast<int>(replicas.size()));
       }
       for (uint32_t w = 0; w < kWaves; ++w) {
         EXPECT_EQ(Next(worker).backward().id().wave(), w);
@@ -103,8 +105,11 @@ class ShardHostTest : public ::testing::Test {
 
   void Step(uint64_t step, bool reversed = false, bool cut = false) {
     Frames(step, reversed);
-    SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, step, replicas, cut); },
-            reversed);
+    SendAll(
+        [&](const auto& replicas) {
+          return testing::CloseOf(plan_, step, replicas, cut);
+        },
+        reversed);
     for (const auto& [worker, replicas] : Workers()) {
       EXPECT_EQ(Next(worker).close().version(), step + 1);
     }
@@ -165,8 +170,9 @@ TEST_F(ShardHostTest, PullsWaitForTheirVersion) {
   EXPECT_EQ(state.pull().version(), 1u);
   EXPECT_EQ(state.pull().shards(0).content(), "state of replica/1 after step 0");
 
-  EXPECT_THAT(Send("worker/w0", testing::PullOf({"dense/0"}, 0)).message(),
-              HasSubstr("version 0 is not to be had: the shards of server/s0 have version 1"));
+  EXPECT_THAT(
+      Send("worker/w0", testing::PullOf({"dense/0"}, 0)).message(),
+      HasSubstr("version 0 is not to be had: the shards of server/s0 have version 1"));
   EXPECT_THAT(Send("worker/w0", testing::PullOf({"dense/7"}, 1)).message(),
               HasSubstr("no dense or replica shard dense/7 is on server/s0"));
 }
@@ -292,7 +298,8 @@ TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
   EXPECT_THAT(load(state).message(), HasSubstr("its step is 1 instead of 3"));
   state.set_start_step(1);
   v1::ClusterState wider = state;
-  wider.mutable_job()->mutable_model()->mutable_layers(1)->mutable_moe()->set_hidden(0, 8);
+  wider.mutable_job()->mutable_model()->mutable_layers(1)->mutable_moe()->set_hidden(0,
+                                                                                     8);
   EXPECT_THAT(load(wider).message(), HasSubstr("is F32 [5, 7] instead of F32 [5, 8]"));
   v1::ClusterState plain = state;
   plain.mutable_job()->mutable_optimizer()->mutable_sgd();
@@ -308,7 +315,8 @@ TEST_F(ShardHostTest, FailsTheJobWhenACutCannotBeWritten) {
   state.set_checkpoint_dir(folder);
   Load(state, 1);
   Frames(0);
-  SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, 0, replicas, true); });
+  SendAll(
+      [&](const auto& replicas) { return testing::CloseOf(plan_, 0, replicas, true); });
   failed_.WaitForNotification();
   EXPECT_THAT(failure_.message(),
               AllOf(HasSubstr("server/s0"), HasSubstr("dense-0.safetensors"),
@@ -320,14 +328,16 @@ TEST_F(ShardHostTest, FailsTheJobWhenACutCannotBeWritten) {
 TEST_F(ShardHostTest, SaysWhomItWaitsForAndGivesUp) {
   Load(testing::MadeState(testing::MadeJob()), 1, absl::Milliseconds(300));
   ASSERT_TRUE(Send("worker/w1", testing::ForwardOf(0, 0, {2})).ok());
-  EXPECT_THAT(host_->Status().waiting_for(),
-              MatchesRegex("waiting [0-9.]+ s for replicas 0,1 \\(worker/w0\\) in forward "
-                           "step 0 wave 0 layer 1"));
+  EXPECT_THAT(
+      host_->Status().waiting_for(),
+      MatchesRegex("waiting [0-9.]+ s for replicas 0,1 \\(worker/w0\\) in forward "
+                   "step 0 wave 0 layer 1"));
   failed_.WaitForNotification();
   EXPECT_THAT(
       failure_.message(),
-      MatchesRegex("server/s0: waited [0-9.]+ s for replicas 0,1 \\(worker/w0\\) in forward "
-                   "step 0 wave 0 layer 1"));
+      MatchesRegex(
+          "server/s0: waited [0-9.]+ s for replicas 0,1 \\(worker/w0\\) in forward "
+          "step 0 wave 0 layer 1"));
   EXPECT_EQ(Send("worker/w0", testing::ForwardOf(0, 0, {0, 1})), failure_);
 }
 
@@ -358,7 +368,8 @@ struct Refusal {
   std::function<void(v1::ForwardRequest*)> spoil;
 };
 
-class RefusedFrame : public ShardHostTest, public ::testing::WithParamInterface<Refusal> {};
+class RefusedFrame : public ShardHostTest,
+                     public ::testing::WithParamInterface<Refusal> {};
 
 void SetFloat(std::string* bytes, size_t at, float value) {
   std::memcpy(bytes->data() + at * sizeof(float), &value, sizeof(value));
@@ -377,7 +388,8 @@ std::vector<Refusal> Refusals() {
        "forward step 9 wave 0 layer 1 of worker/w0: step 9 is not the current one: the "
        "shards of server/s0 have version 0",
        [](v1::ForwardRequest* f) { f->mutable_id()->set_step(9); }},
-      {"UnknownLayer", kInvalid, "layer 0 of worker/w0: no expert of layer 0 is on server/s0",
+      {"UnknownLayer", kInvalid,
+       "layer 0 of worker/w0: no expert of layer 0 is on server/s0",
        [](v1::ForwardRequest* f) { f->mutable_id()->set_layer(0); }},
       {"WaveOutOfRange", kInvalid, "wave 2 is out of range: the job has 2",
        [](v1::ForwardRequest* f) { f->mutable_id()->set_wave(2); }},
@@ -394,7 +406,9 @@ std::vector<Refusal> Refusals() {
       {"ReplicaTwice", kInvalid, "replica 0 comes after replica 0; replicas must ascend",
        [](v1::ForwardRequest* f) { f->mutable_frames(1)->set_replica(0); }},
       {"GroupMissing", kInvalid, "has 1 groups; groups 0,1 are hosted here",
-       [](v1::ForwardRequest* f) { f->mutable_frames(1)->mutable_groups()->RemoveLast(); }},
+       [](v1::ForwardRequest* f) {
+         f->mutable_frames(1)->mutable_groups()->RemoveLast();
+       }},
       {"UnknownGroup", kInvalid, "group 5 in place 1; groups 0,1 are hosted here",
        [](v1::ForwardRequest* f) {
          f->mutable_frames(1)->mutable_groups(1)->set_group(5);
@@ -483,13 +497,15 @@ TEST_F(ShardHostTest, RefusesBadBackwardFrames) {
   SendAll([](const auto& replicas) { return testing::ForwardOf(0, 0, replicas); });
   v1::ExchangeRequest request = testing::BackwardOf(0, 0, {2});
   request.mutable_backward()->mutable_frames(0)->mutable_dy()->pop_back();
-  EXPECT_THAT(Send("worker/w1", request).message(),
-              HasSubstr("backward step 0 wave 0 layer 1 of replica 2 (worker/w1): dy has "));
+  EXPECT_THAT(
+      Send("worker/w1", request).message(),
+      HasSubstr("backward step 0 wave 0 layer 1 of replica 2 (worker/w1): dy has "));
   request = testing::BackwardOf(0, 0, {2});
   SetFloat(request.mutable_backward()->mutable_frames(0)->mutable_dy(), 0, -INFINITY);
-  EXPECT_THAT(Send("worker/w1", request).message(),
-              HasSubstr("backward step 0 wave 0 layer 1 of replica 2 (worker/w1): dy has a "
-                        "NaN or an infinity"));
+  EXPECT_THAT(
+      Send("worker/w1", request).message(),
+      HasSubstr("backward step 0 wave 0 layer 1 of replica 2 (worker/w1): dy has a "
+                "NaN or an infinity"));
   request = testing::BackwardOf(0, 0, {2});
   request.mutable_backward()->mutable_id()->set_mode(v1::MODE_EVALUATE);
   EXPECT_THAT(Send("worker/w1", request).message(),
@@ -499,8 +515,9 @@ TEST_F(ShardHostTest, RefusesBadBackwardFrames) {
 TEST_F(ShardHostTest, RefusesBadCloses) {
   EXPECT_THAT(
       Send("worker/w1", testing::CloseOf(plan_, 0, {2})).message(),
-      HasSubstr("close step 0 of worker/w1: replica 2 did not send backward step 0 wave 0 "
-                "layer 1 before"));
+      HasSubstr(
+          "close step 0 of worker/w1: replica 2 did not send backward step 0 wave 0 "
+          "layer 1 before"));
   Frames(0);
   const auto refused = [&](const std::function<void(v1::CloseRequest*)>& spoil) {
     v1::ExchangeRequest request = testing::CloseOf(plan_, 0, {2});
@@ -509,16 +526,13 @@ TEST_F(ShardHostTest, RefusesBadCloses) {
   };
   EXPECT_THAT(refused([](v1::CloseRequest* c) { c->mutable_gradients()->RemoveLast(); }),
               HasSubstr("gradients of dense/1 are not the maximal nodes of replicas 2"));
-  EXPECT_THAT(refused([](v1::CloseRequest* c) {
-                *c->add_gradients() = c->gradients(0);
-              }),
+  EXPECT_THAT(refused([](v1::CloseRequest* c) { *c->add_gradients() = c->gradients(0); }),
               HasSubstr("gradient of dense/0 node (1, 1) comes twice"));
   EXPECT_THAT(refused([](v1::CloseRequest* c) { c->mutable_gradients(0)->set_level(0); }),
               HasSubstr("gradients of dense/0 are not the maximal nodes"));
-  EXPECT_THAT(refused([](v1::CloseRequest* c) {
-                c->mutable_gradients(0)->set_gradient("1234");
-              }),
-              HasSubstr("gradient of dense/0 node (1, 1) has 1 values instead of "));
+  EXPECT_THAT(
+      refused([](v1::CloseRequest* c) { c->mutable_gradients(0)->set_gradient("1234"); }),
+      HasSubstr("gradient of dense/0 node (1, 1) has 1 values instead of "));
   EXPECT_THAT(refused([](v1::CloseRequest* c) {
                 SetFloat(c->mutable_gradients(0)->mutable_gradient(), 0, NAN);
               }),
