@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "common/base/status_macros.h"
+#include "common/checkpoint/manifest.h"
 #include "common/io/sha256.h"
 
 namespace moe {
@@ -22,10 +23,6 @@ absl::Status CheckMetadata(const SafetensorsFile& file, const std::string& key,
 }
 
 }  // namespace
-
-std::string ShardFileName(const std::string& shard) {
-  return absl::StrCat(absl::StrReplaceAll(shard, {{"/", "-"}}), ".safetensors");
-}
 
 absl::StatusOr<v1::ShardFile> WriteShardFile(
     const Cut& cut, const std::string& shard, std::span<const SafetensorsEntry> entries,

@@ -14,9 +14,6 @@
 
 namespace moe {
 
-// "layer1/group0" -> "layer1-group0.safetensors"
-std::string ShardFileName(const std::string& shard);
-
 // `metadata` is added to the job's name, the step and the shard's id. The result has no
 // tensors yet.
 absl::StatusOr<v1::ShardFile> WriteShardFile(const Cut& cut, const std::string& shard,

@@ -1,0 +1,168 @@
+// Promise 1: the cluster's shape never changes the result.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "common/job/job_file.h"
+#include "tests/cluster/local_cluster.h"
+#include "worker/data/prepare_text.h"
+
+namespace moe {
+namespace {
+
+constexpr char kModel[] = R"(
+  name: "shape" seed: 7
+  model {
+    d_model: 16
+    embedding_dropout: 0.2
+    layers { lstm { hidden: 16 forget_bias: 1 } dropout: 0.2 residual: true }
+    layers {
+      moe {
+        experts: 8 k: 2 hidden: 24 groups: 4 gating: GATING_NOISY_TOP_K
+        w_importance: 0.1 w_load: 0.1 sigmoid_output: true
+      }
+      dropout: 0.2 residual: true
+    }
+    layers { lstm { hidden: 16 forget_bias: 1 } dropout: 0.2 residual: true }
+  }
+)";
+
+constexpr char kAdam[] = R"(
+  optimizer {
+    adam {}
+    schedule { base_rate: 0.01 inverse_sqrt { warmup_steps: 3 } }
+  }
+)";
+
+// A second MoE layer, clipping that bites, steps that cross the end of the text.
+constexpr char kTwoMoeLayers[] = R"(
+  name: "two-layers" seed: 8
+  model {
+    d_model: 8
+    embedding_dropout: 0.1
+    layers {
+      moe { experts: 6 k: 3 hidden: 8 groups: 2 gating: GATING_NOISY_TOP_K w_importance: 0.2 }
+      residual: true
+    }
+    layers { lstm { hidden: 8 } residual: true }
+    layers {
+      moe { experts: 4 k: 1 hidden: 8 groups: 4 gating: GATING_NOISY_TOP_K w_load: 0.2 }
+      dropout: 0.1 residual: true
+    }
+  }
+  optimizer { sgd {} schedule { base_rate: 1 step_decay { constant_epochs: 1 factor: 0.5 } }
+              clip_norm: 0.05 }
+)";
+
+std::string Training(int replicas, int steps) {
+  return absl::StrCat("training { replicas: ", replicas, " waves: 2 lanes: 4 unroll: 5 steps: ",
+                      steps, " } checkpointing { every_steps: 3 }");
+}
+
+class ShapeTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    const std::string folder = testing::TempDir();
+    std::ofstream(absl::StrCat(folder, "/text.txt")) << SyntheticText(1, 150);
+    PrepareOptions options;
+    options.text = absl::StrCat(folder, "/text.txt");
+    options.out = absl::StrCat(folder, "/data");
+    options.validation_fraction = 0.1;
+    options.test_fraction = 0.1;
+    std::ostringstream progress;
+    const auto prepared = PrepareText(options, progress);
+    ASSERT_TRUE(prepared.ok()) << prepared.status();
+  }
+
+  struct Shape {
+    int servers;
+    int workers;
+    int threads;
+  };
+
+  LocalClusterResult Run(const std::string& job, Shape shape, const std::string& folder,
+                         bool resume = false) {
+    LocalClusterOptions options;
+    const auto parsed = ParseJob(job, "job");
+    if (!parsed.ok()) {
+      LocalClusterResult result;
+      result.status = parsed.status();
+      return result;
+    }
+    options.job = *parsed;
+    options.servers = shape.servers;
+    options.workers = shape.workers;
+    options.threads = shape.threads;
+    options.data = absl::StrCat(testing::TempDir(), "/data");
+    options.folder = absl::StrCat(testing::TempDir(), "/", folder);
+    options.resume = resume;
+    if (!resume) std::filesystem::remove_all(options.folder);
+    return RunLocalCluster(options);
+  }
+
+  // The digest of a run that must succeed.
+  std::string Digest(const std::string& job, Shape shape, const std::string& folder = "run",
+                     bool resume = false) {
+    const LocalClusterResult result = Run(job, shape, folder, resume);
+    EXPECT_TRUE(result.status.ok()) << result.status;
+    EXPECT_EQ(result.digest.size(), 64u);
+    return result.digest;
+  }
+};
+
+TEST_F(ShapeTest, FourReplicasOnAnyShape) {
+  const std::string job = absl::StrCat(kModel, kAdam, Training(4, 4));
+  const std::string digest = Digest(job, {1, 1, 1});
+  EXPECT_EQ(Digest(job, {1, 1, 2}), digest);
+  EXPECT_EQ(Digest(job, {2, 2, 1}), digest);
+  EXPECT_EQ(Digest(job, {3, 1, 2}), digest);
+  EXPECT_EQ(Digest(job, {4, 4, 1}), digest);
+  EXPECT_EQ(Digest(job, {1, 3, 1}), digest);
+}
+
+TEST_F(ShapeTest, ThreeReplicasOnAnyShape) {
+  const std::string job = absl::StrCat(kModel, kAdam, Training(3, 4));
+  const std::string digest = Digest(job, {1, 1, 1});
+  EXPECT_EQ(Digest(job, {2, 2, 2}), digest);
+  EXPECT_EQ(Digest(job, {3, 3, 1}), digest);
+}
+
+TEST_F(ShapeTest, TwoMoeLayersClippedAcrossEpochs) {
+  const std::string job = absl::StrCat(kTwoMoeLayers, Training(4, 12));
+  const std::string digest = Digest(job, {1, 1, 1});
+  EXPECT_EQ(Digest(job, {2, 2, 2}), digest);
+  EXPECT_EQ(Digest(job, {4, 3, 1}), digest);
+}
+
+TEST_F(ShapeTest, ResumedOnAnotherShape) {
+  const std::string whole = absl::StrCat(kModel, kAdam, Training(4, 6));
+  const std::string half = absl::StrCat(kModel, kAdam, Training(4, 3));
+  const std::string digest = Digest(whole, {2, 2, 1});
+  EXPECT_NE(Digest(half, {3, 1, 1}, "halves"), digest);
+  EXPECT_EQ(Digest(whole, {1, 4, 2}, "halves", /*resume=*/true), digest);
+}
+
+// What makes a difference must make one, or the tests above show nothing.
+TEST_F(ShapeTest, SeedAndReplicasAreThePartsOfAJob) {
+  const std::string job = absl::StrCat(kModel, kAdam, Training(4, 4));
+  const std::string digest = Digest(job, {1, 1, 1});
+  std::string other_seed = job;
+  other_seed.replace(other_seed.find("seed: 7"), 7, "seed: 9");
+  EXPECT_NE(Digest(other_seed, {1, 1, 1}), digest);
+  EXPECT_NE(Digest(absl::StrCat(kModel, kAdam, Training(2, 4)), {1, 1, 1}), digest);
+}
+
+TEST_F(ShapeTest, MoreWorkersThanReplicasIsRefused) {
+  const LocalClusterResult result =
+      Run(absl::StrCat(kModel, kAdam, Training(2, 4)), {1, 3, 1}, "refused");
+  EXPECT_FALSE(result.status.ok());
+  EXPECT_THAT(std::string(result.status.message()), testing::HasSubstr("training.replicas"));
+}
+
+}  // namespace
+}  // namespace moe
