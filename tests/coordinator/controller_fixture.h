@@ -143,6 +143,7 @@ class ControllerFixture : public ::testing::Test {
     request.set_member(id);
     request.set_incarnation(incarnations_[id]);
     controller_->Leave(request);
+    incarnations_.erase(id);
   }
 
   // Losses of 2 per token, 10 tokens a replica.

@@ -427,7 +427,7 @@ TEST_F(CheckpointTest, OverdueCheckpointNamesWhatIsMissing) {
   (void)controller_->AwaitCheckpoint(Await("worker/a", 2), [] { return true; });
   Advance(absl::Seconds(3));
   EXPECT_THAT(State().failure(),
-              AllOf(HasSubstr("the checkpoint of step 2 has waited 2 s for"),
+              AllOf(HasSubstr("the checkpoint of step 2 has waited 2.0 s for"),
                     HasSubstr("to write dense/1"), HasSubstr("worker/b"),
                     Not(HasSubstr("dense/0")), Not(HasSubstr("worker/a"))));
 }
