@@ -509,7 +509,7 @@ last_words() {
     /^F[0-9]+ / { failed = 1 }
     { said = $0 }
     END { print said }' "${log_of[$1]}")
-  say "${said:-(it said nothing; its log is ${log_of[$1]})}"
+  say "${said:-(${name_of[$1]} said nothing; its log is ${log_of[$1]})}"
 }
 
 # "server s1 was killed by SIGKILL", "worker w0 ended with status 1"
@@ -559,7 +559,7 @@ fail() {
   exit 1
 }
 
-# What was killed, and the cause as the coordinator gives it, or else the first to end badly.
+# Who was killed, and the cause as the coordinator gives it, or else the first to end badly.
 describe_failure() {
   local pid
   for pid in "${started[@]}"; do
@@ -567,11 +567,9 @@ describe_failure() {
     reap "$pid"
     ((status_of[$pid] <= 128)) || say "  $(describe_end "$pid")"
   done
-  if [[ ${status_of[$coordinator]:-} == 1 ]]; then
-    say "  $(last_words "$coordinator")"
-  else
-    say "  $(describe_end "$1"): $(last_words "$1")"
-  fi
+  local speaker=$coordinator
+  [[ ${status_of[$coordinator]:-} == 1 ]] || speaker=$1
+  say "  $(last_words "$speaker")"
 }
 
 say_how_to_go_on() {
