@@ -237,9 +237,9 @@ on_exit() {
   trap '' HUP
   # A second Ctrl-C: no more patience.
   trap kill_all INT TERM
-  if [[ -n $stopped_by && ${#started[@]} -gt 0 ]]; then
+  if [[ -n $stopped_by ]]; then
     say
-    say "Stopping (signal $stopped_by) ..."
+    say "Stopping (signal $stopped_by)"
     stop_coordinator
   fi
   stop_all
@@ -337,6 +337,8 @@ prepare_job() {
   local derived
   derived=$(if [[ -n $steps ]]; then set_steps "$steps" "$job"; else cat "$job"; fi)
   say "$derived" >"$out/job.textproto"
+  # Errors shall name the user's own file where they can.
+  if [[ -n $steps ]]; then job="$out/job.textproto"; fi
 }
 
 # set_steps N FILE: the job with training.steps = N. Reads just enough text format for that: names,
@@ -430,7 +432,7 @@ start_cluster() {
   rm -f "$address_file"
 
   local coordinator_flags=(
-    --job "$out/job.textproto" --listen 127.0.0.1:0 --port_file "$address_file"
+    --job "$job" --listen 127.0.0.1:0 --port_file "$address_file"
     --state_dir "$out/state" --checkpoint_dir "$out/checkpoints"
     --servers "$servers" --workers "$workers" --result_json "$out/result.json"
   )
@@ -490,7 +492,8 @@ await_address() {
   until [[ -s $1 ]]; do
     if ! is_alive "$coordinator"; then
       wait_until_ended 2 "$viewer" || true
-      die "the coordinator did not start: $(last_words "$coordinator")"
+      die "the coordinator did not start
+$(words_of "$coordinator")"
     fi
     ((SECONDS < deadline)) ||
       die "the coordinator is silent for $start_patience s; its log is ${log_of[$coordinator]}"
@@ -500,16 +503,16 @@ await_address() {
   say "Coordinator at $address: bazel-bin/client/moectl top --coordinator $address"
 }
 
-# What a process of the cluster said last: a failed check, else its last line that isn't logging.
-last_words() {
+# What a process of the cluster said in this run: its lines that aren't logging, or a failed check.
+words_of() {
   local said
   said=$(awk '
     /^--- / { said = ""; failed = 0; next }
     failed || /^[IWE][0-9]+ / || /^ *@ / { next }
-    /^F[0-9]+ / { failed = 1 }
-    { said = $0 }
-    END { print said }' "${log_of[$1]}")
-  say "${said:-(${name_of[$1]} said nothing; its log is ${log_of[$1]})}"
+    /^F[0-9]+ / { failed = 1; said = "" }
+    { said = said $0 "\n" }
+    END { printf "%s", said }' "${log_of[$1]}")
+  say "${said:-${name_of[$1]} said nothing; its log is ${log_of[$1]}}"
 }
 
 # "server s1 was killed by SIGKILL", "worker w0 ended with status 1"
@@ -569,7 +572,7 @@ describe_failure() {
   done
   local speaker=$coordinator
   [[ ${status_of[$coordinator]:-} == 1 ]] || speaker=$1
-  say "  $(last_words "$speaker")"
+  say "  $(words_of "$speaker" | tail -n 1)"
 }
 
 say_how_to_go_on() {
