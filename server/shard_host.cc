@@ -9,6 +9,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
+#include "common/checkpoint/manifest.h"
 #include "common/io/file.h"
 #include "glog/logging.h"
 
@@ -386,7 +387,7 @@ absl::Status ShardHost::HandleClose(const std::string& worker, v1::CloseRequest 
       other != nullptr &&
       (other->learning_rate != part->learning_rate || other->cut != part->cut)) {
     return absl::InvalidArgumentError(absl::StrFormat(
-        "%s: learning rate %.17g and cut %v differ from %.17g and %v of another worker",
+        "%s: learning rate %.17g and cut %d differ from %.17g and %d of another worker",
         context, part->learning_rate, part->cut, other->learning_rate, other->cut));
   }
   const std::vector<std::shared_ptr<const CloseInput>> parts(replicas.size(), part);
@@ -557,7 +558,8 @@ absl::Status ShardHost::ApplyStep(const ClosedStep& closed, double scale) {
 
 absl::Status ShardHost::WriteCut(uint64_t version) {
   Cut cut;
-  cut.folder = absl::StrFormat("%s/step-%08d", options_.state.checkpoint_dir(), version);
+  cut.folder =
+      absl::StrCat(options_.state.checkpoint_dir(), "/", StepFolderName(version));
   cut.job = job_.name();
   cut.step = version;
   RETURN_IF_ERROR(MakeDirs(cut.folder));

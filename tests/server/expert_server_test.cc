@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "common/base/protocol.h"
+#include "common/net/channel.h"
 #include "proto/moe/v1/expert.grpc.pb.h"
 #include "proto/moe/v1/status.grpc.pb.h"
 #include "tests/server/fake_member.h"
@@ -30,7 +31,7 @@ using testing::Workers;
 class Conversation {
  public:
   explicit Conversation(ExpertServer& server)
-      : stub_(v1::ShardService::NewStub(server.rpc().InProcessChannel())),
+      : stub_(v1::ShardService::NewStub(MakeChannel(server.address()))),
         stream_(stub_->Exchange(&context_)) {}
   ~Conversation() {
     if (stream_ != nullptr) End();
