@@ -22,7 +22,7 @@ ABSL_FLAG(std::string, job, "",
           "Job file (protobuf text format). With --evaluate it may be left out: the "
           "checkpoint's own "
           "job is taken.");
-ABSL_FLAG(std::string, listen, "127.0.0.1:7000",
+ABSL_FLAG(std::string, listen, "127.0.0.1:7070",
           "host:port or unix:path to listen on; port 0 takes any free port.");
 ABSL_FLAG(int32_t, servers, 1,
           "Number of expert servers. The job starts when all have joined.");
@@ -70,9 +70,9 @@ progress and ends when the job does: with status 0 if the job finished, 1 with t
 2 if the command line makes no sense.
 
 Example, training on one machine:
-  coordinator --job deploy/configs/demo.textproto --checkpoint_dir /tmp/run/checkpoints &
-  expert_server --name s1 --coordinator 127.0.0.1:7000 &
-  worker --name w1 --coordinator 127.0.0.1:7000 --data /tmp/run/data
+  coordinator --job deploy/configs/kjv-moe.textproto --checkpoint_dir /tmp/run/checkpoints &
+  expert_server --name s1 --coordinator 127.0.0.1:7070 &
+  worker --name w1 --coordinator 127.0.0.1:7070 --data /tmp/run/data
 Example, evaluating what came out:
   coordinator --evaluate test --checkpoint /tmp/run/checkpoints
 )";
