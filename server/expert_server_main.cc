@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/base/allocator.h"
 #include "common/base/program.h"
 #include "common/base/signals.h"
 #include "common/io/file.h"
@@ -55,8 +56,8 @@ constexpr char kUsage[] =
     "cause is the last line on stderr), 2 for a mistake on the command line.\n"
     "\n"
     "Examples:\n"
-    "  expert_server --name s0 --coordinator 127.0.0.1:7000\n"
-    "  expert_server --name s1 --coordinator head:7000 --listen 0.0.0.0:7100 "
+    "  expert_server --name s0 --coordinator 127.0.0.1:7070\n"
+    "  expert_server --name s1 --coordinator head:7070 --listen 0.0.0.0:7100 "
     "--advertise node1:7100\n"
     "  expert_server --flagfile server.flags";
 
@@ -70,6 +71,7 @@ int ExitStatus(const absl::Status& status) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  moe::KeepFreedMemory();
   moe::BlockTerminationSignals();
   if (!moe::ParseCommandLine(argc, argv, kUsage).empty()) {
     moe::ExitWithUsageError("takes flags only");

@@ -4,6 +4,7 @@
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "common/base/allocator.h"
 #include "common/base/program.h"
 #include "common/base/signals.h"
 #include "worker/worker_process.h"
@@ -32,6 +33,7 @@ Example:
   worker --coordinator 127.0.0.1:7070 --data out/data --name w0)";
 
 int main(int argc, char** argv) {
+  moe::KeepFreedMemory();
   moe::BlockTerminationSignals();
   moe::ParseCommandLine(argc, argv, kUsage);
   moe::Worker::Options options;
