@@ -88,12 +88,6 @@ void ExpertServer::Stop() {
 
 void ExpertServer::Run() {
   absl::Status result = Serve();
-  {
-    // The cluster may know less than this server about what went wrong, if it still knows
-    // anything.
-    absl::MutexLock lock(&mutex_);
-    if (!failure_.ok() && absl::IsUnavailable(result)) result = failure_;
-  }
   shard_service_.GiveUp(result.ok() ? absl::CancelledError("the job is finished")
                                     : result);
   member_->Leave();
@@ -167,10 +161,6 @@ std::shared_ptr<ShardHost> ExpertServer::host() const {
 }
 
 void ExpertServer::OnFailed(const absl::Status& cause) {
-  {
-    absl::MutexLock lock(&mutex_);
-    if (failure_.ok()) failure_ = cause;
-  }
   // A job that is over anyway ends streams too.
   if (!member_->health().ok()) return;
   shard_service_.GiveUp(cause);

@@ -72,8 +72,6 @@ class ExpertServer {
 
   mutable absl::Mutex mutex_;
   std::shared_ptr<ShardHost> host_ ABSL_GUARDED_BY(mutex_);
-  // The first thing that went wrong here.
-  absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   // Once over_.
   absl::Status result_ ABSL_GUARDED_BY(mutex_);
   bool over_ ABSL_GUARDED_BY(mutex_) = false;

@@ -93,7 +93,8 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
     LOG(WARNING) << "refused: " << status.message();
     replies->Send(FailureResponse(generation, status));
   } else if (context->IsCancelled()) {
-    status = absl::UnavailableError(absl::StrCat("the stream of ", *worker, " broke"));
+    status = absl::UnavailableError(absl::StrCat(
+        "the stream of ", *worker, " broke (it was killed, crashed, or was cut off)"));
   }
   if (!status.ok() && !stale && over().ok() && options_.host() == host) {
     options_.on_lost(*worker, status);

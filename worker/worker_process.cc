@@ -101,8 +101,9 @@ absl::Status Worker::Run() {
       return member->health();
     }
     member->Fail(std::string(worked.message()));
+    const absl::Status health = member->health();
     member->Leave();
-    return worked;
+    return health.ok() ? worked : health;
   }
   RETURN_IF_ERROR(
       member->WaitFor("the job to finish", options_.start_timeout, HasFinished).status());

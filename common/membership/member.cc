@@ -144,10 +144,15 @@ class GrpcMember final : public Member {
     grpc::ClientContext context;
     context.set_deadline(DeadlineIn(kParting));
     const grpc::Status status = stub_->FailJob(&context, request, &response);
-    if (!status.ok()) {
-      LOG(WARNING) << "could not tell the coordinator that the job failed (" << cause
-                   << "): " << status.error_message();
-    }
+    if (status.ok()) return;
+    LOG(WARNING) << "could not tell the coordinator that the job failed (" << cause
+                 << "): " << status.error_message();
+    if (!IsTransient(status)) return;
+    // What failed here may be just how others left who missed the coordinator first.
+    absl::MutexLock lock(&mutex_);
+    SetTrouble(absl::UnavailableError(
+        absl::StrCat("lost the coordinator ", options_.coordinator,
+                     ": could not tell it \"", cause, "\": ", status.error_message())));
   }
 
   void Cancel() override {

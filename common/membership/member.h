@@ -50,7 +50,8 @@ class Member {
   virtual void SetWaitingFor(const std::string& reason) = 0;
   virtual void SetTimes(const v1::MemberTimes& times) = 0;
 
-  // Tells the coordinator that the job can't go on. Never blocks for long; errors are logged.
+  // Tells the coordinator that the job can't go on. Never blocks for long. A
+  // coordinator that can't be told is lost, and health() says so.
   virtual void Fail(const std::string& cause) = 0;
   // Makes every wait return CANCELLED; safe from any thread. For a signal.
   virtual void Cancel() = 0;

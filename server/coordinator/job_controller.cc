@@ -8,6 +8,7 @@
 #include <cmath>
 #include <memory>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -182,7 +183,9 @@ void JobController::Leave(const v1::LeaveRequest& request) {
 
 void JobController::FailJob(const v1::FailJobRequest& request) {
   absl::MutexLock lock(&mutex_);
-  const std::string cause = absl::StrCat(request.member(), ": ", request.cause());
+  const bool named = absl::StartsWith(request.cause(), request.member());
+  const std::string cause =
+      absl::StrCat(named ? "" : absl::StrCat(request.member(), ": "), request.cause());
   if (members_.Find(request.member()) == nullptr) {
     LOG(WARNING) << "ignored, from a stranger: " << cause;
     return;

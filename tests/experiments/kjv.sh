@@ -12,8 +12,7 @@ cd "$(dirname "$0")/../.."
 out="${1:-out/kjv-series}"
 mkdir -p "$out"
 
-finished() { [ -s "$1/result.json" ] && grep -q '"test_perplexity"' "$1/result.json" &&
-  grep -q '"phase": *"finished"' "$1/result.json"; }
+finished() { grep -qs '"phase": "FINISHED"' "$1/result.json"; }
 
 # run NAME JOB SEED SED: trains JOB, changed by the sed script, as OUT/NAME.
 run() {
