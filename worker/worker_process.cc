@@ -15,6 +15,7 @@
 #include "common/kernels/backend.h"
 #include "glog/logging.h"
 #include "worker/data/token_dataset.h"
+#include "worker/trainer/activity_clock.h"
 #include "worker/trainer/trainer.h"
 
 namespace moe {
@@ -125,7 +126,16 @@ absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& me
   connect.member = member.id();
   connect.owned_replicas = owned;
   connect.timeout = options_.step_timeout;
-  connect.on_wait = [&member](const std::string& reason) { member.SetWaitingFor(reason); };
+  ActivityClock clock;
+  Activity before_wait = Activity::kComputing;
+  connect.on_wait = [&](const std::string& reason) {
+    if (reason.empty()) {
+      clock.Switch(before_wait);
+    } else {
+      before_wait = clock.Switch(Activity::kWaiting);
+    }
+    member.SetWaitingFor(reason);
+  };
   connect.open_stream = options_.open_stream;
   ASSIGN_OR_RETURN(std::shared_ptr<ClusterClient> cluster,
                    ClusterClient::Connect(state, plan, std::move(connect)));
@@ -135,7 +145,7 @@ absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& me
   });
 
   ASSIGN_OR_RETURN(std::unique_ptr<Trainer> trainer,
-                   Trainer::Create(backend, job, plan, data, *cluster, member, owned));
+                   Trainer::Create(backend, job, plan, data, *cluster, member, clock, owned));
   if (state.mode() == v1::RUN_MODE_EVALUATE) {
     RETURN_IF_ERROR(trainer->Evaluate(state.evaluate_split(), state.start_step()));
   } else {

@@ -4,28 +4,11 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "common/base/status_macros.h"
 #include "worker/gating/cv_squared.h"
 
 
 namespace moe {
-namespace {
-
-// Adds the time from construction to destruction to `seconds`.
-class Stopwatch {
- public:
-  explicit Stopwatch(double& seconds) : seconds_(seconds), start_(absl::Now()) {}
-  ~Stopwatch() { seconds_ += absl::ToDoubleSeconds(absl::Now() - start_); }
-
- private:
-  double& seconds_;
-  absl::Time start_;
-};
-
-}  // namespace
-
 void PassResult::Add(const PassResult& other) {
   for (size_t i = 0; i < losses.size(); ++i) {
     losses[i].set_loss_sum(losses[i].loss_sum() + other.losses[i].loss_sum());
@@ -45,10 +28,11 @@ double CoefficientOfVariation(std::span<const double> v) {
 
 StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& plan,
                        const DenseParameters& parameters, ExpertClient& experts,
-                       std::vector<uint32_t> owned)
+                       ActivityClock& clock, std::vector<uint32_t> owned)
     : backend_(backend),
       job_(job),
       experts_(experts),
+      clock_(clock),
       owned_(std::move(owned)),
       waves_(job.training().waves()) {
   const v1::Training& training = job.training();
@@ -79,11 +63,6 @@ v1::FrameId StepRunner::FrameOf(int segment, int32_t wave) const {
   return id;
 }
 
-void StepRunner::Compute(const std::function<void(size_t)>& for_each_owned) {
-  Stopwatch stopwatch(times_.computing);
-  backend_.parallel().For(owned_.size(), for_each_owned);
-}
-
 const RoutingPlan& StepRunner::PlanOf(int segment, int32_t wave, size_t owned) const {
   return *plans_[segment][wave * owned_.size() + owned];
 }
@@ -98,7 +77,7 @@ absl::StatusOr<PassResult> StepRunner::Forward(uint64_t step, PassMode mode,
   for (int segment = 0; segment < segments; ++segment) {
     for (int32_t wave = 0; wave < waves_; ++wave) {
       if (segment > 0) RETURN_IF_ERROR(AwaitForward(segment - 1, wave));
-      Compute([&](size_t i) {
+      backend_.parallel().For(owned_.size(), [&](int64_t i) {
         const MicroBatch& batch = batches[i * waves_ + wave];
         models_[i]->Forward(segment, wave, batch.input, batch.target);
       });
@@ -111,7 +90,7 @@ absl::StatusOr<PassResult> StepRunner::Forward(uint64_t step, PassMode mode,
 }
 
 absl::Status StepRunner::SendForward(int segment, int32_t wave) {
-  Stopwatch stopwatch(times_.moving);
+  ActivityScope scope(clock_, Activity::kMoving);
   const ExpertLayout& layout = experts_.layout(models_.front()->moe_layer(segment));
   std::vector<ForwardCall> calls;
   for (size_t i = 0; i < owned_.size(); ++i) {
@@ -137,11 +116,9 @@ absl::Status StepRunner::AwaitForward(int segment, int32_t wave) {
     results.push_back({owned_[i], &PlanOf(segment, wave, i), rows_[i].data()});
   }
   const bool last_of_step = mode_ == PassMode::kTrain && wave == waves_ - 1;
-  {
-    Stopwatch stopwatch(times_.waiting);
-    RETURN_IF_ERROR(experts_.AwaitForward(FrameOf(segment, wave), results,
-                                          last_of_step ? &totals_[segment] : nullptr));
-  }
+  ActivityScope scope(clock_, Activity::kMoving);
+  RETURN_IF_ERROR(experts_.AwaitForward(FrameOf(segment, wave), results,
+                                        last_of_step ? &totals_[segment] : nullptr));
   for (size_t i = 0; i < owned_.size(); ++i) models_[i]->SetMoeOutput(segment, wave, rows_[i]);
   return absl::OkStatus();
 }
@@ -172,7 +149,7 @@ absl::Status StepRunner::Backward() {
   for (int segment = segments - 1; segment >= 0; --segment) {
     for (int32_t wave = 0; wave < waves_; ++wave) {
       if (segment < segments - 1) RETURN_IF_ERROR(AwaitBackward(segment, wave));
-      Compute([&](size_t i) { models_[i]->Backward(segment, wave); });
+      backend_.parallel().For(owned_.size(), [&](int64_t i) { models_[i]->Backward(segment, wave); });
       if (segment > 0) RETURN_IF_ERROR(SendBackward(segment - 1, wave));
     }
   }
@@ -180,7 +157,7 @@ absl::Status StepRunner::Backward() {
 }
 
 absl::Status StepRunner::SendBackward(int segment, int32_t wave) {
-  Stopwatch stopwatch(times_.moving);
+  ActivityScope scope(clock_, Activity::kMoving);
   std::vector<BackwardCall> calls;
   for (size_t i = 0; i < owned_.size(); ++i) {
     calls.push_back({owned_[i], &PlanOf(segment, wave, i),
@@ -195,10 +172,8 @@ absl::Status StepRunner::AwaitBackward(int segment, int32_t wave) {
     results.push_back(
         {owned_[i], &PlanOf(segment, wave, i), rows_[i].data(), gates_[i].data()});
   }
-  {
-    Stopwatch stopwatch(times_.waiting);
-    RETURN_IF_ERROR(experts_.AwaitBackward(FrameOf(segment, wave), results));
-  }
+  ActivityScope scope(clock_, Activity::kMoving);
+  RETURN_IF_ERROR(experts_.AwaitBackward(FrameOf(segment, wave), results));
   for (size_t i = 0; i < owned_.size(); ++i) {
     const MoeCall& call = models_[i]->moe_call(segment, wave);
     models_[i]->SetMoeGradient(segment, wave, rows_[i],

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -21,6 +20,7 @@
 #include "proto/moe/v1/job.pb.h"
 #include "worker/models/parameters.h"
 #include "worker/models/replica_model.h"
+#include "worker/trainer/activity_clock.h"
 
 namespace moe {
 
@@ -28,13 +28,6 @@ namespace moe {
 struct MicroBatch {
   std::vector<int32_t> input;
   std::vector<int32_t> target;
-};
-
-// Seconds of this worker's life by what it did.
-struct WorkerTimes {
-  double computing = 0;
-  double waiting = 0;
-  double moving = 0;
 };
 
 struct PassResult {
@@ -60,7 +53,7 @@ class StepRunner {
  public:
   // Everything passed must outlive the runner. owned: replicas, ascending.
   StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& plan,
-             const DenseParameters& parameters, ExpertClient& experts,
+             const DenseParameters& parameters, ExpertClient& experts, ActivityClock& clock,
              std::vector<uint32_t> owned);
 
   const std::vector<uint32_t>& owned() const { return owned_; }
@@ -77,11 +70,9 @@ class StepRunner {
 
   // Totals of each MoE layer over the last training step, all replicas.
   const std::vector<BalanceTotals>& totals() const { return totals_; }
-  const WorkerTimes& times() const { return times_; }
 
  private:
   v1::FrameId FrameOf(int segment, int32_t wave) const;
-  void Compute(const std::function<void(size_t)>& for_each_owned);
   absl::Status SendForward(int segment, int32_t wave);
   absl::Status AwaitForward(int segment, int32_t wave);
   absl::Status SendBackward(int segment, int32_t wave);
@@ -94,6 +85,7 @@ class StepRunner {
   Backend& backend_;
   const v1::Job& job_;
   ExpertClient& experts_;
+  ActivityClock& clock_;
   const std::vector<uint32_t> owned_;
   const int32_t waves_;
   std::vector<std::unique_ptr<ReplicaModel>> models_;
@@ -108,7 +100,6 @@ class StepRunner {
   // Host buffers of one exchange, for each owned replica.
   std::vector<std::vector<float>> rows_;
   std::vector<std::vector<float>> gates_;
-  WorkerTimes times_;
 };
 
 }  // namespace moe

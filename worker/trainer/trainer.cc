@@ -39,40 +39,34 @@ int64_t TokensPerStep(const v1::Training& training) {
   return ShapeOf(training).all_lanes() * training.unroll();
 }
 
-v1::MemberTimes ToProto(const WorkerTimes& times) {
-  v1::MemberTimes proto;
-  proto.set_computing(times.computing);
-  proto.set_waiting(times.waiting);
-  proto.set_moving(times.moving);
-  return proto;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Backend& backend, const v1::Job& job,
                                                          const ModelPlan& plan,
                                                          const TokenDataset& data,
                                                          ClusterClient& cluster, Member& member,
+                                                         ActivityClock& clock,
                                                          std::vector<uint32_t> owned) {
   ASSIGN_OR_RETURN(
       TrainingBatches batches,
       TrainingBatches::Create(data.tokens(TextSplit::kTrain), ShapeOf(job.training())));
-  return absl::WrapUnique(new Trainer(backend, job, plan, data, cluster, member, std::move(owned),
-                                      std::move(batches)));
+  return absl::WrapUnique(new Trainer(backend, job, plan, data, cluster, member, clock,
+                                      std::move(owned), std::move(batches)));
 }
 
 Trainer::Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan,
                  const TokenDataset& data, ClusterClient& cluster, Member& member,
-                 std::vector<uint32_t> owned, TrainingBatches batches)
+                 ActivityClock& clock, std::vector<uint32_t> owned, TrainingBatches batches)
     : job_(job),
       plan_(plan),
       data_(data),
       cluster_(cluster),
       member_(member),
+      clock_(clock),
       training_(std::move(batches)),
       total_steps_(TotalSteps(job.training(), training_.steps_per_epoch())),
       parameters_(backend, plan),
-      runner_(backend, job, plan, parameters_, cluster.experts(), std::move(owned)) {
+      runner_(backend, job, plan, parameters_, cluster.experts(), clock, std::move(owned)) {
   for (const Array<float>& shard : parameters_.shards()) pull_buffer_.emplace_back(shard.size());
   const int32_t rows = ShapeOf(job.training()).rows();
   micro_batches_.assign(runner_.owned().size() * job.training().waves(),
@@ -110,6 +104,7 @@ absl::Status Trainer::RestoreStates(uint64_t version) {
 
 absl::Status Trainer::Pull(uint64_t version) {
   if (pulled_ == version) return absl::OkStatus();
+  ActivityScope scope(clock_, Activity::kMoving);
   std::vector<std::span<float>> spans(pull_buffer_.begin(), pull_buffer_.end());
   RETURN_IF_ERROR(cluster_.parameters().PullDense(version, spans));
   for (size_t s = 0; s < pull_buffer_.size(); ++s) parameters_.shards()[s].Upload(pull_buffer_[s]);
@@ -128,8 +123,9 @@ absl::Status Trainer::Step(uint64_t step, bool cut) {
   ASSIGN_OR_RETURN(PassResult pass, runner_.Forward(step, PassMode::kTrain,
                                                     TokensPerStep(job_.training()), micro_batches_));
   RETURN_IF_ERROR(runner_.Backward());
+  ActivityScope scope(clock_, Activity::kMoving);
   ASSIGN_OR_RETURN(StepClosed closed, cluster_.parameters().Close(MakeClose(step, cut)));
-  member_.SetTimes(ToProto(runner_.times()));
+  member_.SetTimes(clock_.Times());
   return member_.ReportStep(Report(step, pass, closed.gradient_norm));
 }
 

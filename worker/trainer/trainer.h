@@ -18,6 +18,7 @@
 #include "worker/data/lane_batches.h"
 #include "worker/data/token_dataset.h"
 #include "worker/models/parameters.h"
+#include "worker/trainer/activity_clock.h"
 #include "worker/trainer/step_runner.h"
 
 namespace moe {
@@ -30,6 +31,7 @@ class Trainer {
                                                          const ModelPlan& plan,
                                                          const TokenDataset& data,
                                                          ClusterClient& cluster, Member& member,
+                                                         ActivityClock& clock,
                                                          std::vector<uint32_t> owned);
 
   // Trains from optimizer step `start` to the job's last, with the cuts and evaluations that the
@@ -41,8 +43,8 @@ class Trainer {
 
  private:
   Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan, const TokenDataset& data,
-          ClusterClient& cluster, Member& member, std::vector<uint32_t> owned,
-          TrainingBatches batches);
+          ClusterClient& cluster, Member& member, ActivityClock& clock,
+          std::vector<uint32_t> owned, TrainingBatches batches);
 
   absl::Status RestoreStates(uint64_t version);
   absl::Status Pull(uint64_t version);
@@ -59,6 +61,7 @@ class Trainer {
   const TokenDataset& data_;
   ClusterClient& cluster_;
   Member& member_;
+  ActivityClock& clock_;
   const TrainingBatches training_;
   const uint64_t total_steps_;
   DenseParameters parameters_;
