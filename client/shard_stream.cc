@@ -129,7 +129,13 @@ class GrpcShardStream final : public ShardStream {
     }
     writer_.join();
     const grpc::Status end = stream_->Finish();
-    if (failure.ok()) failure = FromGrpcStatus(end, peer_);
+    if (failure.ok()) {
+      const bool lost = end.error_code() == grpc::StatusCode::UNAVAILABLE;
+      failure = FromGrpcStatus(
+          end, lost ? absl::StrCat("the stream to ", peer_,
+                                   " broke (it was killed, crashed, or was cut off)")
+                    : peer_);
+    }
     if (failure.ok())
       failure = absl::UnavailableError(absl::StrCat(peer_, " ended the stream"));
     absl::MutexLock lock(&mutex_);
