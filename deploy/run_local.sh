@@ -316,7 +316,7 @@ open_out() {
   another folder by --out, or remove this one"
   else
     # Of a run that ended before its first checkpoint.
-    rm -rf "$out/state" "$out/checkpoints" "$out/result.json" "$out/job.textproto"
+    rm -f "$out/result.json" "$out/job.textproto"
   fi
 }
 
@@ -377,7 +377,7 @@ prepare_data() {
   local folder="$out/data" source prepared=""
   if [[ -n $data ]]; then
     [[ $data -ef $folder ]] && return
-    rm -rf "$folder"
+    remove_data
     ln -s "$data" "$folder"
     return
   fi
@@ -392,7 +392,8 @@ prepare_data() {
   say "Preparing the text: $source"
   local log="$logs/data.log" fresh="$out/data.new"
   local prepare=("$bin/worker/data/prepare_text" --out "$fresh")
-  rm -rf "$fresh" "$folder"
+  remove_data
+  rm -rf "$fresh"
   if [[ -n $text ]]; then
     prepare+=(--text "$text")
   else
@@ -402,6 +403,14 @@ prepare_data() {
   run_step "preparing the text" "$log" "${prepare[@]}"
   say "$source" >"$fresh/source.txt"
   mv "$fresh" "$folder"
+}
+
+# Removes OUT/data of an earlier run, and never a folder that isn't this script's.
+remove_data() {
+  local folder="$out/data"
+  [[ ! -e $folder || -L $folder || -f $folder/source.txt ]] ||
+    die "$folder is there and no run of this script made it; give another folder by --out"
+  rm -rf "$folder"
 }
 
 # Sets `kjv` to the King James Bible as a text file. Reading it takes some seconds, so it is kept.
