@@ -39,7 +39,7 @@ constexpr char kAdam[] = R"(
   }
 )";
 
-// A second MoE layer, clipping that bites, steps that cross the end of the text.
+// A second MoE layer, and clipping that bites.
 constexpr char kTwoMoeLayers[] = R"(
   name: "two-layers" seed: 8
   model {
@@ -133,7 +133,8 @@ TEST_F(ShapeTest, ThreeReplicasOnAnyShape) {
 }
 
 TEST_F(ShapeTest, TwoMoeLayersClippedAcrossEpochs) {
-  const std::string job = absl::StrCat(kTwoMoeLayers, Training(4, 12));
+  // A pass over the text has 14 steps.
+  const std::string job = absl::StrCat(kTwoMoeLayers, Training(4, 20));
   const std::string digest = Digest(job, {1, 1, 1});
   EXPECT_EQ(Digest(job, {2, 2, 2}), digest);
   EXPECT_EQ(Digest(job, {4, 3, 1}), digest);
