@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <system_error>
+#include <vector>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
@@ -124,9 +125,20 @@ absl::Status WriteFileAtomically(const std::string& path,
 }
 
 absl::Status MakeDirs(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::vector<fs::path> missing;
   std::error_code error;
-  std::filesystem::create_directories(path, error);
+  for (fs::path folder = path; !folder.empty() && !fs::exists(folder, error);
+       folder = folder.parent_path()) {
+    missing.push_back(folder);
+  }
+  fs::create_directories(path, error);
   if (error) return SystemError(error.value(), "create folder", path);
+  // A file in a folder is only as safe as the folder's own name.
+  for (const fs::path& folder : missing) {
+    const std::string parent = folder.parent_path().string();
+    RETURN_IF_ERROR(SyncFolder(parent.empty() ? "." : parent));
+  }
   return absl::OkStatus();
 }
 

@@ -28,7 +28,7 @@ class FileSink {
 absl::Status WriteFileAtomically(const std::string& path,
                                  const std::function<absl::Status(FileSink&)>& write);
 
-// Creates the folder and its parents; OK if it is there.
+// Creates the folder and its parents; OK if it is there. After OK they are on disk.
 absl::Status MakeDirs(const std::string& path);
 
 // Removes a file or a folder with all its contents; OK if there is none. Doesn't follow
