@@ -9,8 +9,8 @@ Usage: deploy/kjv_text.sh OUT_FILE
 Writes the King James Version (public domain, 31,102 verses, about 0.8 million
 words) to OUT_FILE, a verse a line with its reference. Make training data of it
 with
-  prepare_text --text=OUT_FILE --strip_verse_references --min_count=2 \
-      --vocabulary_size=8000 --out=FOLDER
+  prepare_text --text=OUT_FILE --strip_verse_references --min_count=3 --out=FOLDER
+as deploy/run_local.sh does.
 Needs the Debian packages diatheke and sword-text-kjv (deploy/install.sh runtime).
 END
 }

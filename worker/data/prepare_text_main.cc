@@ -50,8 +50,7 @@ same text and flags, nothing is done.
 
 Examples:
   deploy/kjv_text.sh kjv.txt
-  prepare_text --text=kjv.txt --strip_verse_references --min_count=2 \
-      --vocabulary_size=8000 --out=data
+  prepare_text --text=kjv.txt --strip_verse_references --min_count=3 --out=data
   prepare_text --tokenized --train=ptb.train.txt --validation=ptb.valid.txt \
       --test=ptb.test.txt --out=ptb
 )";
