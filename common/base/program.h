@@ -10,8 +10,7 @@ namespace moe {
 // Parses Abseil flags (--flagfile included) and sends the log to stderr. Instead of
 // returning
 //   --help     prints `usage`, then every flag that our own files define, with its
-//   default, and
-//              exits with 0;
+//              default, and exits with 0;
 //   --version  prints the program's name and version, and exits with 0;
 //   an unknown flag or a value that doesn't parse: says so, and exits with 2.
 // `usage` says in a line what the program does, then gives the synopsis and examples.

@@ -1,13 +1,11 @@
 // Files of named tensors in the safetensors format (github.com/huggingface/safetensors):
 //
 //   u64 little-endian  n
-//   n bytes            JSON object {name: {"dtype", "shape", "data_offsets": [begin,
-//   end]}, ...,
-//                      "__metadata__": {string: string}}, padded with spaces so that the
-//                      data begins at a multiple of 8
+//   n bytes            JSON object {name: {"dtype", "shape", "data_offsets": [begin, end]},
+//                      ..., "__metadata__": {string: string}}, padded with spaces so that
+//                      the data begins at a multiple of 8
 //   rest               the tensors, row-major and little-endian, without gaps; offsets
-//   count from
-//                      here
+//                      count from here
 #pragma once
 
 #include <cstddef>

@@ -257,8 +257,8 @@ class Tensor {
 // or FMA: then it returns null and sets *error.
 std::unique_ptr<Backend> MakeCpuBackend(int threads, std::string* error);
 
-// The numerics class of a backend: equal hashes, equal bits (64 hexadecimal digits are not needed:
-// 16). Computed from fixed probe products and elementwise functions, about 10 ms.
+// The numerics class of a backend, 16 hexadecimal digits: equal hashes, equal bits. Computed from
+// fixed probe products and elementwise functions, about 10 ms.
 std::string NumericsFingerprint(Backend& backend);
 
 }  // namespace moe

@@ -4,8 +4,7 @@
 //   train.bin, validation.bin, test.bin
 //                   [tokens] int32, little-endian; each sentence ends in <eos>
 //   meta.json       how they were made, and their sizes and checksums; written last, so
-//   that a
-//                   folder with it is complete
+//                   that a folder with it is complete
 #pragma once
 
 #include <array>

@@ -1,15 +1,13 @@
 // Plain text out of what `diatheke -f plain` prints of a Bible:
 //
-//   A Psalm of David.                            title of the psalm, repeated before
-//   every later
-//      Psalms 3:1: LORD, how are they increased  verse of the range; the verse is
-//      indented then
+//   A Psalm of David.                            title of the psalm, repeated before every
+//      Psalms 3:1: LORD, how are they increased  later verse of the range; the verse is
+//                                                indented then
 //   Many are those who rise up against me.       second line of the same verse (some
-//   modules)
+//                                                modules)
 //
 //   <title ...>A Psalm.</title> <lg .../> Tobit 6:18: And he said
-//                                                the title of a range may come as raw
-//                                                OSIS
+//                                                the title of a range may come as raw OSIS
 //   (engKJV2006eb)                               the module's name, at the end
 //
 // Each verse becomes one line; references, titles and markup are dropped.

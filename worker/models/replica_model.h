@@ -8,10 +8,8 @@
 //
 // Order of a training step:
 //   BeginStep(s, kTrain)
-//   for each segment, for each wave: [SetMoeOutput] Forward        (losses and the
-//   softmax's
-//                                                                   gradient after the
-//                                                                   last)
+//   for each segment, for each wave: [SetMoeOutput] Forward
+//     (after the last segment: the losses, and the softmax's gradient)
 //   for each segment from the last, for each wave: [SetMoeGradient] Backward
 //   then gradients() holds dL/dparameter of this replica, waves added in order.
 // In evaluation only the forward half, with mode kEvaluate: no noise, no dropout.
