@@ -52,10 +52,10 @@ checkpointing { every_steps: %(every_steps)d }
 ENDLESS = 100000000  # steps
 
 
-def job(steps=ENDLESS, every_steps=0, **replacements):
-    """A small job's text. Each replacement old=new (as a dict `edits`) must occur in it."""
+def job(steps=ENDLESS, every_steps=0, edits=None):
+    """A small job's text, after `edits`: {old: new}."""
     text = JOB % {"steps": steps, "every_steps": every_steps}
-    for old, new in replacements.get("edits", {}).items():
+    for old, new in (edits or {}).items():
         assert old in text, old
         text = text.replace(old, new)
     return text
@@ -102,14 +102,15 @@ def read(path):
 class Process:
     """A process with captured output. It dies with the test, however that ends."""
 
-    def __init__(self, name, command, log_folder, env=None):
+    def __init__(self, name, command, log_folder, env=None, restore_signals=True):
         self.name = name
         self.stdout_path = os.path.join(log_folder, name + ".out")
         self.stderr_path = os.path.join(log_folder, name + ".err")
         with open(self.stdout_path, "w") as out, open(self.stderr_path, "w") as err:
             self._popen = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL"] + [str(word) for word in command],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=err, env={**os.environ, **(env or {})})
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                env={**os.environ, **(env or {})}, restore_signals=restore_signals)
 
     @property
     def pid(self):
@@ -193,17 +194,17 @@ class Cluster:
             self.address = read(port_file).strip()
         return process
 
-    def start_server(self, name, flags=(), env=None):
+    def start_server(self, name, flags=(), **options):
         return self._launch(name, [EXPERT_SERVER, "--name", name, "--coordinator", self.address,
-                                   "--threads", 1] + list(flags), env)
+                                   "--threads", 1] + list(flags), **options)
 
-    def start_worker(self, name, flags=(), env=None, data=None):
+    def start_worker(self, name, flags=(), data=None, **options):
         return self._launch(name, [WORKER, "--name", name, "--coordinator", self.address, "--data",
-                                   data or self.data] + list(flags), env)
+                                   data or self.data] + list(flags), **options)
 
-    def _launch(self, name, command, env=None):
+    def _launch(self, name, command, **options):
         assert name not in self.processes, name
-        process = self.processes[name] = Process(name, command, self.folder, env)
+        process = self.processes[name] = Process(name, command, self.folder, **options)
         return process
 
     def __getitem__(self, name):
@@ -310,10 +311,6 @@ class TestCase(unittest.TestCase):
                              "{}'s status{}".format(name, report))
             self.assertRegex(process.last_line, (causes or {}).get(name, cause),
                              "{} doesn't say it{}".format(name, report))
-
-
-def text_of(process):
-    return process.stdout + process.stderr
 
 
 class _XmlResult(unittest.TextTestResult):
