@@ -1,7 +1,9 @@
+#include <atomic>
 #include <cstdio>
 #include <string>
 
 #include "absl/flags/flag.h"
+#include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "common/base/allocator.h"
@@ -26,8 +28,8 @@ constexpr char kUsage[] =
 Usage: worker --coordinator HOST:PORT --data DIR [--name NAME] [--threads N]
 
 It waits for the coordinator and for the other members, in any order of starting, trains until the
-job is finished, and leaves. Exit status: 0 finished, 1 failed (the cause is the last line on
-stderr), 2 wrong flags.
+job is finished, and leaves. Exit status: 0 when the job finished or on SIGINT or SIGTERM, 1 when it
+failed (the cause is the last line on stderr), 2 for a mistake on the command line.
 
 Example:
   worker --coordinator 127.0.0.1:7070 --data out/data --name w0)";
@@ -50,10 +52,14 @@ int main(int argc, char** argv) {
   }
 
   moe::Worker worker(options);
-  moe::TerminationHandler on_signal([&worker](int) { worker.Stop(); });
+  std::atomic<bool> told_to_stop = false;
+  moe::TerminationHandler on_signal([&](int) {
+    told_to_stop = true;
+    worker.Stop();
+  });
   const absl::Status status = worker.Wait();
   if (status.ok()) return 0;
   std::fprintf(stderr, "worker %s: %s\n", options.name.c_str(),
                std::string(status.message()).c_str());
-  return 1;
+  return told_to_stop && absl::IsCancelled(status) ? 0 : 1;
 }

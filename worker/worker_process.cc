@@ -81,10 +81,14 @@ absl::Status Worker::Run() {
   join.coordinator = options_.coordinator;
   join.registration = Registration(options_, data, *backend);
   join.join_timeout = options_.join_timeout;
+  join.cancelled = [this] {
+    absl::MutexLock lock(&mutex_);
+    return stopped_;
+  };
   ASSIGN_OR_RETURN(std::unique_ptr<Member> member, Member::Join(join));
   {
     absl::MutexLock lock(&mutex_);
-    if (stopped_) return absl::CancelledError("stopped");
+    if (stopped_) return absl::CancelledError("this process was told to stop");
     member_ = member.get();
   }
   absl::Cleanup forget = [this] {

@@ -23,7 +23,7 @@
 namespace moe {
 namespace {
 
-constexpr absl::Duration kRegisterAttempt = absl::Seconds(2);
+constexpr absl::Duration kRegisterAttempt = absl::Seconds(1);
 constexpr absl::Duration kRegisterPause = absl::Milliseconds(100);
 constexpr absl::Duration kRegisterNotice = absl::Seconds(3);
 // Of a call that the coordinator may hold back; it is then repeated.
@@ -413,6 +413,9 @@ absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
   const absl::Time deadline = start + options.join_timeout;
   absl::Time next_notice = start + kRegisterNotice;
   while (true) {
+    if (options.cancelled && options.cancelled()) {
+      return absl::CancelledError("this process was told to stop");
+    }
     v1::RegisterResponse response;
     grpc::ClientContext context;
     context.set_wait_for_ready(true);

@@ -22,6 +22,8 @@ class Member {
     v1::RegisterRequest registration;
     // How long to wait for a coordinator that isn't there yet.
     absl::Duration join_timeout = absl::Seconds(60);
+    // Asked about once a second while Join waits; true ends it with CANCELLED.
+    std::function<bool()> cancelled;
   };
 
   // Registers (retrying while the coordinator is unavailable, and saying so once a few seconds) and

@@ -183,7 +183,9 @@ void JobController::Leave(const v1::LeaveRequest& request) {
 
 void JobController::FailJob(const v1::FailJobRequest& request) {
   absl::MutexLock lock(&mutex_);
-  const bool named = absl::StartsWith(request.cause(), request.member());
+  const bool named =
+      absl::StartsWith(request.cause(), absl::StrCat(request.member(), ":")) ||
+      absl::StartsWith(request.cause(), absl::StrCat(request.member(), " "));
   const std::string cause =
       absl::StrCat(named ? "" : absl::StrCat(request.member(), ": "), request.cause());
   if (members_.Find(request.member()) == nullptr) {

@@ -195,6 +195,15 @@ TEST_F(JobControllerTest, FirstCauseStands) {
   EXPECT_EQ(status.message(), "worker/b: the disk is full");
 }
 
+TEST_F(JobControllerTest, ACauseNamesItsMemberOnce) {
+  StartJob();
+  v1::FailJobRequest request;
+  request.set_member("worker/b");
+  request.set_cause("worker/b: the disk is full");
+  controller_->FailJob(request);
+  EXPECT_EQ(State().failure(), "worker/b: the disk is full");
+}
+
 TEST_F(JobControllerTest, ReportsNeedARunningJob) {
   Create();
   ASSERT_TRUE(Join("worker/a").ok());

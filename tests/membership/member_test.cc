@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <filesystem>
 #include <memory>
@@ -138,6 +139,16 @@ TEST_F(MemberTest, GivesUpOnACoordinatorThatNeverComes) {
   const absl::Status status = Member::Join(options).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr(options.coordinator));
+}
+
+TEST_F(MemberTest, CancelledWhileThereIsNoCoordinator) {
+  StartCoordinator();
+  Member::Options options = MemberOptions("worker/a");
+  coordinator_.reset();
+  std::atomic<int> asked = 0;
+  options.cancelled = [&] { return ++asked == 3; };
+  const absl::Status status = Member::Join(options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kCancelled) << status;
 }
 
 TEST_F(MemberTest, WaitTellsWhatTheClusterWaitsFor) {
