@@ -168,7 +168,9 @@ absl::StatusOr<StepClosed> RemoteParameters::Close(StepClose close) {
   const double learning_rate = close.learning_rate;
   const bool cut = close.cut;
   std::vector<v1::CloseRequest> requests = MakeCloseRequests(std::move(close));
-  absl::Time deadline = servers_.Deadline();
+  const bool clips = clip_norm_ > 0;
+  // Whoever applies the step writes the cut.
+  absl::Time deadline = cut && !clips ? servers_.CutDeadline() : servers_.Deadline();
   for (size_t s = 0; s < requests.size(); ++s) {
     v1::ExchangeRequest request;
     *request.mutable_close() = std::move(requests[s]);
@@ -190,14 +192,14 @@ absl::StatusOr<StepClosed> RemoteParameters::Close(StepClose close) {
     ASSIGN_OR_RETURN(v1::ExchangeResponse response,
                      servers_.Await(s, StepKey(Case::kClose, step), deadline));
     RETURN_IF_ERROR(
-        expect_version(s, response.close().version(), clip_norm_ > 0 ? step : step + 1));
+        expect_version(s, response.close().version(), clips ? step : step + 1));
     responses.push_back(std::move(*response.mutable_close()));
   }
   StepClosed closed;
-  if (clip_norm_ <= 0) return closed;
+  if (!clips) return closed;
 
   ASSIGN_OR_RETURN(closed.gradient_norm, GradientNorm(responses));
-  deadline = servers_.Deadline();
+  deadline = cut ? servers_.CutDeadline() : servers_.Deadline();
   for (int32_t s = 0; s < count; ++s) {
     v1::ExchangeRequest request;
     request.mutable_apply()->set_step(step);

@@ -11,10 +11,12 @@
 #include "common/base/signals.h"
 #include "worker/worker_process.h"
 
-ABSL_FLAG(std::string, name, "w0", "Name of this worker, unique among the job's workers.");
+ABSL_FLAG(std::string, name, "w0",
+          "Name of this worker, unique among the job's workers.");
 ABSL_FLAG(std::string, coordinator, "127.0.0.1:7070", "host:port of the coordinator.");
 ABSL_FLAG(std::string, data, "", "Folder with the prepared text (see prepare_text).");
-ABSL_FLAG(int, threads, 1, "Threads that compute; no more than the replicas it owns are of use.");
+ABSL_FLAG(int, threads, 1,
+          "Threads that compute; no more than the replicas it owns are of use.");
 ABSL_FLAG(absl::Duration, join_timeout, absl::Seconds(60),
           "How long to try to reach the coordinator.");
 ABSL_FLAG(absl::Duration, start_timeout, absl::Minutes(10),
@@ -46,9 +48,11 @@ int main(int argc, char** argv) {
   options.join_timeout = absl::GetFlag(FLAGS_join_timeout);
   options.start_timeout = absl::GetFlag(FLAGS_start_timeout);
   options.step_timeout = absl::GetFlag(FLAGS_step_timeout);
-  if (options.data.empty()) moe::ExitWithUsageError("--data is missing: the prepared text's folder");
+  if (options.data.empty())
+    moe::ExitWithUsageError("--data is missing: the prepared text's folder");
   if (options.threads < 1) {
-    moe::ExitWithUsageError(absl::StrCat("--threads is ", options.threads, "; it must be at least 1"));
+    moe::ExitWithUsageError(
+        absl::StrCat("--threads is ", options.threads, "; it must be at least 1"));
   }
 
   moe::Worker worker(options);

@@ -46,8 +46,12 @@ v1::RegisterRequest Registration(const Worker::Options& options, const TokenData
   return request;
 }
 
-bool HasStarted(const v1::ClusterState& state) { return state.phase() == v1::PHASE_RUNNING; }
-bool HasFinished(const v1::ClusterState& state) { return state.phase() == v1::PHASE_FINISHED; }
+bool HasStarted(const v1::ClusterState& state) {
+  return state.phase() == v1::PHASE_RUNNING;
+}
+bool HasFinished(const v1::ClusterState& state) {
+  return state.phase() == v1::PHASE_FINISHED;
+}
 
 }  // namespace
 
@@ -96,8 +100,9 @@ absl::Status Worker::Run() {
     member_ = nullptr;
   };
 
-  ASSIGN_OR_RETURN(v1::ClusterState state,
-                   member->WaitFor("the job to start", options_.start_timeout, HasStarted));
+  ASSIGN_OR_RETURN(
+      v1::ClusterState state,
+      member->WaitFor("the job to start", options_.start_timeout, HasStarted));
   const absl::Status worked = Work(*backend, data, *member, state);
   if (!worked.ok()) {
     // A cause that the cluster already knows comes back as the member's health.
@@ -124,7 +129,8 @@ absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& me
   for (const v1::ReplicaAssignment& replica : state.replicas()) {
     if (replica.worker() == member.id()) owned.push_back(replica.replica());
   }
-  if (owned.empty()) return absl::InternalError(absl::StrCat(member.id(), " was given no replica"));
+  if (owned.empty())
+    return absl::InternalError(absl::StrCat(member.id(), " was given no replica"));
 
   ClusterClient::Options connect;
   connect.member = member.id();
@@ -148,8 +154,9 @@ absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& me
     if (auto alive = cluster.lock()) alive->Cancel(cause);
   });
 
-  ASSIGN_OR_RETURN(std::unique_ptr<Trainer> trainer,
-                   Trainer::Create(backend, job, plan, data, *cluster, member, clock, owned));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<Trainer> trainer,
+      Trainer::Create(backend, job, plan, data, *cluster, member, clock, owned));
   if (state.mode() == v1::RUN_MODE_EVALUATE) {
     RETURN_IF_ERROR(trainer->Evaluate(state.evaluate_split(), state.start_step()));
   } else {

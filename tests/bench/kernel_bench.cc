@@ -38,8 +38,8 @@ Tensor MakeNormal(Backend& backend, int64_t rows, int64_t cols, float scale = 1)
 }
 
 void SetRate(benchmark::State& state, const char* name, double per_iteration) {
-  state.counters[name] = benchmark::Counter(per_iteration / 1e9,
-                                            benchmark::Counter::kIsIterationInvariantRate);
+  state.counters[name] = benchmark::Counter(
+      per_iteration / 1e9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void Gemm(benchmark::State& state) {
@@ -47,8 +47,10 @@ void Gemm(benchmark::State& state) {
   const int64_t m = state.range(1), n = state.range(2), k = state.range(3);
   const Transpose ta = state.range(4) % 2 ? Transpose::kYes : Transpose::kNo;
   const Transpose tb = state.range(4) / 2 ? Transpose::kYes : Transpose::kNo;
-  const Tensor a = ta == Transpose::kYes ? MakeNormal(backend, k, m) : MakeNormal(backend, m, k);
-  const Tensor b = tb == Transpose::kYes ? MakeNormal(backend, n, k) : MakeNormal(backend, k, n);
+  const Tensor a =
+      ta == Transpose::kYes ? MakeNormal(backend, k, m) : MakeNormal(backend, m, k);
+  const Tensor b =
+      tb == Transpose::kYes ? MakeNormal(backend, n, k) : MakeNormal(backend, k, n);
   const Tensor c = MakeNormal(backend, m, n);
   for (auto _ : state) backend.Gemm(ta, tb, 1, a.view(), b.view(), 0, c.view());
   SetRate(state, "GFLOP/s", 2.0 * m * n * k);
@@ -81,7 +83,8 @@ struct ExpertBench {
     for (int64_t e = 0; e < count; ++e) {
       for (int i = 0; i < 2; ++i) weights.push_back(MakeNormal(backend, d, h, 0.02f));
       for (int i = 0; i < 4; ++i) moments.emplace_back(backend, d, h).Zero();
-      experts.push_back({weights[2 * e].data(), weights[2 * e + 1].data(), e * rows, rows});
+      experts.push_back(
+          {weights[2 * e].data(), weights[2 * e + 1].data(), e * rows, rows});
       ExpertUpdate update;
       update.expert = experts.back();
       update.m1 = moments[4 * e].data();
@@ -127,7 +130,8 @@ void ExpertUpdates(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
   const ExpertBench b(backend, state.range(1), state.range(2), state.range(3));
   for (auto _ : state) {
-    backend.ExpertUpdates(b.updates, b.x.view(), b.hidden.view(), b.dhidden.view(), b.dy.view());
+    backend.ExpertUpdates(b.updates, b.x.view(), b.hidden.view(), b.dhidden.view(),
+                          b.dy.view());
   }
   SetRate(state, "GFLOP/s", b.flops());
   SetRate(state, "weightGB/s", 48.0 * b.count * b.d * b.h);
@@ -165,15 +169,17 @@ void LstmCell(benchmark::State& state) {
   const bool backward = state.range(2) != 0;
   const Tensor gates = MakeNormal(backend, lanes, 4 * units);
   const Tensor c_prev = MakeNormal(backend, lanes, units), c(backend, lanes, units);
-  const Tensor tanh_c = MakeNormal(backend, lanes, units), h = MakeNormal(backend, lanes, units);
+  const Tensor tanh_c = MakeNormal(backend, lanes, units),
+               h = MakeNormal(backend, lanes, units);
   Tensor dc(backend, lanes, units), dgates(backend, lanes, 4 * units);
   dc.Zero();
   for (auto _ : state) {
     if (backward) {
-      backend.LstmCellBackward(gates.view(), c_prev.view(), tanh_c.view(), h.view(), dc.view(),
-                               dgates.view());
+      backend.LstmCellBackward(gates.view(), c_prev.view(), tanh_c.view(), h.view(),
+                               dc.view(), dgates.view());
     } else {
-      backend.LstmCellForward(gates.view(), c_prev.view(), c.view(), tanh_c.view(), h.view());
+      backend.LstmCellForward(gates.view(), c_prev.view(), c.view(), tanh_c.view(),
+                              h.view());
     }
   }
   SetRate(state, "Gunit/s", static_cast<double>(lanes) * units);
@@ -188,7 +194,8 @@ void Gating(benchmark::State& state) {
   const int64_t tokens = 1024, n = state.range(1);
   const bool backward = state.range(2) != 0;
   const int32_t k = 4;
-  const Tensor clean = MakeNormal(backend, tokens, n), raw = MakeNormal(backend, tokens, n);
+  const Tensor clean = MakeNormal(backend, tokens, n),
+               raw = MakeNormal(backend, tokens, n);
   const Tensor noise(backend, tokens, n), gate(backend, tokens, k);
   const Array<int32_t> expert(backend, tokens * k), threshold(backend, tokens * 2);
   const Array<double> importance(backend, n), load(backend, n);
@@ -208,7 +215,8 @@ void Gating(benchmark::State& state) {
   const Tensor dclean(backend, tokens, n), draw(backend, tokens, n);
   for (auto _ : state) {
     if (backward) {
-      backend.NoisyTopKBackward(batch, dgate.data(), dload.data(), dclean.view(), draw.view());
+      backend.NoisyTopKBackward(batch, dgate.data(), dload.data(), dclean.view(),
+                                draw.view());
     } else {
       backend.NoisyTopKForward(batch);
     }

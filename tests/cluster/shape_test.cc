@@ -60,8 +60,9 @@ constexpr char kTwoMoeLayers[] = R"(
 )";
 
 std::string Training(int replicas, int steps) {
-  return absl::StrCat("training { replicas: ", replicas, " waves: 2 lanes: 4 unroll: 5 steps: ",
-                      steps, " } checkpointing { every_steps: 3 }");
+  return absl::StrCat("training { replicas: ", replicas,
+                      " waves: 2 lanes: 4 unroll: 5 steps: ", steps,
+                      " } checkpointing { every_steps: 3 }");
 }
 
 class ShapeTest : public testing::Test {
@@ -106,8 +107,8 @@ class ShapeTest : public testing::Test {
   }
 
   // The digest of a run that must succeed.
-  std::string Digest(const std::string& job, Shape shape, const std::string& folder = "run",
-                     bool resume = false) {
+  std::string Digest(const std::string& job, Shape shape,
+                     const std::string& folder = "run", bool resume = false) {
     const LocalClusterResult result = Run(job, shape, folder, resume);
     EXPECT_TRUE(result.status.ok()) << result.status;
     EXPECT_EQ(result.digest.size(), 64u);
@@ -162,7 +163,15 @@ TEST_F(ShapeTest, MoreWorkersThanReplicasIsRefused) {
   const LocalClusterResult result =
       Run(absl::StrCat(kModel, kAdam, Training(2, 4)), {1, 3, 1}, "refused");
   EXPECT_FALSE(result.status.ok());
-  EXPECT_THAT(std::string(result.status.message()), testing::HasSubstr("training.replicas"));
+  EXPECT_THAT(std::string(result.status.message()),
+              testing::HasSubstr("training.replicas"));
+}
+
+TEST_F(ShapeTest, ModelsThatAreOnlyCountedAreRefused) {
+  std::string job = absl::StrCat(kModel, kAdam, Training(2, 4));
+  job.replace(job.find("hidden: 24"), 10, "hidden: 24 hidden: 24");
+  const LocalClusterResult result = Run(job, {1, 1, 1}, "refused");
+  EXPECT_EQ(result.status.code(), absl::StatusCode::kUnimplemented) << result.status;
 }
 
 }  // namespace

@@ -35,7 +35,8 @@ int main(int argc, char** argv) {
   options.threads = absl::GetFlag(FLAGS_threads);
   const moe::LocalClusterResult result = moe::RunLocalCluster(options);
   if (!result.status.ok()) {
-    std::fprintf(stderr, "train_in_process: %s\n", std::string(result.status.message()).c_str());
+    std::fprintf(stderr, "train_in_process: %s\n",
+                 std::string(result.status.message()).c_str());
     return 1;
   }
   const nlohmann::json json = {{"digest", result.digest},

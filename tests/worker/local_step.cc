@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/random/random.h"
+#include "worker/gating/cv_squared.h"
 
 namespace moe::testing {
 namespace {

@@ -29,8 +29,7 @@
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
 #include "proto/moe/v1/job.pb.h"
-#include "worker/gating/cv_squared.h"  // IWYU pragma: export
-#include "worker/layers/pass.h"        // IWYU pragma: export
+#include "worker/layers/pass.h"  // IWYU pragma: export
 #include "worker/models/parameters.h"
 
 namespace moe {

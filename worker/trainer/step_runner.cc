@@ -1,12 +1,12 @@
 #include "worker/trainer/step_runner.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "worker/gating/cv_squared.h"
-
 
 namespace moe {
 void PassResult::Add(const PassResult& other) {
@@ -37,9 +37,9 @@ StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& pl
       waves_(job.training().waves()) {
   const v1::Training& training = job.training();
   for (uint32_t replica : owned_) {
-    models_.push_back(std::make_unique<ReplicaModel>(backend, job, plan, parameters, replica,
-                                                     training.lanes(), training.waves(),
-                                                     training.unroll()));
+    models_.push_back(std::make_unique<ReplicaModel>(
+        backend, job, plan, parameters, replica, training.lanes(), training.waves(),
+        training.unroll()));
   }
   const int moe_layers = models_.front()->segments() - 1;
   plans_.resize(moe_layers);
@@ -49,7 +49,8 @@ StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& pl
   load_gradient_.resize(moe_layers);
   const int64_t tokens = int64_t{training.lanes()} / waves_ * training.unroll();
   int32_t max_k = 0;
-  for (const v1::Layer& layer : job.model().layers()) max_k = std::max(max_k, layer.moe().k());
+  for (const v1::Layer& layer : job.model().layers())
+    max_k = std::max(max_k, layer.moe().k());
   rows_.assign(owned_.size(), std::vector<float>(tokens * job.model().d_model()));
   gates_.assign(owned_.size(), std::vector<float>(tokens * max_k));
 }
@@ -96,7 +97,8 @@ absl::Status StepRunner::SendForward(int segment, int32_t wave) {
   for (size_t i = 0; i < owned_.size(); ++i) {
     const MoeCall& call = models_[i]->moe_call(segment, wave);
     auto& plan = plans_[segment][wave * owned_.size() + i];
-    plan = std::make_unique<RoutingPlan>(layout, call.tokens, call.k, call.expert, call.gate);
+    plan = std::make_unique<RoutingPlan>(layout, call.tokens, call.k, call.expert,
+                                         call.gate);
     ForwardCall forward;
     forward.replica = owned_[i];
     forward.plan = plan.get();
@@ -119,7 +121,8 @@ absl::Status StepRunner::AwaitForward(int segment, int32_t wave) {
   ActivityScope scope(clock_, Activity::kMoving);
   RETURN_IF_ERROR(experts_.AwaitForward(FrameOf(segment, wave), results,
                                         last_of_step ? &totals_[segment] : nullptr));
-  for (size_t i = 0; i < owned_.size(); ++i) models_[i]->SetMoeOutput(segment, wave, rows_[i]);
+  for (size_t i = 0; i < owned_.size(); ++i)
+    models_[i]->SetMoeOutput(segment, wave, rows_[i]);
   return absl::OkStatus();
 }
 
@@ -129,8 +132,8 @@ absl::Status StepRunner::CheckFinite() const {
       if (std::isfinite(models_[i]->loss_sum(wave))) continue;
       const std::string where = models_[i]->FirstNonFinite(wave);
       return absl::DataLossError(absl::StrCat(
-          "the loss is not finite at step ", step_, " (replica ", owned_[i], ", wave ", wave,
-          "): first NaN or infinity in ", where.empty() ? "the softmax" : where));
+          "the loss is not finite at step ", step_, " (replica ", owned_[i], ", wave ",
+          wave, "): first NaN or infinity in ", where.empty() ? "the softmax" : where));
     }
   }
   return absl::OkStatus();
@@ -139,7 +142,8 @@ absl::Status StepRunner::CheckFinite() const {
 void StepRunner::FormBalanceGradients() {
   for (size_t segment = 0; segment < totals_.size(); ++segment) {
     const v1::Moe& moe = job_.model().layers(models_.front()->moe_layer(segment)).moe();
-    CvSquared(totals_[segment].importance, moe.w_importance(), &importance_gradient_[segment]);
+    CvSquared(totals_[segment].importance, moe.w_importance(),
+              &importance_gradient_[segment]);
     CvSquared(totals_[segment].load, moe.w_load(), &load_gradient_[segment]);
   }
 }
@@ -149,7 +153,8 @@ absl::Status StepRunner::Backward() {
   for (int segment = segments - 1; segment >= 0; --segment) {
     for (int32_t wave = 0; wave < waves_; ++wave) {
       if (segment < segments - 1) RETURN_IF_ERROR(AwaitBackward(segment, wave));
-      backend_.parallel().For(owned_.size(), [&](int64_t i) { models_[i]->Backward(segment, wave); });
+      backend_.parallel().For(owned_.size(),
+                              [&](int64_t i) { models_[i]->Backward(segment, wave); });
       if (segment > 0) RETURN_IF_ERROR(SendBackward(segment - 1, wave));
     }
   }

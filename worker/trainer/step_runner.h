@@ -53,8 +53,8 @@ class StepRunner {
  public:
   // Everything passed must outlive the runner. owned: replicas, ascending.
   StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& plan,
-             const DenseParameters& parameters, ExpertClient& experts, ActivityClock& clock,
-             std::vector<uint32_t> owned);
+             const DenseParameters& parameters, ExpertClient& experts,
+             ActivityClock& clock, std::vector<uint32_t> owned);
 
   const std::vector<uint32_t>& owned() const { return owned_; }
   // The model of the i-th owned replica.
@@ -94,7 +94,7 @@ class StepRunner {
   PassMode mode_ = PassMode::kTrain;
   // [segment][wave * owned + i]
   std::vector<std::vector<std::unique_ptr<RoutingPlan>>> plans_;
-  std::vector<BalanceTotals> totals_;                  // [segment]
+  std::vector<BalanceTotals> totals_;                     // [segment]
   std::vector<std::vector<double>> importance_gradient_;  // [segment][n]
   std::vector<std::vector<double>> load_gradient_;        // [segment][n]
   // Host buffers of one exchange, for each owned replica.

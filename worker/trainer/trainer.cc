@@ -41,12 +41,10 @@ int64_t TokensPerStep(const v1::Training& training) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Backend& backend, const v1::Job& job,
-                                                         const ModelPlan& plan,
-                                                         const TokenDataset& data,
-                                                         ClusterClient& cluster, Member& member,
-                                                         ActivityClock& clock,
-                                                         std::vector<uint32_t> owned) {
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
+    Backend& backend, const v1::Job& job, const ModelPlan& plan, const TokenDataset& data,
+    ClusterClient& cluster, Member& member, ActivityClock& clock,
+    std::vector<uint32_t> owned) {
   ASSIGN_OR_RETURN(
       TrainingBatches batches,
       TrainingBatches::Create(data.tokens(TextSplit::kTrain), ShapeOf(job.training())));
@@ -56,7 +54,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Backend& backend, const
 
 Trainer::Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan,
                  const TokenDataset& data, ClusterClient& cluster, Member& member,
-                 ActivityClock& clock, std::vector<uint32_t> owned, TrainingBatches batches)
+                 ActivityClock& clock, std::vector<uint32_t> owned,
+                 TrainingBatches batches)
     : job_(job),
       plan_(plan),
       data_(data),
@@ -66,8 +65,10 @@ Trainer::Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan,
       training_(std::move(batches)),
       total_steps_(TotalSteps(job.training(), training_.steps_per_epoch())),
       parameters_(backend, plan),
-      runner_(backend, job, plan, parameters_, cluster.experts(), clock, std::move(owned)) {
-  for (const Array<float>& shard : parameters_.shards()) pull_buffer_.emplace_back(shard.size());
+      runner_(backend, job, plan, parameters_, cluster.experts(), clock,
+              std::move(owned)) {
+  for (const Array<float>& shard : parameters_.shards())
+    pull_buffer_.emplace_back(shard.size());
   const int32_t rows = ShapeOf(job.training()).rows();
   micro_batches_.assign(runner_.owned().size() * job.training().waves(),
                         {std::vector<int32_t>(rows), std::vector<int32_t>(rows)});
@@ -81,18 +82,24 @@ absl::Status Trainer::Train(uint64_t start) {
     const uint64_t taken = step + 1;
     const bool cut = taken == total_steps_ || (cut_every > 0 && taken % cut_every == 0);
     RETURN_IF_ERROR(Step(step, cut));
-    if (cut || (evaluate_every > 0 && taken % evaluate_every == 0)) {
+    const bool evaluate = cut || (evaluate_every > 0 && taken % evaluate_every == 0);
+    if (evaluate && Has(v1::SPLIT_VALIDATION)) {
       RETURN_IF_ERROR(Evaluate(v1::SPLIT_VALIDATION, taken));
     }
     if (cut) RETURN_IF_ERROR(member_.AwaitCheckpoint(taken).status());
   }
-  return Evaluate(v1::SPLIT_TEST, total_steps_);
+  return Has(v1::SPLIT_TEST) ? Evaluate(v1::SPLIT_TEST, total_steps_) : absl::OkStatus();
+}
+
+bool Trainer::Has(v1::Split split) const {
+  return !data_.tokens(ToTextSplit(split)).empty();
 }
 
 absl::Status Trainer::RestoreStates(uint64_t version) {
   for (size_t i = 0; i < runner_.owned().size(); ++i) {
     const uint32_t replica = runner_.owned()[i];
-    ASSIGN_OR_RETURN(std::string state, cluster_.parameters().PullReplicaState(version, replica));
+    ASSIGN_OR_RETURN(std::string state,
+                     cluster_.parameters().PullReplicaState(version, replica));
     if (state.empty()) {
       runner_.model(i).ResetState();
     } else {
@@ -107,7 +114,8 @@ absl::Status Trainer::Pull(uint64_t version) {
   ActivityScope scope(clock_, Activity::kMoving);
   std::vector<std::span<float>> spans(pull_buffer_.begin(), pull_buffer_.end());
   RETURN_IF_ERROR(cluster_.parameters().PullDense(version, spans));
-  for (size_t s = 0; s < pull_buffer_.size(); ++s) parameters_.shards()[s].Upload(pull_buffer_[s]);
+  for (size_t s = 0; s < pull_buffer_.size(); ++s)
+    parameters_.shards()[s].Upload(pull_buffer_[s]);
   pulled_ = version;
   return absl::OkStatus();
 }
@@ -120,8 +128,9 @@ absl::Status Trainer::Step(uint64_t step, bool cut) {
     for (size_t i = 0; i < runner_.owned().size(); ++i) runner_.model(i).ResetState();
   }
   Fill(training_, step_of_epoch);
-  ASSIGN_OR_RETURN(PassResult pass, runner_.Forward(step, PassMode::kTrain,
-                                                    TokensPerStep(job_.training()), micro_batches_));
+  ASSIGN_OR_RETURN(PassResult pass,
+                   runner_.Forward(step, PassMode::kTrain, TokensPerStep(job_.training()),
+                                   micro_batches_));
   RETURN_IF_ERROR(runner_.Backward());
   ActivityScope scope(clock_, Activity::kMoving);
   ASSIGN_OR_RETURN(StepClosed closed, cluster_.parameters().Close(MakeClose(step, cut)));
@@ -135,7 +144,8 @@ void Trainer::Fill(const Batches& batches, int64_t batch) {
   for (size_t i = 0; i < runner_.owned().size(); ++i) {
     for (int32_t wave = 0; wave < waves; ++wave) {
       MicroBatch& micro_batch = micro_batches_[i * waves + wave];
-      batches.Fill(batch, runner_.owned()[i], wave, micro_batch.input, micro_batch.target);
+      batches.Fill(batch, runner_.owned()[i], wave, micro_batch.input,
+                   micro_batch.target);
     }
   }
 }
@@ -183,7 +193,6 @@ v1::ReportStepRequest Trainer::Report(uint64_t step, const PassResult& pass,
 
 absl::Status Trainer::Evaluate(v1::Split split, uint64_t version) {
   const std::span<const int32_t> text = data_.tokens(ToTextSplit(split));
-  if (text.empty()) return absl::OkStatus();
   RETURN_IF_ERROR(Pull(version));
   ASSIGN_OR_RETURN(EvaluationBatches batches,
                    EvaluationBatches::Create(text, ShapeOf(job_.training())));

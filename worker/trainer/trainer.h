@@ -27,24 +27,22 @@ class Trainer {
  public:
   // Everything passed must outlive the trainer. owned: this worker's replicas, ascending.
   // INVALID_ARGUMENT if the text is too short for the job.
-  static absl::StatusOr<std::unique_ptr<Trainer>> Create(Backend& backend, const v1::Job& job,
-                                                         const ModelPlan& plan,
-                                                         const TokenDataset& data,
-                                                         ClusterClient& cluster, Member& member,
-                                                         ActivityClock& clock,
-                                                         std::vector<uint32_t> owned);
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(
+      Backend& backend, const v1::Job& job, const ModelPlan& plan,
+      const TokenDataset& data, ClusterClient& cluster, Member& member,
+      ActivityClock& clock, std::vector<uint32_t> owned);
 
   // Trains from optimizer step `start` to the job's last, with the cuts and evaluations that the
-  // job asks for, and evaluates the test text at the end.
+  // job asks for, and evaluates the test text at the end. Splits that are empty are passed over.
   absl::Status Train(uint64_t start);
-  // Evaluates one split with the parameters of `version` and reports it; an empty split is passed
-  // over.
+  // Evaluates one split with the parameters of `version` and reports it. OUT_OF_RANGE if the split
+  // has fewer than two words.
   absl::Status Evaluate(v1::Split split, uint64_t version);
 
  private:
-  Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan, const TokenDataset& data,
-          ClusterClient& cluster, Member& member, ActivityClock& clock,
-          std::vector<uint32_t> owned, TrainingBatches batches);
+  Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan,
+          const TokenDataset& data, ClusterClient& cluster, Member& member,
+          ActivityClock& clock, std::vector<uint32_t> owned, TrainingBatches batches);
 
   absl::Status RestoreStates(uint64_t version);
   absl::Status Pull(uint64_t version);
@@ -52,9 +50,11 @@ class Trainer {
   // Fills micro_batches_ from one batch of the text.
   template <typename Batches>
   void Fill(const Batches& batches, int64_t batch);
-  v1::ReportStepRequest Report(uint64_t step, const PassResult& pass, double gradient_norm) const;
+  v1::ReportStepRequest Report(uint64_t step, const PassResult& pass,
+                               double gradient_norm) const;
   StepClose MakeClose(uint64_t step, bool cut);
   double RateOf(uint64_t step) const;
+  bool Has(v1::Split split) const;
 
   const v1::Job& job_;
   const ModelPlan& plan_;
