@@ -26,7 +26,8 @@ class Hash {  // FNV-1a on 32-bit words, mixed at the end
     uint64_t x = state_;
     for (int i = 0; i < 2; ++i) x = (x ^ (x >> 32)) * 0xD6E8FEB86659FD93;
     char text[17];
-    std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(x ^ (x >> 32)));
+    std::snprintf(text, sizeof text, "%016llx",
+                  static_cast<unsigned long long>(x ^ (x >> 32)));
     return text;
   }
 
@@ -57,8 +58,8 @@ void AddProducts(Backend& backend, Probe& probe, Hash& hash) {
   struct Shape {
     int64_t m, n, k;
   };
-  for (const Shape& s : {Shape{1, 64, 48}, Shape{4, 96, 64}, Shape{7, 33, 129}, Shape{32, 128, 64},
-                         Shape{65, 72, 400}, Shape{256, 48, 33}}) {
+  for (const Shape& s : {Shape{1, 64, 48}, Shape{4, 96, 64}, Shape{7, 33, 129},
+                         Shape{32, 128, 64}, Shape{65, 72, 400}, Shape{256, 48, 33}}) {
     for (Transpose ta : {Transpose::kNo, Transpose::kYes}) {
       for (Transpose tb : {Transpose::kNo, Transpose::kYes}) {
         const Tensor a =
@@ -110,7 +111,8 @@ void AddElementwise(Backend& backend, Probe& probe, Hash& hash) {
   step.adam.rate = 0.01f;
   step.adam.count = 3;
   backend.OptimizerUpdate(step, n, x.data(), y.data(), m.data(), v.data());
-  for (const Tensor* out : std::initializer_list<const Tensor*>{&y, &m, &v}) hash.Add(*out);
+  for (const Tensor* out : std::initializer_list<const Tensor*>{&y, &m, &v})
+    hash.Add(*out);
 }
 
 void AddGating(Backend& backend, Probe& probe, Hash& hash) {
@@ -149,7 +151,8 @@ void AddGating(Backend& backend, Probe& probe, Hash& hash) {
   const Tensor dload = probe.Make(1, n);
   const Tensor dclean = probe.Make(tokens, n);
   const Tensor draw = probe.Make(tokens, n);
-  backend.NoisyTopKBackward(batch, dgate.data(), dload.data(), dclean.view(), draw.view());
+  backend.NoisyTopKBackward(batch, dgate.data(), dload.data(), dclean.view(),
+                            draw.view());
   hash.Add(dclean);
   hash.Add(draw);
 }
@@ -169,13 +172,15 @@ void AddExperts(Backend& backend, Probe& probe, Hash& hash) {
     const Tensor dx = probe.Make(rows, d);
     const ExpertRows expert{.w1 = w1.data(), .w2 = w2.data(), .begin = 0, .rows = rows};
     backend.ExpertForward({&expert, 1}, x.view(), hidden.view(), y.view());
-    backend.ExpertBackward({&expert, 1}, y.view(), gate.data(), hidden.view(), dgate.data(),
-                           dhidden.view(), dx.view());
+    backend.ExpertBackward({&expert, 1}, y.view(), gate.data(), hidden.view(),
+                           dgate.data(), dhidden.view(), dx.view());
     ExpertUpdate update;
     update.expert = expert;
     update.step.adam.rate = 0.01f;
-    backend.ExpertUpdates({&update, 1}, x.view(), hidden.view(), dhidden.view(), y.view());
-    for (const Tensor* out : {&hidden, &y, &dgate, &dhidden, &dx, &w1, &w2}) hash.Add(*out);
+    backend.ExpertUpdates({&update, 1}, x.view(), hidden.view(), dhidden.view(),
+                          y.view());
+    for (const Tensor* out : {&hidden, &y, &dgate, &dhidden, &dx, &w1, &w2})
+      hash.Add(*out);
   }
 }
 

@@ -45,9 +45,11 @@ inline Blocks MakeBlocks(RandomKey key, uint64_t row, uint64_t first_block) {
     __m256i high0, low0, high1, low1;
     MultiplyWide(x0, multiplier0, high0, low0);
     MultiplyWide(x2, multiplier1, high1, low1);
-    x0 = _mm256_xor_si256(_mm256_xor_si256(high1, x1), _mm256_set1_epi32(static_cast<int>(k0)));
+    x0 = _mm256_xor_si256(_mm256_xor_si256(high1, x1),
+                          _mm256_set1_epi32(static_cast<int>(k0)));
     x1 = low1;
-    x2 = _mm256_xor_si256(_mm256_xor_si256(high0, x3), _mm256_set1_epi32(static_cast<int>(k1)));
+    x2 = _mm256_xor_si256(_mm256_xor_si256(high0, x3),
+                          _mm256_set1_epi32(static_cast<int>(k1)));
     x3 = low0;
     k0 += kPhiloxWeyl0;
     k1 += kPhiloxWeyl1;
@@ -75,7 +77,8 @@ inline void StoreInOrder(const __m256i (&words)[4], T* out) {
 
 // Uniform multiples of 2^-24: in [0, 1) for offset 0, in (0, 1] for offset 1.
 inline __m256 ToUniform(__m256i bits, int offset) {
-  const __m256i integer = _mm256_add_epi32(_mm256_srli_epi32(bits, 8), _mm256_set1_epi32(offset));
+  const __m256i integer =
+      _mm256_add_epi32(_mm256_srli_epi32(bits, 8), _mm256_set1_epi32(offset));
   return _mm256_mul_ps(_mm256_cvtepi32_ps(integer), _mm256_set1_ps(0x1p-24f));
 }
 
@@ -87,12 +90,14 @@ inline __m256 Log(__m256 x) {
   const __m256i exponent =
       _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(0x3F3504F3)), 23);
   const __m256 e = _mm256_cvtepi32_ps(exponent);
-  const __m256 m = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(exponent, 23)));
+  const __m256 m =
+      _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(exponent, 23)));
   const __m256 f = _mm256_sub_ps(m, Constant(1));
   const __m256 z = _mm256_mul_ps(f, f);
   __m256 p = Constant(7.0376836292e-2f);
-  for (float c : {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
-                  -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f}) {
+  for (float c :
+       {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+        -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f}) {
     p = _mm256_fmadd_ps(p, f, Constant(c));
   }
   __m256 y = _mm256_mul_ps(_mm256_mul_ps(f, z), p);
@@ -107,7 +112,8 @@ inline void SinCosTurns(__m256 u, __m256& sine, __m256& cosine) {
   const __m256 rounded =
       _mm256_round_ps(quarters, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m256i q = _mm256_cvtps_epi32(rounded);
-  const __m256 a = _mm256_mul_ps(_mm256_sub_ps(quarters, rounded), Constant(1.57079632679f));
+  const __m256 a =
+      _mm256_mul_ps(_mm256_sub_ps(quarters, rounded), Constant(1.57079632679f));
   const __m256 z = _mm256_mul_ps(a, a);
   __m256 s = Constant(-1.9515295891e-4f);
   s = _mm256_fmadd_ps(s, z, Constant(8.3321608736e-3f));
@@ -158,9 +164,9 @@ void Fill(RandomKey key, uint64_t row, std::span<T> out, Convert convert) {
 RandomKey MakeKey(uint64_t seed, Purpose purpose, const RandomIds& ids) {
   const auto low = [](uint64_t x) { return static_cast<uint32_t>(x); };
   const auto high = [](uint64_t x) { return static_cast<uint32_t>(x >> 32); };
-  const std::array<uint32_t, 4> first =
-      Philox4x32({static_cast<uint32_t>(purpose), ids.layer, low(ids.step), high(ids.step)},
-                 {low(seed), high(seed)});
+  const std::array<uint32_t, 4> first = Philox4x32(
+      {static_cast<uint32_t>(purpose), ids.layer, low(ids.step), high(ids.step)},
+      {low(seed), high(seed)});
   const std::array<uint32_t, 4> second = Philox4x32(
       {ids.wave, ids.replica, low(ids.tensor), high(ids.tensor)}, {first[0], first[1]});
   return {second[0], second[1]};

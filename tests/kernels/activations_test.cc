@@ -78,7 +78,8 @@ TEST_P(ActivationsTest, DropoutOfRateZeroKeepsAll) {
 
 // The sum of h and c, each times a fixed number, after one cell; arguments [gates, c_prev].
 double CellLoss(const std::vector<double>& gates, const std::vector<double>& c_prev,
-                const HostMatrix& dh, const HostMatrix& dc, std::vector<double>* state = nullptr) {
+                const HostMatrix& dh, const HostMatrix& dc,
+                std::vector<double>* state = nullptr) {
   const int64_t units = dh.cols;
   double loss = 0;
   for (int64_t b = 0; b < dh.rows; ++b) {
@@ -103,10 +104,12 @@ TEST_P(ActivationsTest, LstmCell) {
       const HostMatrix c_prev = random.Normal(lanes, units);
       const HostMatrix dh = random.Normal(lanes, units), dc = random.Normal(lanes, units);
       const DeviceMatrix dgates(backend(), gates, gap), dc_prev(backend(), c_prev, gap);
-      const DeviceMatrix c(backend(), lanes, units, gap), tanh_c(backend(), lanes, units, gap);
+      const DeviceMatrix c(backend(), lanes, units, gap),
+          tanh_c(backend(), lanes, units, gap);
       const DeviceMatrix h(backend(), lanes, units, gap);
       const DeviceMatrix ddh(backend(), dh, gap), ddc(backend(), dc, gap);
-      backend().LstmCellForward(dgates.view(), dc_prev.view(), c.view(), tanh_c.view(), h.view());
+      backend().LstmCellForward(dgates.view(), dc_prev.view(), c.view(), tanh_c.view(),
+                                h.view());
       std::vector<double> state;
       CellLoss(Doubles(gates), Doubles(c_prev), dh, dc, &state);
       const HostMatrix got_c = c.Get(), got_t = tanh_c.Get(), got_h = h.Get();
@@ -118,16 +121,21 @@ TEST_P(ActivationsTest, LstmCell) {
       backend().LstmCellBackward(dgates.view(), dc_prev.view(), tanh_c.view(), ddh.view(),
                                  ddc.view(), dgates.view());
       ExpectGradient(
-          [&](const std::vector<double>& x) { return CellLoss(x, Doubles(c_prev), dh, dc); },
+          [&](const std::vector<double>& x) {
+            return CellLoss(x, Doubles(c_prev), dh, dc);
+          },
           gates, dgates.Get(), 2e-6, "gates");
       ExpectGradient(
-          [&](const std::vector<double>& x) { return CellLoss(Doubles(gates), x, dh, dc); },
+          [&](const std::vector<double>& x) {
+            return CellLoss(Doubles(gates), x, dh, dc);
+          },
           c_prev, ddc.Get(), 2e-6, "c_prev");
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, ActivationsTest, testing::ValuesIn(Devices()), DeviceName);
+INSTANTIATE_TEST_SUITE_P(Devices, ActivationsTest, testing::ValuesIn(Devices()),
+                         DeviceName);
 
 }  // namespace
 }  // namespace moe

@@ -43,7 +43,9 @@ class Outputs {
     std::memcpy(bytes.data(), values.data(), bytes.size());
     all_.emplace_back(name, std::move(bytes));
   }
-  void Keep(const std::string& name, const DeviceMatrix& x) { Keep(name, x.Get().values); }
+  void Keep(const std::string& name, const DeviceMatrix& x) {
+    Keep(name, x.Get().values);
+  }
 
   void Products() {
     for (Transpose ta : {Transpose::kNo, Transpose::kYes}) {
@@ -81,12 +83,14 @@ class Outputs {
     Keep("Sigmoid", y);
     backend_.DropoutForward({5, 6}, 0.3f, x.view(), y.view(), x.view());
     Keep("Dropout", x);
-    const DeviceMatrix gates = Make(65, 4 * 203), c_prev = Make(65, 203), c = Make(65, 203);
+    const DeviceMatrix gates = Make(65, 4 * 203), c_prev = Make(65, 203),
+                       c = Make(65, 203);
     const DeviceMatrix tanh_c = Make(65, 203), h = Make(65, 203);
-    backend_.LstmCellForward(gates.view(), c_prev.view(), c.view(), tanh_c.view(), h.view());
+    backend_.LstmCellForward(gates.view(), c_prev.view(), c.view(), tanh_c.view(),
+                             h.view());
     Keep("LstmCellForward", h);
-    backend_.LstmCellBackward(gates.view(), c_prev.view(), tanh_c.view(), h.view(), c.view(),
-                              gates.view());
+    backend_.LstmCellBackward(gates.view(), c_prev.view(), tanh_c.view(), h.view(),
+                              c.view(), gates.view());
     Keep("LstmCellBackward", gates);
     const DeviceMatrix g(backend_, random_.Normal(1, 200003), gap_);
     const DeviceMatrix w(backend_, random_.Normal(1, 200003), gap_);
@@ -107,7 +111,8 @@ class Outputs {
   void Gating() {
     const int64_t tokens = 300, n = 77;
     const int32_t k = 4;
-    const DeviceMatrix clean = Make(tokens, n), raw = Make(tokens, n), noise = Make(tokens, n);
+    const DeviceMatrix clean = Make(tokens, n), raw = Make(tokens, n),
+                       noise = Make(tokens, n);
     const Array<int32_t> expert(backend_, tokens * k), threshold(backend_, tokens * 2);
     const Array<float> gate(backend_, tokens * k);
     const Array<double> importance(backend_, n), load(backend_, n);
@@ -130,7 +135,8 @@ class Outputs {
     const DeviceMatrix dgate(backend_, random_.Normal(tokens, k));
     const DeviceMatrix dload(backend_, random_.Normal(1, n));
     const DeviceMatrix dclean = Make(tokens, n), draw = Make(tokens, n);
-    backend_.NoisyTopKBackward(batch, dgate.data(), dload.data(), dclean.view(), draw.view());
+    backend_.NoisyTopKBackward(batch, dgate.data(), dload.data(), dclean.view(),
+                               draw.view());
     Keep("dclean", dclean);
     Keep("draw", draw);
   }
@@ -151,7 +157,8 @@ class Outputs {
     }
     const DeviceMatrix x = Make(total, d), hidden = Make(total, h), y = Make(total, d);
     const DeviceMatrix dhidden = Make(total, h), dx = Make(total, d);
-    const DeviceMatrix gate(backend_, random_.Normal(1, total)), dgate(backend_, 1, total);
+    const DeviceMatrix gate(backend_, random_.Normal(1, total)),
+        dgate(backend_, 1, total);
     backend_.ExpertForward(experts, x.view(), hidden.view(), y.view());
     Keep("ExpertForward", y);
     backend_.ExpertBackward(experts, y.view(), gate.data(), hidden.view(), dgate.data(),
@@ -160,7 +167,8 @@ class Outputs {
     Keep("dhidden", dhidden);
     Keep("ExpertBackward", dx);
     std::vector<double> sums(2 * experts.size());
-    backend_.ExpertSquareSums(experts, x.view(), hidden.view(), dhidden.view(), y.view(), sums);
+    backend_.ExpertSquareSums(experts, x.view(), hidden.view(), dhidden.view(), y.view(),
+                              sums);
     Keep("ExpertSquareSums", sums);
     backend_.ExpertUpdates(updates, x.view(), hidden.view(), dhidden.view(), y.view());
     for (const DeviceMatrix& w : weights) Keep("ExpertUpdates", w);
@@ -197,7 +205,8 @@ TEST_P(BitsTest, ThreadsAndStridesDontMatter) {
 TEST_P(BitsTest, AFingerprintIsThatOfTheMachineAlone) {
   const std::string fingerprint = NumericsFingerprint(*Make(1));
   EXPECT_EQ(fingerprint.size(), 16u);
-  for (int threads : {1, 2, 3}) EXPECT_EQ(NumericsFingerprint(*Make(threads)), fingerprint);
+  for (int threads : {1, 2, 3})
+    EXPECT_EQ(NumericsFingerprint(*Make(threads)), fingerprint);
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, BitsTest, testing::ValuesIn(Devices()), DeviceName);

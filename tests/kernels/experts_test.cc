@@ -14,8 +14,7 @@ struct Sizes {
 
 // The experts' weights and the rows that they work on.
 struct Batch {
-  Batch(Backend& backend, const Sizes& s)
-      : x(0, 0), dy(0, 0), gate(0, 0) {
+  Batch(Backend& backend, const Sizes& s) : x(0, 0), dy(0, 0), gate(0, 0) {
     // The experts' rows lie in the batch in reverse order, so that order in memory plays no part.
     for (int64_t rows : s.rows) total += rows;
     Random random;
@@ -46,22 +45,25 @@ struct Batch {
 };
 
 const Sizes kSizes[] = {
-    {{1}, 1, 1, 0},        {{7}, 5, 33, 0},      {{3, 0, 1, 9}, 33, 20, 3},
-    {{2, 5, 8}, 64, 96, 1}, {{0, 0}, 8, 8, 0},   {{1200, 3}, 9, 17, 0},
+    {{1}, 1, 1, 0},         {{7}, 5, 33, 0},   {{3, 0, 1, 9}, 33, 20, 3},
+    {{2, 5, 8}, 64, 96, 1}, {{0, 0}, 8, 8, 0}, {{1200, 3}, 9, 17, 0},
     {{5, 40}, 270, 300, 2}};
 
 TEST_P(ExpertsTest, ForwardAndBackward) {
   for (const Sizes& s : kSizes) {
-    SCOPED_TRACE(testing::Message() << s.rows.size() << " experts, d " << s.d << ", h " << s.h);
+    SCOPED_TRACE(testing::Message()
+                 << s.rows.size() << " experts, d " << s.d << ", h " << s.h);
     Batch b(backend(), s);
     const DeviceMatrix x(backend(), b.x, s.gap), dy(backend(), b.dy, s.gap);
     const DeviceMatrix gate(backend(), b.gate);
-    const DeviceMatrix hidden(backend(), b.total, s.h, s.gap), y(backend(), b.total, s.d, s.gap);
-    const DeviceMatrix dgate(backend(), 1, b.total), dhidden(backend(), b.total, s.h, s.gap);
+    const DeviceMatrix hidden(backend(), b.total, s.h, s.gap),
+        y(backend(), b.total, s.d, s.gap);
+    const DeviceMatrix dgate(backend(), 1, b.total),
+        dhidden(backend(), b.total, s.h, s.gap);
     const DeviceMatrix dx(backend(), b.total, s.d, s.gap);
     backend().ExpertForward(b.experts, x.view(), hidden.view(), y.view());
-    backend().ExpertBackward(b.experts, dy.view(), gate.data(), hidden.view(), dgate.data(),
-                             dhidden.view(), dx.view());
+    backend().ExpertBackward(b.experts, dy.view(), gate.data(), hidden.view(),
+                             dgate.data(), dhidden.view(), dx.view());
     const HostMatrix got_hidden = hidden.Get(), got_y = y.Get(), got_dgate = dgate.Get();
     const HostMatrix got_dhidden = dhidden.Get(), got_dx = dx.Get();
     for (size_t e = 0; e < s.rows.size(); ++e) {
@@ -117,19 +119,22 @@ TEST_P(ExpertsTest, BackwardAgreesWithFiniteDifferences) {
   backend().ExpertForward(b.experts, x.view(), hidden.view(), y.view());
   backend().ExpertBackward(b.experts, dy.view(), gate.data(), hidden.view(), dgate.data(),
                            dhidden.view(), dx.view());
-  ExpectGradient([&](const auto& v) { return loss(v, Doubles(b.gate)); }, b.x, dx.Get(), 1e-5,
-                 "x");
-  ExpectGradient([&](const auto& v) { return loss(Doubles(b.x), v); }, b.gate, dgate.Get(), 1e-5,
-                 "gate");
+  ExpectGradient([&](const auto& v) { return loss(v, Doubles(b.gate)); }, b.x, dx.Get(),
+                 1e-5, "x");
+  ExpectGradient([&](const auto& v) { return loss(Doubles(b.x), v); }, b.gate,
+                 dgate.Get(), 1e-5, "gate");
 }
 
 TEST_P(ExpertsTest, UpdatesAndSquareSums) {
   for (const Sizes& s : kSizes) {
-    for (OptimizerStep::Kind kind : {OptimizerStep::Kind::kSgd, OptimizerStep::Kind::kAdam}) {
-      SCOPED_TRACE(testing::Message() << s.rows.size() << " experts, d " << s.d << ", h " << s.h);
+    for (OptimizerStep::Kind kind :
+         {OptimizerStep::Kind::kSgd, OptimizerStep::Kind::kAdam}) {
+      SCOPED_TRACE(testing::Message()
+                   << s.rows.size() << " experts, d " << s.d << ", h " << s.h);
       Batch b(backend(), s);
       Random random(2);
-      const HostMatrix hidden = random.Normal(b.total, s.h), dhidden = random.Normal(b.total, s.h);
+      const HostMatrix hidden = random.Normal(b.total, s.h),
+                       dhidden = random.Normal(b.total, s.h);
       const DeviceMatrix dx(backend(), b.x, s.gap), ddy(backend(), b.dy, s.gap);
       const DeviceMatrix dh(backend(), hidden, s.gap), ddh(backend(), dhidden, s.gap);
       std::vector<DeviceMatrix> m, v;
@@ -154,7 +159,8 @@ TEST_P(ExpertsTest, UpdatesAndSquareSums) {
         updates.push_back(update);
       }
       std::vector<double> sums(2 * s.rows.size(), NAN);
-      backend().ExpertSquareSums(b.experts, dx.view(), dh.view(), ddh.view(), ddy.view(), sums);
+      backend().ExpertSquareSums(b.experts, dx.view(), dh.view(), ddh.view(), ddy.view(),
+                                 sums);
       backend().ExpertUpdates(updates, dx.view(), dh.view(), ddh.view(), ddy.view());
       for (size_t e = 0; e < s.rows.size(); ++e) {
         for (int which : {0, 1}) {
@@ -174,7 +180,8 @@ TEST_P(ExpertsTest, UpdatesAndSquareSums) {
               double step = 0.1 * g;
               if (kind == OptimizerStep::Kind::kAdam) {
                 const double mean = 0.1 * g / (1 - std::pow(0.9, 3));
-                const double v2 = (0.999 * 0.5 + 0.001 * g * g) / (1 - std::pow(0.999, 3));
+                const double v2 =
+                    (0.999 * 0.5 + 0.001 * g * g) / (1 - std::pow(0.999, 3));
                 step = 0.1 * mean / (std::sqrt(v2) + 1e-8);
               }
               if (s.rows[e] == 0) step = 0;

@@ -1,8 +1,9 @@
+#include "common/kernels/cpu/gating.h"
+
 #include <algorithm>
 #include <numeric>
 
 #include "common/kernels/cpu/context.h"
-#include "common/kernels/cpu/gating.h"
 #include "common/kernels/cpu/thread_pool.h"
 #include "common/kernels/cpu/top_k.h"
 #include "tests/kernels/kernel_test.h"
@@ -12,7 +13,9 @@ namespace {
 
 using GatingTest = KernelTest;
 
-double Softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
+double Softplus(double x) {
+  return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x)));
+}
 
 // Gating of T tokens by the formulas, in float64.
 struct Reference {
@@ -67,8 +70,8 @@ struct Reference {
 
 // The arrays of a GateBatch.
 struct Gate {
-  Gate(Backend& backend, const HostMatrix& clean_values, const HostMatrix& raw_values, int32_t k,
-       bool with_noise, int64_t gap)
+  Gate(Backend& backend, const HostMatrix& clean_values, const HostMatrix& raw_values,
+       int32_t k, bool with_noise, int64_t gap)
       : tokens(clean_values.rows),
         n(clean_values.cols),
         clean(backend, clean_values, gap),
@@ -108,10 +111,9 @@ struct Case {
   bool with_noise;
   int64_t gap;
 };
-const Case kCases[] = {
-    {1, 2, 1, true, 0},  {3, 1, 1, true, 0},   {5, 4, 4, true, 0},   {5, 4, 2, false, 3},
-    {7, 9, 3, true, 3},  {40, 33, 4, true, 1}, {6, 70, 17, true, 0}, {6, 70, 17, false, 0},
-    {70, 16, 2, true, 0}};
+const Case kCases[] = {{1, 2, 1, true, 0},   {3, 1, 1, true, 0},    {5, 4, 4, true, 0},
+                       {5, 4, 2, false, 3},  {7, 9, 3, true, 3},    {40, 33, 4, true, 1},
+                       {6, 70, 17, true, 0}, {6, 70, 17, false, 0}, {70, 16, 2, true, 0}};
 
 std::string Name(const Case& s) {
   return std::to_string(s.tokens) + " tokens, " + std::to_string(s.n) + " experts, k " +
@@ -122,7 +124,8 @@ TEST_P(GatingTest, ForwardAgreesWithTheFormulas) {
   for (const Case& s : kCases) {
     SCOPED_TRACE(Name(s));
     Random random;
-    const HostMatrix clean = random.Normal(s.tokens, s.n), raw = random.Normal(s.tokens, s.n);
+    const HostMatrix clean = random.Normal(s.tokens, s.n),
+                     raw = random.Normal(s.tokens, s.n);
     Gate gate(backend(), clean, raw, s.k, s.with_noise, s.gap);
     backend().NoisyTopKForward(gate.batch);
     const HostMatrix noise = gate.noise.Get();
@@ -133,8 +136,8 @@ TEST_P(GatingTest, ForwardAgreesWithTheFormulas) {
         for (int64_t i = 0; i < s.n; ++i) ASSERT_NEAR(noise(t, i), row[i], 1e-5);
       }
     }
-    const Reference reference(Doubles(clean), Doubles(raw), Doubles(noise), s.tokens, s.n, s.k,
-                              s.with_noise);
+    const Reference reference(Doubles(clean), Doubles(raw), Doubles(noise), s.tokens, s.n,
+                              s.k, s.with_noise);
     const std::vector<int32_t> expert = Download(gate.expert);
     EXPECT_EQ(expert, reference.expert);
     EXPECT_EQ(Download(gate.threshold), reference.threshold);
@@ -142,7 +145,8 @@ TEST_P(GatingTest, ForwardAgreesWithTheFormulas) {
     for (size_t i = 0; i < gates.size(); ++i) {
       ASSERT_NEAR(gates[i], reference.gates[i / s.k * s.n + expert[i]], 1e-6);
     }
-    const std::vector<double> importance = Download(gate.importance), load = Download(gate.load);
+    const std::vector<double> importance = Download(gate.importance),
+                              load = Download(gate.load);
     for (int64_t i = 0; i < s.n; ++i) {
       ExpectNear(reference.importance[i], importance[i], 1e-6);
       ExpectNear(reference.load[i], load[i], 3e-6);
@@ -156,7 +160,8 @@ TEST_P(GatingTest, BackwardAgreesWithFiniteDifferences) {
     for (bool use_load : {false, true}) {
       SCOPED_TRACE(Name(s) + (use_load ? ", load" : ""));
       Random random;
-      const HostMatrix clean = random.Normal(s.tokens, s.n), raw = random.Normal(s.tokens, s.n);
+      const HostMatrix clean = random.Normal(s.tokens, s.n),
+                       raw = random.Normal(s.tokens, s.n);
       const HostMatrix value = random.Normal(s.tokens, s.n);  // dL/dG of every expert
       const HostMatrix dload = random.Normal(1, s.n);
       Gate gate(backend(), clean, raw, s.k, s.with_noise, s.gap);
@@ -169,8 +174,9 @@ TEST_P(GatingTest, BackwardAgreesWithFiniteDifferences) {
       const DeviceMatrix ddgate(backend(), dgate), ddload(backend(), dload);
       const DeviceMatrix dclean(backend(), s.tokens, s.n, s.gap);
       const DeviceMatrix draw(backend(), s.tokens, s.n, s.gap);
-      backend().NoisyTopKBackward(gate.batch, ddgate.data(), use_load ? ddload.data() : nullptr,
-                                  dclean.view(), s.with_noise ? draw.view() : Matrix());
+      backend().NoisyTopKBackward(gate.batch, ddgate.data(),
+                                  use_load ? ddload.data() : nullptr, dclean.view(),
+                                  s.with_noise ? draw.view() : Matrix());
       const std::vector<double> noise = Doubles(gate.noise.Get());
       const auto loss = [&](const std::vector<double>& clean_values,
                             const std::vector<double>& raw_values) {
@@ -185,11 +191,12 @@ TEST_P(GatingTest, BackwardAgreesWithFiniteDifferences) {
         }
         return sum;
       };
-      ExpectGradient([&](const std::vector<double>& x) { return loss(x, Doubles(raw)); }, clean,
-                     dclean.Get(), 1e-4, "clean");
+      ExpectGradient([&](const std::vector<double>& x) { return loss(x, Doubles(raw)); },
+                     clean, dclean.Get(), 1e-4, "clean");
       if (!s.with_noise) continue;
-      ExpectGradient([&](const std::vector<double>& x) { return loss(Doubles(clean), x); }, raw,
-                     draw.Get(), 1e-4, "raw");
+      ExpectGradient(
+          [&](const std::vector<double>& x) { return loss(Doubles(clean), x); }, raw,
+          draw.Get(), 1e-4, "raw");
     }
   }
 }
@@ -198,7 +205,8 @@ TEST_P(GatingTest, TiesGoToTheLowerExpert) {
   const HostMatrix clean(3, 50);
   Gate gate(backend(), clean, clean, 4, false, 0);
   backend().NoisyTopKForward(gate.batch);
-  EXPECT_EQ(Download(gate.expert), (std::vector<int32_t>{0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3}));
+  EXPECT_EQ(Download(gate.expert),
+            (std::vector<int32_t>{0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3}));
   EXPECT_EQ(Download(gate.threshold), (std::vector<int32_t>{3, 4, 3, 4, 3, 4}));
   for (float g : Download(gate.gate)) EXPECT_EQ(g, 0.25f);
 }
@@ -210,9 +218,11 @@ TEST_P(GatingTest, VanishingNoiseStaysFinite) {
   std::fill(raw.values.begin(), raw.values.end(), -300.0f);
   Gate gate(backend(), clean, raw, 2, true, 0);
   backend().NoisyTopKForward(gate.batch);
-  const DeviceMatrix dgate(backend(), random.Normal(4, 2)), dload(backend(), random.Normal(1, 20));
+  const DeviceMatrix dgate(backend(), random.Normal(4, 2)),
+      dload(backend(), random.Normal(1, 20));
   const DeviceMatrix dclean(backend(), 4, 20), draw(backend(), 4, 20);
-  backend().NoisyTopKBackward(gate.batch, dgate.data(), dload.data(), dclean.view(), draw.view());
+  backend().NoisyTopKBackward(gate.batch, dgate.data(), dload.data(), dclean.view(),
+                              draw.view());
   EXPECT_TRUE(backend().AllFinite(dclean.view()));
   EXPECT_TRUE(backend().AllFinite(draw.view()));
   double total = 0;

@@ -5,8 +5,8 @@ namespace {
 
 using GemmTest = KernelTest;
 
-void CheckProduct(Backend& backend, Transpose ta, Transpose tb, int64_t m, int64_t n, int64_t k,
-                  float alpha, float beta, int64_t gap) {
+void CheckProduct(Backend& backend, Transpose ta, Transpose tb, int64_t m, int64_t n,
+                  int64_t k, float alpha, float beta, int64_t gap) {
   SCOPED_TRACE(testing::Message() << m << " x " << n << " x " << k << ", transposed "
                                   << (ta == Transpose::kYes) << (tb == Transpose::kYes)
                                   << ", beta " << beta << ", gap " << gap);

@@ -139,8 +139,8 @@ inline std::vector<double> Doubles(const HostMatrix& x) {
 
 // Compares `gradient` with central differences of f, one number of x at a time.
 inline void ExpectGradient(const std::function<double(const std::vector<double>&)>& f,
-                           const HostMatrix& at, const HostMatrix& gradient, double tolerance,
-                           const std::string& what) {
+                           const HostMatrix& at, const HostMatrix& gradient,
+                           double tolerance, const std::string& what) {
   std::vector<double> x = Doubles(at);
   for (size_t i = 0; i < x.size(); ++i) {
     const double before = x[i];

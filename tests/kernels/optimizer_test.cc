@@ -15,7 +15,8 @@ TEST_P(OptimizerTest, Sgd) {
     step.gradient_scale = 2;
     backend().OptimizerUpdate(step, n, dg.data(), dw.data(), nullptr, nullptr);
     const HostMatrix got = dw.Get();
-    for (int64_t i = 0; i < n; ++i) ASSERT_NEAR(got(0, i), w(0, i) - 0.6f * g(0, i), 1e-6);
+    for (int64_t i = 0; i < n; ++i)
+      ASSERT_NEAR(got(0, i), w(0, i) - 0.6f * g(0, i), 1e-6);
   }
 }
 
@@ -51,7 +52,8 @@ TEST_P(OptimizerTest, AdamOverSeveralSteps) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, OptimizerTest, testing::ValuesIn(Devices()), DeviceName);
+INSTANTIATE_TEST_SUITE_P(Devices, OptimizerTest, testing::ValuesIn(Devices()),
+                         DeviceName);
 
 }  // namespace
 }  // namespace moe

@@ -8,7 +8,8 @@ using RowsTest = KernelTest;
 struct Case {
   int64_t rows, cols, gap;
 };
-const Case kCases[] = {{0, 5, 0}, {1, 1, 0}, {7, 33, 0}, {7, 33, 3}, {40, 8, 1}, {300, 257, 2}};
+const Case kCases[] = {{0, 5, 0},  {1, 1, 0},  {7, 33, 0},
+                       {7, 33, 3}, {40, 8, 1}, {300, 257, 2}};
 
 TEST_P(RowsTest, BroadcastRow) {
   for (const Case& s : kCases) {
@@ -77,7 +78,8 @@ TEST_P(RowsTest, Gather) {
     const DeviceMatrix dx(backend(), x, s.gap), dscale(backend(), scale);
     for (bool scaled : {false, true}) {
       const DeviceMatrix out(backend(), s.rows, s.cols, s.gap);
-      backend().GatherRows(dx.view(), index, scaled ? dscale.data() : nullptr, out.view());
+      backend().GatherRows(dx.view(), index, scaled ? dscale.data() : nullptr,
+                           out.view());
       const HostMatrix got = out.Get();
       for (int64_t r = 0; r < s.rows; ++r) {
         for (int64_t c = 0; c < s.cols; ++c) {
@@ -115,8 +117,8 @@ TEST_P(RowsTest, Combine) {
     const DeviceMatrix dx(backend(), x, s.gap), dweight(backend(), weight);
     for (bool weighted : {false, true}) {
       const DeviceMatrix out(backend(), s.rows, s.cols, s.gap);
-      backend().CombineRows(dx.view(), offset, position, weighted ? dweight.data() : nullptr,
-                            out.view());
+      backend().CombineRows(dx.view(), offset, position,
+                            weighted ? dweight.data() : nullptr, out.view());
       const HostMatrix got = out.Get();
       for (int64_t r = 0; r < s.rows; ++r) {
         for (int64_t c = 0; c < s.cols; ++c) {

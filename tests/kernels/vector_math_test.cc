@@ -56,7 +56,8 @@ TEST(VectorMath, Extremes) {
   EXPECT_EQ(Apply(NormalCdf, -INFINITY), 0);
   EXPECT_EQ(Apply(NormalCdf, 1e21f), 1);
   EXPECT_EQ(Apply(NormalPdf, 1e30f), 0);
-  for (Vec (*f)(Vec) : {Exp, Sigmoid, Tanh, NormalCdf}) EXPECT_TRUE(std::isnan(Apply(f, NAN)));
+  for (Vec (*f)(Vec) : {Exp, Sigmoid, Tanh, NormalCdf})
+    EXPECT_TRUE(std::isnan(Apply(f, NAN)));
 }
 
 }  // namespace

@@ -11,7 +11,9 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // elements
 
-bool SameShape(ConstMatrix a, ConstMatrix b) { return a.rows == b.rows && a.cols == b.cols; }
+bool SameShape(ConstMatrix a, ConstMatrix b) {
+  return a.rows == b.rows && a.cols == b.cols;
+}
 
 template <typename Fn>
 void ForRows(const Context& context, ConstMatrix shape, const Fn& fn) {
@@ -30,7 +32,8 @@ void Dropout(const Context& context, RandomKey key, float rate, ConstMatrix x,
   if (y.cols == 0) return;
   const Vec factor = Splat(1 / (1 - rate));
   // An element survives if its uniform number, a multiple of 2^-24, is at least the rate.
-  const int threshold = static_cast<int>(std::lround(static_cast<double>(rate) * (1 << 24)));
+  const int threshold =
+      static_cast<int>(std::lround(static_cast<double>(rate) * (1 << 24)));
   const __m256i last_dropped = _mm256_set1_epi32(threshold - 1);
   const auto row = [&](int64_t r, const uint32_t* bits) {
     const float* from = x.row(r);
@@ -45,7 +48,8 @@ void Dropout(const Context& context, RandomKey key, float rate, ConstMatrix x,
       return _mm256_and_ps(v, _mm256_castsi256_ps(keep));
     };
     if (residual.data == nullptr) {
-      ForLanes(y.cols, [&](auto lanes, int64_t i) { lanes.Store(to + i, masked(lanes, i)); });
+      ForLanes(y.cols,
+               [&](auto lanes, int64_t i) { lanes.Store(to + i, masked(lanes, i)); });
     } else {
       const float* add = residual.row(r);
       ForLanes(y.cols, [&](auto lanes, int64_t i) {
@@ -54,13 +58,14 @@ void Dropout(const Context& context, RandomKey key, float rate, ConstMatrix x,
     }
   };
   if (threshold == 0) return ForRows(context, y, [&](int64_t r) { row(r, nullptr); });
-  ForRanges(context.parallel, y.rows, kGrain / y.cols + 1, [&](int64_t begin, int64_t end) {
-    const Scratch<uint32_t> bits(context.scratch, y.cols + kLanes);
-    for (int64_t r = begin; r < end; ++r) {
-      FillBits(key, r, {bits.data(), static_cast<size_t>(y.cols)});
-      row(r, bits.data());
-    }
-  });
+  ForRanges(context.parallel, y.rows, kGrain / y.cols + 1,
+            [&](int64_t begin, int64_t end) {
+              const Scratch<uint32_t> bits(context.scratch, y.cols + kLanes);
+              for (int64_t r = begin; r < end; ++r) {
+                FillBits(key, r, {bits.data(), static_cast<size_t>(y.cols)});
+                row(r, bits.data());
+              }
+            });
 }
 
 }  // namespace
@@ -70,8 +75,9 @@ void SigmoidForward(const Context& context, ConstMatrix x, Matrix y) {
   ForRows(context, y, [&](int64_t r) {
     const float* from = x.row(r);
     float* to = y.row(r);
-    ForLanes(y.cols,
-             [&](auto lanes, int64_t i) { lanes.Store(to + i, Sigmoid(lanes.Load(from + i))); });
+    ForLanes(y.cols, [&](auto lanes, int64_t i) {
+      lanes.Store(to + i, Sigmoid(lanes.Load(from + i)));
+    });
   });
 }
 

@@ -58,8 +58,8 @@ void CpuBackend::Zero(void* memory, size_t bytes) {
   if (bytes > 0) std::memset(memory, 0, bytes);
 }
 
-void CpuBackend::Gemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a, ConstMatrix b,
-                      float beta, Matrix c) {
+void CpuBackend::Gemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a,
+                      ConstMatrix b, float beta, Matrix c) {
   const FlushDenormals flush;
   cpu::Gemm(context_, ta, tb, alpha, a, b, beta, c);
 }
@@ -89,19 +89,21 @@ bool CpuBackend::AllFinite(ConstMatrix x) {
   return cpu::AllFinite(context_, x);
 }
 
-void CpuBackend::GatherRows(ConstMatrix x, std::span<const int32_t> index, const float* scale,
-                            Matrix out) {
+void CpuBackend::GatherRows(ConstMatrix x, std::span<const int32_t> index,
+                            const float* scale, Matrix out) {
   const FlushDenormals flush;
   cpu::GatherRows(context_, x, index, scale, out);
 }
 
-void CpuBackend::ScatterAddRows(ConstMatrix x, std::span<const int32_t> index, Matrix out) {
+void CpuBackend::ScatterAddRows(ConstMatrix x, std::span<const int32_t> index,
+                                Matrix out) {
   const FlushDenormals flush;
   cpu::ScatterAddRows(context_, x, index, out);
 }
 
 void CpuBackend::CombineRows(ConstMatrix x, std::span<const int32_t> offset,
-                             std::span<const int32_t> position, const float* weight, Matrix out) {
+                             std::span<const int32_t> position, const float* weight,
+                             Matrix out) {
   const FlushDenormals flush;
   cpu::CombineRows(context_, x, offset, position, weight, out);
 }
@@ -116,8 +118,8 @@ void CpuBackend::SigmoidBackward(ConstMatrix y, ConstMatrix dy, Matrix dx) {
   cpu::SigmoidBackward(context_, y, dy, dx);
 }
 
-void CpuBackend::DropoutForward(RandomKey key, float rate, ConstMatrix x, ConstMatrix residual,
-                                Matrix y) {
+void CpuBackend::DropoutForward(RandomKey key, float rate, ConstMatrix x,
+                                ConstMatrix residual, Matrix y) {
   const FlushDenormals flush;
   cpu::DropoutForward(context_, key, rate, x, residual, y);
 }
@@ -127,14 +129,15 @@ void CpuBackend::DropoutBackward(RandomKey key, float rate, ConstMatrix dy, Matr
   cpu::DropoutBackward(context_, key, rate, dy, dx);
 }
 
-void CpuBackend::LstmCellForward(Matrix gates, ConstMatrix c_prev, Matrix c, Matrix tanh_c,
-                                 Matrix h) {
+void CpuBackend::LstmCellForward(Matrix gates, ConstMatrix c_prev, Matrix c,
+                                 Matrix tanh_c, Matrix h) {
   const FlushDenormals flush;
   cpu::LstmCellForward(context_, gates, c_prev, c, tanh_c, h);
 }
 
-void CpuBackend::LstmCellBackward(ConstMatrix gates, ConstMatrix c_prev, ConstMatrix tanh_c,
-                                  ConstMatrix dh, Matrix dc, Matrix dgates) {
+void CpuBackend::LstmCellBackward(ConstMatrix gates, ConstMatrix c_prev,
+                                  ConstMatrix tanh_c, ConstMatrix dh, Matrix dc,
+                                  Matrix dgates) {
   const FlushDenormals flush;
   cpu::LstmCellBackward(context_, gates, c_prev, tanh_c, dh, dc, dgates);
 }
@@ -150,40 +153,41 @@ void CpuBackend::NoisyTopKForward(const GateBatch& batch) {
   cpu::NoisyTopKForward(context_, batch);
 }
 
-void CpuBackend::NoisyTopKBackward(const GateBatch& batch, const float* dgate, const float* dload,
-                                   Matrix dclean, Matrix draw) {
+void CpuBackend::NoisyTopKBackward(const GateBatch& batch, const float* dgate,
+                                   const float* dload, Matrix dclean, Matrix draw) {
   const FlushDenormals flush;
   cpu::NoisyTopKBackward(context_, batch, dgate, dload, dclean, draw);
 }
 
-void CpuBackend::ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x, Matrix hidden,
-                               Matrix y) {
+void CpuBackend::ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x,
+                               Matrix hidden, Matrix y) {
   const FlushDenormals flush;
   cpu::ExpertForward(context_, experts, x, hidden, y);
 }
 
 void CpuBackend::ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix dy,
-                                const float* gate, ConstMatrix hidden, float* dgate, Matrix dhidden,
-                                Matrix dx) {
+                                const float* gate, ConstMatrix hidden, float* dgate,
+                                Matrix dhidden, Matrix dx) {
   const FlushDenormals flush;
   cpu::ExpertBackward(context_, experts, dy, gate, hidden, dgate, dhidden, dx);
 }
 
 void CpuBackend::ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x,
-                               ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy) {
+                               ConstMatrix hidden, ConstMatrix dhidden,
+                               ConstMatrix gated_dy) {
   const FlushDenormals flush;
   cpu::ExpertUpdates(context_, updates, x, hidden, dhidden, gated_dy);
 }
 
 void CpuBackend::ExpertSquareSums(std::span<const ExpertRows> experts, ConstMatrix x,
-                                  ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy,
-                                  std::span<double> sums) {
+                                  ConstMatrix hidden, ConstMatrix dhidden,
+                                  ConstMatrix gated_dy, std::span<double> sums) {
   const FlushDenormals flush;
   cpu::ExpertSquareSums(context_, experts, x, hidden, dhidden, gated_dy, sums);
 }
 
-void CpuBackend::OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g, float* w,
-                                 float* m, float* v) {
+void CpuBackend::OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g,
+                                 float* w, float* m, float* v) {
   const FlushDenormals flush;
   cpu::OptimizerUpdate(context_, step, n, g, w, m, v);
 }

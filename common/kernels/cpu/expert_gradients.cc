@@ -46,8 +46,9 @@ struct Tile {
 // expert that has rows; those with most rows first. A tile may come in several slices of rows, in
 // order and on one thread.
 template <typename Fn>
-void ForTiles(const Context& context, const Gradients& of, std::span<const int64_t> begins,
-              std::span<const int64_t> rows, const Fn& fn) {
+void ForTiles(const Context& context, const Gradients& of,
+              std::span<const int64_t> begins, std::span<const int64_t> rows,
+              const Fn& fn) {
   const int64_t experts = static_cast<int64_t>(rows.size());
   const Scratch<int32_t> order(context.scratch, experts);
   for (int64_t i = 0; i < experts; ++i) {
@@ -115,8 +116,9 @@ struct RowLists {
 
 }  // namespace
 
-void ExpertUpdates(const Context& context, std::span<const ExpertUpdate> updates, ConstMatrix x,
-                   ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy) {
+void ExpertUpdates(const Context& context, std::span<const ExpertUpdate> updates,
+                   ConstMatrix x, ConstMatrix hidden, ConstMatrix dhidden,
+                   ConstMatrix gated_dy) {
   const Gradients gradients = CheckedGradients(x, hidden, dhidden, gated_dy);
   const RowLists lists(context, updates, [](const ExpertUpdate& u) { return u.expert; });
   ForTiles(context, gradients, lists.begin_list(), lists.count_list(),
@@ -136,9 +138,9 @@ void ExpertUpdates(const Context& context, std::span<const ExpertUpdate> updates
            });
 }
 
-void ExpertSquareSums(const Context& context, std::span<const ExpertRows> experts, ConstMatrix x,
-                      ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy,
-                      std::span<double> sums) {
+void ExpertSquareSums(const Context& context, std::span<const ExpertRows> experts,
+                      ConstMatrix x, ConstMatrix hidden, ConstMatrix dhidden,
+                      ConstMatrix gated_dy, std::span<double> sums) {
   Check(sums.size() == 2 * experts.size(), "two sums for each expert");
   const Gradients gradients = CheckedGradients(x, hidden, dhidden, gated_dy);
   const RowLists lists(context, experts, [](const ExpertRows& e) { return e; });

@@ -29,9 +29,11 @@ void CheckRows(const ExpertRows& expert, ConstMatrix batch) {
 
 // Calls fn(expert, block of rows) for all blocks of all experts, longest first.
 template <typename Fn>
-void ForRowBlocks(const Context& context, std::span<const ExpertRows> experts, ConstMatrix batch,
-                  const Fn& fn) {
-  const auto parts = [](const ExpertRows& e) { return (e.rows + kRowBlock - 1) / kRowBlock; };
+void ForRowBlocks(const Context& context, std::span<const ExpertRows> experts,
+                  ConstMatrix batch, const Fn& fn) {
+  const auto parts = [](const ExpertRows& e) {
+    return (e.rows + kRowBlock - 1) / kRowBlock;
+  };
   int64_t count = 0;
   for (const ExpertRows& e : experts) {
     CheckRows(e, batch);
@@ -87,11 +89,12 @@ float GateRow(int64_t h, float gate, const float* hidden, float* u) {
 
 }  // namespace
 
-void ExpertForward(const Context& context, std::span<const ExpertRows> experts, ConstMatrix x,
-                   Matrix hidden, Matrix y) {
+void ExpertForward(const Context& context, std::span<const ExpertRows> experts,
+                   ConstMatrix x, Matrix hidden, Matrix y) {
   const int64_t d = x.cols;
   const int64_t h = hidden.cols;
-  Check(x.rows == hidden.rows && x.rows == y.rows && y.cols == d, "[p, d], [p, h], [p, d]");
+  Check(x.rows == hidden.rows && x.rows == y.rows && y.cols == d,
+        "[p, d], [p, h], [p, d]");
   ForRowBlocks(context, experts, x, [&](const ExpertRows& e, Range rows) {
     const ConstMatrix w1(e.w1, d, h);
     const ConstMatrix w2(e.w2, h, d);
@@ -102,9 +105,9 @@ void ExpertForward(const Context& context, std::span<const ExpertRows> experts, 
   });
 }
 
-void ExpertBackward(const Context& context, std::span<const ExpertRows> experts, ConstMatrix dy,
-                    const float* gate, ConstMatrix hidden, float* dgate, Matrix dhidden,
-                    Matrix dx) {
+void ExpertBackward(const Context& context, std::span<const ExpertRows> experts,
+                    ConstMatrix dy, const float* gate, ConstMatrix hidden, float* dgate,
+                    Matrix dhidden, Matrix dx) {
   const int64_t d = dy.cols;
   const int64_t h = hidden.cols;
   Check(dy.rows == hidden.rows && dy.rows == dhidden.rows && dy.rows == dx.rows &&

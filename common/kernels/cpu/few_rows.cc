@@ -16,8 +16,9 @@ constexpr int64_t kDepth = 8;
 
 // c [kRows, 8 kVectors] (+)= a [kRows, depth] b [depth, 8 kVectors].
 template <int kRows, int kVectors, typename Lanes>
-inline void Panel(Lanes lanes, bool first, int64_t depth, const float* a, int64_t a_stride,
-                  const float* b, int64_t b_stride, float* c, int64_t c_stride) {
+inline void Panel(Lanes lanes, bool first, int64_t depth, const float* a,
+                  int64_t a_stride, const float* b, int64_t b_stride, float* c,
+                  int64_t c_stride) {
   Vec sum[kRows][kVectors];
   for (int r = 0; r < kRows; ++r) {
     for (int v = 0; v < kVectors; ++v) {
@@ -26,20 +27,24 @@ inline void Panel(Lanes lanes, bool first, int64_t depth, const float* a, int64_
   }
   for (int64_t l = 0; l < depth; ++l) {
     Vec weight[kVectors];
-    for (int v = 0; v < kVectors; ++v) weight[v] = lanes.Load(b + l * b_stride + v * kLanes);
+    for (int v = 0; v < kVectors; ++v)
+      weight[v] = lanes.Load(b + l * b_stride + v * kLanes);
     for (int r = 0; r < kRows; ++r) {
       const Vec x = Splat(a[r * a_stride + l]);
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm256_fmadd_ps(x, weight[v], sum[r][v]);
+      for (int v = 0; v < kVectors; ++v)
+        sum[r][v] = _mm256_fmadd_ps(x, weight[v], sum[r][v]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) lanes.Store(c + r * c_stride + v * kLanes, sum[r][v]);
+    for (int v = 0; v < kVectors; ++v)
+      lanes.Store(c + r * c_stride + v * kLanes, sum[r][v]);
   }
 }
 
 // The rows of a and c times rows [l, l + depth) of b.
 template <int kRows>
-void Strip(int64_t l, int64_t depth, ConstMatrix a, ConstMatrix b, Matrix c, bool prefetch) {
+void Strip(int64_t l, int64_t depth, ConstMatrix a, ConstMatrix b, Matrix c,
+           bool prefetch) {
   const float* from = b.row(l);
   int64_t j = 0;
   for (; j + 2 * kLanes <= c.cols; j += 2 * kLanes) {
@@ -63,7 +68,8 @@ void Strip(int64_t l, int64_t depth, ConstMatrix a, ConstMatrix b, Matrix c, boo
 inline Vec SumEach(const Vec (&v)[8]) {
   const Vec a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
   const Vec b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
-  return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20),
+                       _mm256_permute2f128_ps(a, b, 0x31));
 }
 
 // Dot products of kRows rows of a with the rows of b.
@@ -112,17 +118,22 @@ void OuterRows(ConstMatrix a, ConstMatrix b, Matrix c) {
 template <typename Fn>
 void WithRows(int64_t rows, const Fn& fn) {
   switch (rows) {
-    case 1: return fn.template operator()<1>();
-    case 2: return fn.template operator()<2>();
-    case 3: return fn.template operator()<3>();
-    default: return fn.template operator()<4>();
+    case 1:
+      return fn.template operator()<1>();
+    case 2:
+      return fn.template operator()<2>();
+    case 3:
+      return fn.template operator()<3>();
+    default:
+      return fn.template operator()<4>();
   }
 }
 
 }  // namespace
 
 void FewRowsProduct(ConstMatrix a, ConstMatrix b, Matrix c) {
-  Check(a.rows == c.rows && b.cols == c.cols && a.cols == b.rows, "[m, k] [k, n] = [m, n]");
+  Check(a.rows == c.rows && b.cols == c.cols && a.cols == b.rows,
+        "[m, k] [k, n] = [m, n]");
   Check(b.rows > 0, "at least one term");
   for (int64_t l = 0; l < b.rows; l += kDepth) {
     const int64_t depth = std::min(kDepth, b.rows - l);
@@ -137,7 +148,8 @@ void FewRowsProduct(ConstMatrix a, ConstMatrix b, Matrix c) {
 }
 
 void FewRowsProductTransposed(ConstMatrix a, ConstMatrix b, Matrix c) {
-  Check(a.rows == c.rows && b.rows == c.cols && a.cols == b.cols, "[m, k] [n, k]^T = [m, n]");
+  Check(a.rows == c.rows && b.rows == c.cols && a.cols == b.cols,
+        "[m, k] [n, k]^T = [m, n]");
   // Blocks of b stay in the first-level cache for all groups of rows.
   const int64_t block = std::max<int64_t>(8, 4096 / std::max<int64_t>(1, b.cols) / 8 * 8);
   for (int64_t j = 0; j < b.rows; j += block) {
@@ -153,17 +165,27 @@ void FewRowsProductTransposed(ConstMatrix a, ConstMatrix b, Matrix c) {
 }
 
 void FewOuterProducts(ConstMatrix a, ConstMatrix b, Matrix c) {
-  Check(a.rows == b.rows && a.cols == c.rows && b.cols == c.cols, "[p, m]^T [p, n] = [m, n]");
+  Check(a.rows == b.rows && a.cols == c.rows && b.cols == c.cols,
+        "[p, m]^T [p, n] = [m, n]");
   switch (a.rows) {
-    case 1: return OuterRows<1>(a, b, c);
-    case 2: return OuterRows<2>(a, b, c);
-    case 3: return OuterRows<3>(a, b, c);
-    case 4: return OuterRows<4>(a, b, c);
-    case 5: return OuterRows<5>(a, b, c);
-    case 6: return OuterRows<6>(a, b, c);
-    case 7: return OuterRows<7>(a, b, c);
-    case 8: return OuterRows<8>(a, b, c);
-    default: Check(false, "few rows");
+    case 1:
+      return OuterRows<1>(a, b, c);
+    case 2:
+      return OuterRows<2>(a, b, c);
+    case 3:
+      return OuterRows<3>(a, b, c);
+    case 4:
+      return OuterRows<4>(a, b, c);
+    case 5:
+      return OuterRows<5>(a, b, c);
+    case 6:
+      return OuterRows<6>(a, b, c);
+    case 7:
+      return OuterRows<7>(a, b, c);
+    case 8:
+      return OuterRows<8>(a, b, c);
+    default:
+      Check(false, "few rows");
   }
 }
 

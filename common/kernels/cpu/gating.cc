@@ -15,7 +15,9 @@ namespace {
 // Load is summed over the tokens of such a block, then over the blocks, both in order.
 constexpr int64_t kTokenBlock = 32;
 
-bool SmoothLoad(const GateBatch& batch) { return batch.with_noise && batch.k < batch.clean.cols; }
+bool SmoothLoad(const GateBatch& batch) {
+  return batch.with_noise && batch.k < batch.clean.cols;
+}
 
 int64_t Padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
@@ -24,7 +26,8 @@ void CheckBatch(const GateBatch& batch) {
   Check(batch.k >= 1 && batch.k <= clean.cols, "1 <= k <= n");
   if (!batch.with_noise) return;
   Check(batch.raw.rows == clean.rows && batch.raw.cols == clean.cols, "raw is [T, n]");
-  Check(batch.noise.rows == clean.rows && batch.noise.cols == clean.cols, "noise is [T, n]");
+  Check(batch.noise.rows == clean.rows && batch.noise.cols == clean.cols,
+        "noise is [T, n]");
 }
 
 // One token's forward pass; the buffers serve one token after another.
@@ -73,7 +76,8 @@ class ForwardPass {
     for (int64_t j = 0; j < k_; ++j) term[j] = logit[expert[j]];
     double sum = 0;
     ForLanes(k_, [&](auto, int64_t j) {
-      _mm256_storeu_ps(term + j, Exp(_mm256_sub_ps(_mm256_loadu_ps(term + j), Splat(max))));
+      _mm256_storeu_ps(term + j,
+                       Exp(_mm256_sub_ps(_mm256_loadu_ps(term + j), Splat(max))));
     });
     for (int64_t j = 0; j < k_; ++j) sum += term[j];
     for (int64_t j = 0; j < k_; ++j) {
@@ -90,17 +94,18 @@ class ForwardPass {
     // the (k+1)-th for those among them.
     ForLanes(n_, [&](auto lanes, int64_t i) {
       _mm256_storeu_ps(probability + i,
-                       ChosenProbability(lanes.Load(clean + i), _mm256_loadu_ps(scale_ + i),
-                                         Splat(kth_)));
+                       ChosenProbability(lanes.Load(clean + i),
+                                         _mm256_loadu_ps(scale_ + i), Splat(kth_)));
     });
     for (int64_t j = 0; j < k_; ++j) {
       survivor_clean_[j] = clean[expert[j]];
       survivor_scale_[j] = scale_[expert[j]];
     }
     ForLanes(k_, [&](auto, int64_t j) {
-      _mm256_storeu_ps(survivor_clean_ + j,
-                       ChosenProbability(_mm256_loadu_ps(survivor_clean_ + j),
-                                         _mm256_loadu_ps(survivor_scale_ + j), Splat(next_)));
+      _mm256_storeu_ps(
+          survivor_clean_ + j,
+          ChosenProbability(_mm256_loadu_ps(survivor_clean_ + j),
+                            _mm256_loadu_ps(survivor_scale_ + j), Splat(next_)));
     });
     for (int64_t j = 0; j < k_; ++j) probability[expert[j]] = survivor_clean_[j];
     for (int64_t i = 0; i < n_; ++i) load[i] += probability[i];
@@ -204,7 +209,8 @@ class BackwardPass {
  private:
   // H of one expert, as the forward pass made it.
   Vec LogitOf(int64_t t, int32_t i) const {
-    return NoisyLogit(Splat(batch_.clean.row(t)[i]), NoiseScale(Splat(batch_.raw.row(t)[i])).value,
+    return NoisyLogit(Splat(batch_.clean.row(t)[i]),
+                      NoiseScale(Splat(batch_.raw.row(t)[i])).value,
                       Splat(batch_.noise.row(t)[i]));
   }
 
@@ -234,8 +240,8 @@ class BackwardPass {
       factor_[j] = dload_[expert[j]];
     }
     ForLanes(k_, [&](auto lanes, int64_t j) {
-      const ProbabilityGradient gradient(lanes.Load(clean_ + j), lanes.Load(raw_ + j), next,
-                                         lanes.Load(factor_ + j));
+      const ProbabilityGradient gradient(lanes.Load(clean_ + j), lanes.Load(raw_ + j),
+                                         next, lanes.Load(factor_ + j));
       lanes.Store(clean_ + j, gradient.dclean);
       lanes.Store(raw_ + j, gradient.draw);
     });
@@ -254,7 +260,8 @@ class BackwardPass {
   const int64_t k_;
   const Scratch<float> floats_;
   const float* const dload_;
-  float* const outside_;  // [n] dload, with zeros at the survivors while a token is worked on
+  float* const
+      outside_;  // [n] dload, with zeros at the survivors while a token is worked on
   // [k + 1], in the order of batch.expert, then the expert with the (k+1)-th largest H.
   float* const dlogit_;
   float* const clean_;
@@ -279,14 +286,17 @@ void NoisyTopKBackward(const Context& context, const GateBatch& batch, const flo
   const auto same_shape = [&](ConstMatrix x) {
     return x.rows == batch.clean.rows && x.cols == batch.clean.cols;
   };
-  Check(same_shape(dclean) && (!batch.with_noise || same_shape(draw)), "[T, n] gradients");
+  Check(same_shape(dclean) && (!batch.with_noise || same_shape(draw)),
+        "[T, n] gradients");
   if (!SmoothLoad(batch)) dload = nullptr;
-  ForRanges(context.parallel, batch.clean.rows, kTokenBlock, [&](int64_t begin, int64_t end) {
-    BackwardPass pass(context, batch, dload);
-    for (int64_t t = begin; t < end; ++t) {
-      pass.Run(t, dgate + t * batch.k, dclean.row(t), batch.with_noise ? draw.row(t) : nullptr);
-    }
-  });
+  ForRanges(context.parallel, batch.clean.rows, kTokenBlock,
+            [&](int64_t begin, int64_t end) {
+              BackwardPass pass(context, batch, dload);
+              for (int64_t t = begin; t < end; ++t) {
+                pass.Run(t, dgate + t * batch.k, dclean.row(t),
+                         batch.with_noise ? draw.row(t) : nullptr);
+              }
+            });
 }
 
 }  // namespace moe::cpu

@@ -39,8 +39,8 @@ ConstMatrix CutRows(Transpose t, ConstMatrix a, Range range) {
 
 }  // namespace
 
-void Sgemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a, ConstMatrix b, float beta,
-           Matrix c) {
+void Sgemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a, ConstMatrix b,
+           float beta, Matrix c) {
   const bool a_turned = ta == Transpose::kYes;
   const bool b_turned = tb == Transpose::kYes;
   const int64_t m = c.rows;
@@ -52,10 +52,12 @@ void Sgemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a, ConstMatrix b
   if (m == 0 || n == 0) return;
   if (k == 0) return Scale(beta, c);
   const auto stride = [](const auto& x) { return std::max<int64_t>(x.stride, x.cols); };
-  Check(std::max({m, n, k, stride(a), stride(b), stride(c)}) <= INT_MAX, "sizes below 2^31");
-  cblas_sgemm(CblasRowMajor, ToCblas(ta), ToCblas(tb), static_cast<int>(m), static_cast<int>(n),
-              static_cast<int>(k), alpha, a.data, static_cast<int>(stride(a)), b.data,
-              static_cast<int>(stride(b)), beta, c.data, static_cast<int>(stride(c)));
+  Check(std::max({m, n, k, stride(a), stride(b), stride(c)}) <= INT_MAX,
+        "sizes below 2^31");
+  cblas_sgemm(CblasRowMajor, ToCblas(ta), ToCblas(tb), static_cast<int>(m),
+              static_cast<int>(n), static_cast<int>(k), alpha, a.data,
+              static_cast<int>(stride(a)), b.data, static_cast<int>(stride(b)), beta,
+              c.data, static_cast<int>(stride(c)));
 }
 
 void Gemm(const Context& context, Transpose ta, Transpose tb, float alpha, ConstMatrix a,

@@ -22,10 +22,10 @@ Optimizer::Optimizer(const OptimizerStep& step)
       epsilon_(step.adam.epsilon) {
   const double count = static_cast<double>(step.adam.count);
   Check(!adam_ || count >= 1, "updates count from 1");
-  corrected_rate_ = static_cast<float>(
-      rate_ / (1 - std::pow(static_cast<double>(beta1_), count)));
-  root_correction_ = static_cast<float>(
-      1 / std::sqrt(1 - std::pow(static_cast<double>(beta2_), count)));
+  corrected_rate_ =
+      static_cast<float>(rate_ / (1 - std::pow(static_cast<double>(beta1_), count)));
+  root_correction_ =
+      static_cast<float>(1 / std::sqrt(1 - std::pow(static_cast<double>(beta2_), count)));
 }
 
 void Optimizer::Update(int64_t n, const float* g, float* w, float* m, float* v) const {
@@ -41,7 +41,8 @@ void Optimizer::UpdateSgd(int64_t n, const float* g, float* w) const {
   });
 }
 
-void Optimizer::UpdateAdam(int64_t n, const float* g, float* w, float* m, float* v) const {
+void Optimizer::UpdateAdam(int64_t n, const float* g, float* w, float* m,
+                           float* v) const {
   const Vec scale = Splat(gradient_scale_);
   const Vec beta1 = Splat(beta1_);
   const Vec beta2 = Splat(beta2_);
@@ -54,9 +55,11 @@ void Optimizer::UpdateAdam(int64_t n, const float* g, float* w, float* m, float*
     const Vec gradient = _mm256_mul_ps(scale, lanes.Load(g + i));
     const Vec mean =
         _mm256_fmadd_ps(beta1, lanes.Load(m + i), _mm256_mul_ps(rest1, gradient));
-    const Vec square = _mm256_fmadd_ps(
-        beta2, lanes.Load(v + i), _mm256_mul_ps(rest2, _mm256_mul_ps(gradient, gradient)));
-    const Vec denominator = _mm256_fmadd_ps(_mm256_sqrt_ps(square), root_correction, epsilon);
+    const Vec square =
+        _mm256_fmadd_ps(beta2, lanes.Load(v + i),
+                        _mm256_mul_ps(rest2, _mm256_mul_ps(gradient, gradient)));
+    const Vec denominator =
+        _mm256_fmadd_ps(_mm256_sqrt_ps(square), root_correction, epsilon);
     const Vec step = _mm256_div_ps(_mm256_mul_ps(rate, mean), denominator);
     lanes.Store(m + i, mean);
     lanes.Store(v + i, square);
@@ -64,8 +67,8 @@ void Optimizer::UpdateAdam(int64_t n, const float* g, float* w, float* m, float*
   });
 }
 
-void OptimizerUpdate(const Context& context, const OptimizerStep& step, int64_t n, const float* g,
-                     float* w, float* m, float* v) {
+void OptimizerUpdate(const Context& context, const OptimizerStep& step, int64_t n,
+                     const float* g, float* w, float* m, float* v) {
   const Optimizer optimizer(step);
   const bool moments = step.kind == OptimizerStep::Kind::kAdam;
   ForRanges(context.parallel, n, kGrain, [&](int64_t begin, int64_t end) {

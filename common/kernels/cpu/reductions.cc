@@ -20,9 +20,11 @@ int64_t RowGrain(int64_t cols) { return kGrain / std::max<int64_t>(1, cols) + 1;
 
 void BroadcastRow(const Context& context, const float* row, Matrix out) {
   if (out.cols == 0) return;
-  ForRanges(context.parallel, out.rows, RowGrain(out.cols), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) std::memcpy(out.row(r), row, out.cols * sizeof(float));
-  });
+  ForRanges(context.parallel, out.rows, RowGrain(out.cols),
+            [&](int64_t begin, int64_t end) {
+              for (int64_t r = begin; r < end; ++r)
+                std::memcpy(out.row(r), row, out.cols * sizeof(float));
+            });
 }
 
 void AddColumnSums(const Context& context, ConstMatrix x, float* sums) {
@@ -38,7 +40,8 @@ void AddColumnSums(const Context& context, ConstMatrix x, float* sums) {
         const float* row = x.row(r) + column;
         ForLanes(width, [&](auto lanes, int64_t i) {
           Vec sum = _mm256_load_ps(total + i);
-          for (int j = 0; j < 4; ++j) sum = _mm256_add_ps(sum, lanes.Load(row + j * x.stride + i));
+          for (int j = 0; j < 4; ++j)
+            sum = _mm256_add_ps(sum, lanes.Load(row + j * x.stride + i));
           _mm256_store_ps(total + i, sum);
         });
       }
@@ -74,12 +77,13 @@ double SquareSumOfBlock(int64_t n, const float* x) {
 double SquareSum(const Context& context, int64_t n, const float* x) {
   const int64_t blocks = (n + kSquareBlock - 1) / kSquareBlock;
   const Scratch<double> sums(context.scratch, blocks);
-  ForRanges(context.parallel, blocks, kGrain / kSquareBlock, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * kSquareBlock;
-      sums[block] = SquareSumOfBlock(std::min(kSquareBlock, n - first), x + first);
-    }
-  });
+  ForRanges(
+      context.parallel, blocks, kGrain / kSquareBlock, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) {
+          const int64_t first = block * kSquareBlock;
+          sums[block] = SquareSumOfBlock(std::min(kSquareBlock, n - first), x + first);
+        }
+      });
   double total = 0;
   for (int64_t block = 0; block < blocks; ++block) total += sums[block];
   return total;

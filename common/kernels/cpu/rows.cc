@@ -25,18 +25,19 @@ void GatherRows(const Context& context, ConstMatrix x, std::span<const int32_t> 
   Check(x.cols == out.cols, "equal columns");
   CheckIndices(index, x.rows);
   if (out.cols == 0) return;
-  ForRanges(context.parallel, out.rows, kGrain / out.cols + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* from = x.row(index[r]);
-      float* to = out.row(r);
-      if (scale == nullptr) {
-        std::memcpy(to, from, out.cols * sizeof(float));
-      } else {
-        const float factor = scale[r];
-        for (int64_t i = 0; i < out.cols; ++i) to[i] = factor * from[i];
-      }
-    }
-  });
+  ForRanges(context.parallel, out.rows, kGrain / out.cols + 1,
+            [&](int64_t begin, int64_t end) {
+              for (int64_t r = begin; r < end; ++r) {
+                const float* from = x.row(index[r]);
+                float* to = out.row(r);
+                if (scale == nullptr) {
+                  std::memcpy(to, from, out.cols * sizeof(float));
+                } else {
+                  const float factor = scale[r];
+                  for (int64_t i = 0; i < out.cols; ++i) to[i] = factor * from[i];
+                }
+              }
+            });
 }
 
 void ScatterAddRows(const Context& context, ConstMatrix x, std::span<const int32_t> index,
@@ -64,7 +65,8 @@ void CombineRows(const Context& context, ConstMatrix x, std::span<const int32_t>
         "ascending offsets within position");
   CheckIndices(position, x.rows);
   if (out.cols == 0) return;
-  const int64_t terms = 1 + static_cast<int64_t>(position.size()) / std::max<int64_t>(1, out.rows);
+  const int64_t terms =
+      1 + static_cast<int64_t>(position.size()) / std::max<int64_t>(1, out.rows);
   const int64_t grain = kGrain / (out.cols * terms) + 1;
   ForRanges(context.parallel, out.rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {

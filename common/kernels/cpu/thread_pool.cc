@@ -87,7 +87,8 @@ void ThreadPool::Run() {
     if (stop_.load()) return;
     const uint64_t seen = submissions_.load();
     lock.unlock();
-    const bool news = SpinUntil([&] { return submissions_.load() != seen || stop_.load(); });
+    const bool news =
+        SpinUntil([&] { return submissions_.load() != seen || stop_.load(); });
     lock.lock();
     if (news) continue;
     ++sleepers_;
