@@ -23,8 +23,8 @@ PREPARE_TEXT = "worker/data/prepare_text"
 MOECTL = "client/moectl"
 TRAIN_IN_PROCESS = "tests/cluster/train_in_process"
 
-# Seconds. After a fault every process must have ended within FAULT; the others only bound a test that
-# would hang otherwise.
+# Seconds. After a fault every process must have ended within FAULT; PATIENCE only bounds a test that
+# would hang.
 FAULT = 15
 PATIENCE = 120
 
@@ -297,9 +297,9 @@ class TestCase(unittest.TestCase):
         return cluster.result
 
     def assert_failed(self, cluster, since, cause, killed=(), causes=None, statuses=None):
-        """Every process ended in time, by itself, with a status other than 0, and its last line
-        matches `cause`, or the one that `causes` has for its name. `killed` names those that the test
-        killed; `statuses` who may end with another status than 1."""
+        """Every process ended by itself within FAULT of `since`, with status 1 (or the one that
+        `statuses` has for its name), and its last line matches `cause` (or the one in `causes`).
+        `killed` names those that the test killed."""
         cluster.wait_all(FAULT - (time.monotonic() - since))
         report = "\n" + cluster.report()
         for name, process in cluster.processes.items():

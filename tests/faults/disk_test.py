@@ -1,4 +1,4 @@
-"""A disk that fails at a checkpoint ends the job with the cause; the checkpoint before it is good."""
+"""A disk that fails at a checkpoint ends the job with the cause; the one before stays good."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ CLONE_NEWNS = 0x20000
 
 
 def own_mounts():
-    """Gives this process mounts that nobody else sees and that end with it; False if not allowed."""
+    """Gives this process mounts of its own, which end with it; False if that isn't allowed."""
     libc = ctypes.CDLL(None)
     if libc.unshare(CLONE_NEWNS) != 0:
         return False
@@ -43,7 +43,7 @@ class DiskTest(c.TestCase):
     def test_full_disk(self):
         undisturbed = self.undisturbed()
         folder = undisturbed["checkpoint"]
-        size = sum(os.stat(os.path.join(folder, name)).st_blocks * 512 for name in os.listdir(folder))
+        size = sum(os.stat(os.path.join(folder, name)).st_blocks for name in os.listdir(folder)) * 512
         disk = os.path.join(self.root, "disk")
         os.makedirs(disk)
         # Room for one checkpoint, not for two.
@@ -54,8 +54,9 @@ class DiskTest(c.TestCase):
         cluster = self.new_cluster(self.job, checkpoint_dir=os.path.join(disk, "checkpoints"))
         cluster.start(servers=2)
         cluster.await_line("^checkpoint ")
-        self.assert_failed(cluster, time.monotonic(), "%s/step-00000100/.*: No space left on device" %
-                           cluster.checkpoint_dir)
+        self.assert_failed(
+            cluster, time.monotonic(),
+            "%s/step-00000100/.*: No space left on device" % cluster.checkpoint_dir)
         self.assertEqual(cluster.checkpoints(), [EVERY])
         subprocess.run(["mount", "-o", "remount,size=%d" % (size * 4), disk], check=True)
         self.assert_resumes(cluster, undisturbed, cluster.checkpoint_dir)

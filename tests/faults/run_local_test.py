@@ -1,6 +1,6 @@
 """deploy/run_local.sh: wrong options, taken folders, lost processes, Ctrl-C and --resume.
 
-The script runs in a tree of its own that has this build's programs, so it neither installs nor builds.
+The script runs in a tree of its own with this build's programs: it neither installs nor builds.
 """
 
 import json
@@ -51,7 +51,7 @@ class RunLocalTest(c.TestCase):
 
     def start(self, *flags, job_text=None):
         self.runs += 1
-        job_path = os.path.join(self.root, "%s-%d.textproto" % (os.path.basename(self.out), self.runs))
+        job_path = "%s-%d.textproto" % (self.out, self.runs)
         if job_text:
             with open(job_path, "w") as file:
                 file.write(job_text)
@@ -59,12 +59,14 @@ class RunLocalTest(c.TestCase):
         logs = self.new_folder()
         os.makedirs(logs)
         process = c.Process("run_local", [self.script, "--out", self.out] + list(flags), logs)
+
         # If a test fails in the middle: the script stops what it has started.
         def stop():
             if process.status is None:
                 process.send(signal.SIGTERM)
                 process.wait(c.FAULT)
             process.close()
+
         self.addCleanup(stop)
         return process
 
@@ -112,7 +114,7 @@ class RunLocalTest(c.TestCase):
             (["--servers", "0"], "--servers is '0'; it must be a whole number of at least 1"),
             (["--workers=many"], "--workers is 'many'"),
             (["--steps"], "--steps needs a value"),
-            (["--job", "/nowhere.textproto"], "--job: there is no readable file '/nowhere.textproto'"),
+            (["--job", "/nowhere.txt"], "--job: there is no readable file '/nowhere.txt'"),
             (["--text", "/nowhere.txt"], "--text: there is no readable file"),
             (["--data", "/nowhere"], "--data: there is no readable folder"),
             (["--text", self.text, "--data", self.data], "--text and --data exclude each other"),
