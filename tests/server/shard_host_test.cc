@@ -166,6 +166,7 @@ TEST_F(ShardHostTest, PullsWaitForTheirVersion) {
   ASSERT_TRUE(Send("worker/w0", testing::PullOf({"replica/1"}, 1)).ok());
   EXPECT_EQ(sinks_["worker/w0"]->waiting(), 0u);
   SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, 0, replicas); });
+  EXPECT_EQ(Next("worker/w0").close().version(), 1u);
   const v1::ExchangeResponse state = Next("worker/w0");
   EXPECT_EQ(state.pull().version(), 1u);
   EXPECT_EQ(state.pull().shards(0).content(), "state of replica/1 after step 0");
@@ -379,7 +380,7 @@ void SetWord(std::string* bytes, size_t at, uint32_t value) {
 
 constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr absl::StatusCode kPrecondition = absl::StatusCode::kFailedPrecondition;
-constexpr char kWhere[] = "forward step 0 wave 0 layer 1 of replica 1 (worker/w0): ";
+constexpr char kWhere[] = "forward step 0 wave 0 layer 1 of worker/w0: replica 1: ";
 
 std::vector<Refusal> Refusals() {
   return {
@@ -498,12 +499,12 @@ TEST_F(ShardHostTest, RefusesBadBackwardFrames) {
   request.mutable_backward()->mutable_frames(0)->mutable_dy()->pop_back();
   EXPECT_THAT(
       Send("worker/w1", request).message(),
-      HasSubstr("backward step 0 wave 0 layer 1 of replica 2 (worker/w1): dy has "));
+      HasSubstr("backward step 0 wave 0 layer 1 of worker/w1: replica 2: dy has "));
   request = testing::BackwardOf(0, 0, {2});
   SetFloat(request.mutable_backward()->mutable_frames(0)->mutable_dy(), 0, -INFINITY);
   EXPECT_THAT(
       Send("worker/w1", request).message(),
-      HasSubstr("backward step 0 wave 0 layer 1 of replica 2 (worker/w1): dy has a "
+      HasSubstr("backward step 0 wave 0 layer 1 of worker/w1: replica 2: dy has a "
                 "NaN or an infinity"));
   request = testing::BackwardOf(0, 0, {2});
   request.mutable_backward()->mutable_id()->set_mode(v1::MODE_EVALUATE);

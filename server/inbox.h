@@ -1,0 +1,161 @@
+// The receiving half of a generation: checks what workers send against the state of the
+// conversation (expert.proto), decodes it, and joins it over the replicas. What is refused
+// has changed nothing.
+//
+// Thread-safe. Handle is called by those who read from workers, the rest by the engine.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "common/kernels/backend.h"
+#include "proto/moe/v1/expert.pb.h"
+#include "proto/moe/v1/parameter.pb.h"
+#include "server/frames.h"
+#include "server/rendezvous.h"
+#include "server/shard_set.h"
+
+namespace moe {
+
+class Inbox {
+ public:
+  using Forwards = Rendezvous<ForwardInput>;
+  using Backwards = Rendezvous<BackwardInput>;
+  using Closes = Rendezvous<CloseInput>;
+  using Applies = Rendezvous<v1::ApplyRequest>;
+
+  // Gets what is complete, in the order in which it became so; only puts it in a queue.
+  class Work {
+   public:
+    virtual ~Work() = default;
+    virtual void Forward(const RendezvousKey& key, Forwards::Parts parts) = 0;
+    virtual void Backward(const RendezvousKey& key, Backwards::Parts parts) = 0;
+    virtual void Close(const RendezvousKey& key, Closes::Parts parts) = 0;
+    virtual void Apply(const RendezvousKey& key, double scale) = 0;
+    // The shards have the version that is asked for.
+    virtual void Pull(v1::PullRequest pull, std::shared_ptr<ReplySink> sink) = 0;
+  };
+  struct Options {
+    // Member id of this server.
+    std::string server;
+    uint64_t generation = 0;
+    // Steps taken.
+    uint64_t version = 0;
+    uint32_t waves = 1;
+    // [R]: member id of each replica's worker.
+    std::vector<std::string> worker_of;
+  };
+
+  // What is passed by reference outlives the inbox; of the shards it uses what is
+  // constant.
+  Inbox(Backend& backend, const ShardSet& shards, Work& work, Options options);
+
+  // Whether any replica is this member's.
+  bool IsWorker(const std::string& member) const;
+  // A message of `worker` after its Hello; `sink` gets the answer, now or later. An error
+  // says what is wrong with the message. Takes as long as copying and checking does.
+  absl::Status Handle(const std::string& worker, v1::ExchangeRequest request,
+                      const std::shared_ptr<ReplySink>& sink);
+
+  // ---- what the work came to; answers those who sent its parts
+  // replies: [R].
+  void FinishForward(const RendezvousKey& key, std::vector<v1::ForwardReply> replies);
+  void FinishBackward(const RendezvousKey& key, std::vector<v1::BackwardReply> replies);
+  // sums: empty unless an ApplyRequest is awaited.
+  void FinishClose(const RendezvousKey& key,
+                   const std::vector<v1::TensorSquareSum>& sums);
+  void FinishApply(const RendezvousKey& key);
+  // The closed step's square sums are formed; from here on its scale is welcome.
+  void AwaitScale(uint64_t step);
+  // Every shard has applied the step in progress: it is over, and the version is the next.
+  void Advance();
+
+  uint64_t version() const;
+  // What has waited longest for parts that are missing.
+  std::optional<Waiting> Oldest() const;
+  std::shared_ptr<v1::ExchangeResponse> NewResponse() const;
+
+ private:
+  struct PendingPull {
+    absl::Time since;
+    v1::PullRequest pull;
+    std::shared_ptr<ReplySink> sink;
+  };
+  template <typename Part>
+  using NewParts = std::vector<std::shared_ptr<const Part>>;
+
+  absl::Status HandlePull(v1::PullRequest pull, const std::shared_ptr<ReplySink>& sink);
+  absl::Status HandleForward(const std::string& worker, const v1::ForwardRequest& request,
+                             const std::shared_ptr<ReplySink>& sink);
+  absl::Status HandleBackward(const std::string& worker,
+                              const v1::BackwardRequest& request,
+                              const std::shared_ptr<ReplySink>& sink);
+  absl::Status HandleClose(const std::string& worker, v1::CloseRequest request,
+                           const std::shared_ptr<ReplySink>& sink);
+  absl::Status HandleApply(const std::string& worker, const v1::ApplyRequest& request,
+                           const std::shared_ptr<ReplySink>& sink);
+
+  // The way of a message into its rendezvous: unless it came before, `check` (locked) says
+  // whether it may come now, `decode` (not locked) makes its parts, one for each replica,
+  // `check` says whether it still may, and `settle` (locked) whether the parts agree with
+  // the others'. Then it counts, and if it was the last, `complete` (locked) gets all.
+  template <typename Part>
+  absl::Status Admit(Rendezvous<Part>& rendezvous, const RendezvousKey& key,
+                     std::span<const uint32_t> replicas,
+                     const std::shared_ptr<ReplySink>& sink,
+                     const std::function<absl::Status()>& check,
+                     const std::function<absl::StatusOr<NewParts<Part>>()>& decode,
+                     const std::function<absl::Status(const NewParts<Part>&)>& settle,
+                     const std::function<void(NewParts<Part>)>& complete)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // That the replicas exist, ascend, and are the worker's.
+  absl::Status CheckReplicas(const std::string& worker,
+                             std::span<const uint32_t> replicas) const;
+  // That the frame's layer is here and its wave and mode exist.
+  absl::StatusOr<const LayerShape*> CheckFrame(const v1::FrameId& id) const;
+  absl::Status CheckStep(uint64_t step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckNotClosed(uint64_t step, std::span<const uint32_t> replicas) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckForward(const RendezvousKey& key,
+                            std::span<const uint32_t> replicas) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckBackward(const RendezvousKey& key,
+                             std::span<const uint32_t> replicas) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckClose(uint64_t step, std::span<const uint32_t> replicas) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  Backend& backend_;
+  const ShardSet& shards_;
+  Work& work_;
+  const Options options_;
+  const uint32_t replicas_;
+
+  mutable absl::Mutex mutex_;
+  uint64_t version_ ABSL_GUARDED_BY(mutex_);
+  Forwards forward_ ABSL_GUARDED_BY(mutex_);
+  Backwards backward_ ABSL_GUARDED_BY(mutex_);
+  Closes close_ ABSL_GUARDED_BY(mutex_);
+  Applies apply_ ABSL_GUARDED_BY(mutex_);
+  // Rows of the forward frames of the step in progress, [R] each.
+  std::map<RendezvousKey, std::vector<int64_t>> forward_rows_ ABSL_GUARDED_BY(mutex_);
+  // The step that awaits its scale.
+  std::optional<uint64_t> awaits_scale_ ABSL_GUARDED_BY(mutex_);
+  // Evaluations before this one are over.
+  uint64_t evaluation_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<PendingPull> pending_pulls_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace moe
