@@ -23,8 +23,8 @@ PREPARE_TEXT = "worker/data/prepare_text"
 MOECTL = "client/moectl"
 TRAIN_IN_PROCESS = "tests/cluster/train_in_process"
 
-# Seconds. After a fault every process must have ended within FAULT; PATIENCE only bounds a test that
-# would hang.
+# Seconds. After a fault every process must have ended within FAULT; PATIENCE only bounds what would
+# hang.
 FAULT = 15
 PATIENCE = 120
 

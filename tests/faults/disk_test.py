@@ -42,8 +42,7 @@ class DiskTest(c.TestCase):
 
     def test_full_disk(self):
         undisturbed = self.undisturbed()
-        folder = undisturbed["checkpoint"]
-        size = sum(os.stat(os.path.join(folder, name)).st_blocks for name in os.listdir(folder)) * 512
+        size = 512 * sum(file.stat().st_blocks for file in os.scandir(undisturbed["checkpoint"]))
         disk = os.path.join(self.root, "disk")
         os.makedirs(disk)
         # Room for one checkpoint, not for two.
