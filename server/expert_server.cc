@@ -47,11 +47,10 @@ ExpertServer::ExpertServer(Options options, std::unique_ptr<Backend> backend)
     : options_(std::move(options)),
       backend_(std::move(backend)),
       id_(absl::StrCat("server/", options_.name)),
-      shard_service_(
-          {.server = id_,
-           .host = [this] { return host(); },
-           .on_lost = [this](const std::string&,
-                             const absl::Status& why) { OnFailed(Annotate(why, id_)); }}),
+      shard_service_({.server = id_,
+                      .host = [this] { return host(); },
+                      .on_lost = [this](const std::string&,
+                                        const absl::Status& why) { OnFailed(why); }}),
       status_service_(id_, [this] { return host(); }) {}
 
 ExpertServer::~ExpertServer() {
@@ -163,8 +162,9 @@ std::shared_ptr<ShardHost> ExpertServer::host() const {
 void ExpertServer::OnFailed(const absl::Status& cause) {
   // A job that is over anyway ends streams too.
   if (!member_->health().ok()) return;
+  // Workers know whose stream it is.
   shard_service_.GiveUp(cause);
-  member_->Fail(std::string(cause.message()));
+  member_->Fail(absl::StrCat(id_, ": ", std::string(cause.message())));
 }
 
 }  // namespace moe

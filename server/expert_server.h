@@ -63,7 +63,7 @@ class ExpertServer {
   absl::Status Serve();
   absl::StatusOr<std::unique_ptr<ShardHost>> Load(const v1::ClusterState& state);
   std::shared_ptr<ShardHost> host() const;
-  // The generation can't go on.
+  // The generation can't go on; the cause doesn't name this server.
   void OnFailed(const absl::Status& cause);
 
   const Options options_;

@@ -1,7 +1,6 @@
 #include "server/rendezvous.h"
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 
 namespace moe {
@@ -21,8 +20,7 @@ std::string Describe(RendezvousKind kind, const RendezvousKey& key) {
   return absl::StrCat(pass, step, key.step, " wave ", key.wave, " layer ", key.layer);
 }
 
-std::string Describe(const Waiting& waiting, absl::Time now,
-                     std::span<const std::string> worker_of) {
+std::string Describe(const Waiting& waiting, std::span<const std::string> worker_of) {
   std::map<std::string, std::vector<uint32_t>> missing;
   for (uint32_t r : waiting.missing) missing[worker_of[r]].push_back(r);
   const std::string whom =
@@ -31,8 +29,7 @@ std::string Describe(const Waiting& waiting, absl::Time now,
         absl::StrAppend(out, replicas.size() == 1 ? "replica " : "replicas ",
                         absl::StrJoin(replicas, ","), " (", worker, ")");
       });
-  return absl::StrFormat("%.1f s for %s in %s",
-                         absl::ToDoubleSeconds(now - waiting.since), whom, waiting.what);
+  return absl::StrCat(whom, " in ", waiting.what);
 }
 
 }  // namespace moe

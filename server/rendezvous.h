@@ -49,9 +49,8 @@ struct Waiting {
   // Describe().
   std::string what;
 };
-// "3.2 s for replicas 2,3 (worker/w1) in forward step 17 wave 0 layer 1"; worker_of: [R].
-std::string Describe(const Waiting& waiting, absl::Time now,
-                     std::span<const std::string> worker_of);
+// "replicas 2,3 (worker/w1) in forward step 17 wave 0 layer 1"; worker_of: [R].
+std::string Describe(const Waiting& waiting, std::span<const std::string> worker_of);
 
 // All of one kind, by key. Not thread-safe.
 template <typename Part>

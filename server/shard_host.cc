@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
@@ -175,25 +176,25 @@ void ShardHost::OnIdle() {
   const absl::Time now = absl::Now();
   std::string waiting_for;
   if (const std::optional<Waiting> oldest = inbox_.Oldest()) {
-    waiting_for = Describe(*oldest, now, worker_of_);
-    if (now - oldest->since > options_.rendezvous_timeout) {
-      Fail(absl::DeadlineExceededError(absl::StrCat("waited ", waiting_for)));
+    waiting_for = Describe(*oldest, worker_of_);
+    const absl::Duration waited = now - oldest->since;
+    if (waited > options_.rendezvous_timeout) {
+      Fail(absl::DeadlineExceededError(absl::StrFormat(
+          "waited %.1f s for %s", absl::ToDoubleSeconds(waited), waiting_for)));
       return;
     }
-    waiting_for = absl::StrCat("waiting ", waiting_for);
   }
   options_.events.idle(waiting_for, engine_.Times());
 }
 
 void ShardHost::Fail(const absl::Status& cause) {
-  const absl::Status named = Annotate(cause, options_.server);
   {
     absl::MutexLock lock(&mutex_);
     if (!failure_.ok()) return;
-    failure_ = named;
+    failure_ = cause;
   }
-  LOG(ERROR) << named.message();
-  options_.events.failed(named);
+  LOG(ERROR) << options_.server << ": " << cause.message();
+  options_.events.failed(cause);
 }
 
 // ---------------------------------------------------------------- what others may ask
@@ -205,8 +206,7 @@ v1::GetServerStatusResponse ShardHost::Status() const {
   *response.mutable_times() = engine_.Times();
   const absl::Time now = absl::Now();
   if (const std::optional<Waiting> oldest = inbox_.Oldest()) {
-    response.set_waiting_for(
-        absl::StrCat("waiting ", Describe(*oldest, now, worker_of_)));
+    response.set_waiting_for(Describe(*oldest, worker_of_));
     response.set_waiting_seconds(absl::ToDoubleSeconds(now - oldest->since));
   }
   const uint64_t version = inbox_.version();

@@ -35,10 +35,10 @@ class ShardHost : private Inbox::Work {
   struct Events {
     // A shard's file of a cut is on disk.
     std::function<absl::Status(uint64_t step, const v1::ShardFile& file)> shard_written;
-    // The job can't go on; once.
+    // The job can't go on; once. The cause doesn't name the server.
     std::function<void(const absl::Status& cause)> failed;
-    // A few times a second while the engine is idle. waiting_for: empty, or whom it waits
-    // for.
+    // A few times a second while the engine is idle. waiting_for: whom it waits for, and
+    // in what; empty if for nobody.
     std::function<void(const std::string& waiting_for, const v1::MemberTimes& times)>
         idle;
   };

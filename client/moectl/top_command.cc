@@ -82,8 +82,9 @@ class TopCommand final : public ClusterCommand {
         absl::StrAppend(&text, report.status.status().message(), "\n");
       } else if (!report.status->waiting_for().empty()) {
         absl::StrAppend(
-            &text, report.server.server(), " waits for ", report.status->waiting_for(),
-            absl::StrFormat(" since %.1f s\n", report.status->waiting_seconds()));
+            &text, report.server.server(),
+            absl::StrFormat(" has waited %.1f s for ", report.status->waiting_seconds()),
+            report.status->waiting_for(), "\n");
       }
     }
     const std::vector<LayerLoad> layers = LayerLoads(reports);

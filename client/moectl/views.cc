@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "client/moectl/text_table.h"
 #include "common/base/human.h"
@@ -61,7 +62,11 @@ std::string StatusView(const v1::GetClusterStatusResponse& status) {
   Line(&text, "phase",
        absl::StrCat(PhaseName(state.phase()), ", generation ", state.generation()));
   if (!state.failure().empty()) Line(&text, "failure", state.failure());
-  if (!state.waiting_for().empty()) Line(&text, "waiting for", state.waiting_for());
+  if (!state.waiting_for().empty()) {
+    // "waiting for 1 of 2 servers"
+    Line(&text, "waiting for",
+         std::string(absl::StripPrefix(state.waiting_for(), "waiting for ")));
+  }
   if (progress.total_steps() > 0) {
     std::string step =
         absl::StrCat(Count(progress.step()), " of ", Count(progress.total_steps()));

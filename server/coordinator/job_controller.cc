@@ -352,7 +352,7 @@ void JobController::Tick() {
 
 void JobController::Stop(const std::string& cause) {
   absl::MutexLock lock(&mutex_);
-  Fail(cause);
+  End("stopped", cause);
 }
 
 absl::Status JobController::WaitUntilOver() {
@@ -418,14 +418,16 @@ void JobController::EnterPhase(v1::Phase phase) {
   }
 }
 
-void JobController::Fail(const std::string& cause) {
+void JobController::Fail(const std::string& cause) { End("failed", cause); }
+
+void JobController::End(const char* how, const std::string& cause) {
   if (over()) {
     LOG(WARNING) << "after the end of the job: " << cause;
     return;
   }
   failure_ = cause;
   EnterPhase(v1::PHASE_FAILED);
-  progress_.Line(absl::StrCat("failed: ", cause));
+  progress_.Line(absl::StrCat(how, ": ", cause));
 }
 
 void JobController::Advance() {

@@ -95,7 +95,8 @@ class JobController {
 
   // Looks for expired leases and overdue reports; to be called several times a lease.
   void Tick();
-  // Fails the job unless it is over.
+  // Somebody wants no more of it: fails the job, unless it is over, but doesn't call it a
+  // failure.
   void Stop(const std::string& cause);
   // Waits until the job is over and all members that live have been told so, or a lease
   // has passed since. Then OK, or ABORTED with the cause.
@@ -126,6 +127,9 @@ class JobController {
 
   void EnterPhase(v1::Phase phase) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Fail(const std::string& cause) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The job is FAILED from here on; people read "<how>: <cause>".
+  void End(const char* how, const std::string& cause)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartLoading() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void LoseMember(const std::string& id, const std::string& how)

@@ -61,7 +61,7 @@ TEST_F(CoordinatorTest, StopEndsTheWait) {
   EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
   EXPECT_EQ((*coordinator)->summary().phase, v1::PHASE_FAILED);
   coordinator->reset();
-  EXPECT_THAT(progress_.str(), HasSubstr("failed: the coordinator was told to stop\n"));
+  EXPECT_THAT(progress_.str(), HasSubstr("stopped: the coordinator was told to stop\n"));
 }
 
 TEST_F(CoordinatorTest, OneForEachStateFolder) {

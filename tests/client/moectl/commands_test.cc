@@ -206,7 +206,7 @@ TEST(Moectl, AsksClusterAndServers) {
   EXPECT_THAT(cluster.Ask({"experts"}).out, HasSubstr("layer 1: 2 experts, 10 rows"));
   EXPECT_EQ(cluster.Ask({"experts", "--layer=0"}).exit_status, 1);
   EXPECT_THAT(cluster.Ask({"top", "--once"}).out,
-              HasSubstr("server/s0 waits for worker/w0 since 1.5 s\n"));
+              HasSubstr("server/s0 has waited 1.5 s for worker/w0\n"));
 }
 
 TEST(Moectl, JsonParses) {

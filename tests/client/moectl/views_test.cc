@@ -128,6 +128,14 @@ TEST(Views, StatusOfAFailedJobHasTheCause) {
   EXPECT_THAT(text, HasSubstr("failure     server/s1 is lost\n"));
 }
 
+TEST(Views, StatusSaysWhomTheClusterWaitsFor) {
+  v1::GetClusterStatusResponse status;
+  status.mutable_state()->set_phase(v1::PHASE_WAITING);
+  status.mutable_state()->set_waiting_for("waiting for 1 of 2 servers");
+  EXPECT_THAT(StatusView(status), HasSubstr("waiting for 1 of 2 servers\n"));
+  EXPECT_THAT(StatusView(status), Not(HasSubstr("waiting for waiting")));
+}
+
 TEST(Views, Members) {
   const std::string text = MembersView(Running());
   EXPECT_THAT(text, HasSubstr("computing 60 %, waiting 30 %, moving 10 %"));
