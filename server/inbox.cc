@@ -239,8 +239,7 @@ absl::Status Inbox::HandlePull(v1::PullRequest pull,
   } else if (pull.version() == version_ + 1) {
     pending_pulls_.push_back({absl::Now(), std::move(pull), sink});
   } else {
-    return Untimely("version ", pull.version(), " is not to be had: the shards of ",
-                    options_.server, " have version ", version_);
+    return NotToBeHad(pull.version());
   }
   return absl::OkStatus();
 }
@@ -459,6 +458,16 @@ void Inbox::Advance() {
     work_.Pull(std::move(pending.pull), std::move(pending.sink));
   }
   pending_pulls_.clear();
+}
+
+absl::Status Inbox::NotToBeHad(uint64_t version) const {
+  return Untimely("version ", version, " is not to be had: the shards of ",
+                  options_.server, " have version ", version_);
+}
+
+absl::Status Inbox::CheckVersion(uint64_t version) const {
+  absl::MutexLock lock(&mutex_);
+  return version == version_ ? absl::OkStatus() : NotToBeHad(version);
 }
 
 uint64_t Inbox::version() const {

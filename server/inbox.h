@@ -24,6 +24,7 @@
 #include "proto/moe/v1/parameter.pb.h"
 #include "server/frames.h"
 #include "server/rendezvous.h"
+#include "server/reply_sink.h"
 #include "server/shard_set.h"
 
 namespace moe {
@@ -82,6 +83,8 @@ class Inbox {
   void Advance();
 
   uint64_t version() const;
+  // FAILED_PRECONDITION if it isn't the present one.
+  absl::Status CheckVersion(uint64_t version) const;
   // What has waited longest for parts that are missing.
   std::optional<Waiting> Oldest() const;
   std::shared_ptr<v1::ExchangeResponse> NewResponse() const;
@@ -125,6 +128,8 @@ class Inbox {
                              std::span<const uint32_t> replicas) const;
   // That the frame's layer is here and its wave and mode exist.
   absl::StatusOr<const LayerShape*> CheckFrame(const v1::FrameId& id) const;
+  // Of a pull.
+  absl::Status NotToBeHad(uint64_t version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckStep(uint64_t step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckNotClosed(uint64_t step, std::span<const uint32_t> replicas) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -18,15 +18,9 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "proto/moe/v1/expert.pb.h"
+#include "server/reply_sink.h"
 
 namespace moe {
-
-// The receiving end of one worker. Any thread; never blocks.
-class ReplySink {
- public:
-  virtual ~ReplySink() = default;
-  virtual void Send(std::shared_ptr<const v1::ExchangeResponse> response) = 0;
-};
 
 struct RendezvousKey {
   v1::Mode mode = v1::MODE_TRAIN;

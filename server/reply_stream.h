@@ -10,7 +10,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "proto/moe/v1/expert.grpc.pb.h"
-#include "server/rendezvous.h"
+#include "server/reply_sink.h"
 
 namespace moe {
 

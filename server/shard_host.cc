@@ -161,6 +161,11 @@ absl::Status ShardHost::WriteCut(uint64_t version) const {
 }
 
 void ShardHost::AnswerPull(const v1::PullRequest& pull, ReplySink& sink) const {
+  // A step may have been taken since the pull came.
+  if (const absl::Status status = inbox_.CheckVersion(pull.version()); !status.ok()) {
+    sink.Send(FailureResponse(generation(), Annotate(status, "pull")));
+    return;
+  }
   const std::shared_ptr<v1::ExchangeResponse> response = inbox_.NewResponse();
   response->mutable_pull()->set_version(pull.version());
   for (const std::string& shard : pull.shards()) {

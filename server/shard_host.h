@@ -25,6 +25,7 @@
 #include "server/engine.h"
 #include "server/inbox.h"
 #include "server/rendezvous.h"
+#include "server/reply_sink.h"
 #include "server/shard_set.h"
 
 namespace moe {

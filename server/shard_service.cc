@@ -9,18 +9,6 @@
 #include "glog/logging.h"
 
 namespace moe {
-namespace {
-
-std::shared_ptr<const v1::ExchangeResponse> FailureResponse(uint64_t generation,
-                                                            const absl::Status& cause) {
-  auto response = std::make_shared<v1::ExchangeResponse>();
-  response->set_generation(generation);
-  response->mutable_failure()->set_code(cause.raw_code());
-  response->mutable_failure()->set_message(std::string(cause.message()));
-  return response;
-}
-
-}  // namespace
 
 grpc::Status ShardService::Exchange(grpc::ServerContext* context,
                                     ReplyStream::Stream* stream) {

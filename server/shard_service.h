@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "proto/moe/v1/expert.grpc.pb.h"
+#include "server/reply_sink.h"
 #include "server/reply_stream.h"
 #include "server/shard_host.h"
 

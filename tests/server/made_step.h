@@ -14,7 +14,7 @@
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/expert.pb.h"
 #include "proto/moe/v1/job.pb.h"
-#include "server/rendezvous.h"
+#include "server/reply_sink.h"
 
 namespace moe::testing {
 

@@ -7,10 +7,12 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -28,6 +30,9 @@ using testing::kWaves;
 using ::testing::MatchesRegex;
 using testing::RecordingSink;
 using testing::Workers;
+
+constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
+constexpr absl::StatusCode kPrecondition = absl::StatusCode::kFailedPrecondition;
 
 using Digests = std::map<std::string, std::string>;
 
@@ -48,6 +53,7 @@ class ShardHostTest : public ::testing::Test {
     options.rendezvous_timeout = timeout;
     options.events.shard_written = [this](uint64_t step, const v1::ShardFile& file) {
       written_[absl::StrCat(step, " ", file.shard())] = file;
+      if (const auto call = std::exchange(on_written_, nullptr)) call();
       return absl::OkStatus();
     };
     options.events.failed = [this](const absl::Status& cause) {
@@ -132,6 +138,8 @@ class ShardHostTest : public ::testing::Test {
   }
 
   std::map<std::string, v1::ShardFile> written_;
+  // Once, on the engine's thread before the step shows.
+  std::function<void()> on_written_;
   absl::Status failure_;
   absl::Notification failed_;
   std::unique_ptr<Backend> backend_;
@@ -176,6 +184,22 @@ TEST_F(ShardHostTest, PullsWaitForTheirVersion) {
       HasSubstr("version 0 is not to be had: the shards of server/s0 have version 1"));
   EXPECT_THAT(Send("worker/w0", testing::PullOf({"dense/7"}, 1)).message(),
               HasSubstr("no dense or replica shard dense/7 is on server/s0"));
+}
+
+TEST_F(ShardHostTest, APullThatAStepOvertakesIsRefused) {
+  v1::ClusterState state = testing::MadeState(testing::MadeJob());
+  state.set_checkpoint_dir(TempFolder("overtaken"));
+  Load(state, 1);
+  const auto late = std::make_shared<RecordingSink>();
+  on_written_ = [&] {
+    EXPECT_TRUE(host_->Handle("worker/w0", testing::PullOf({"dense/0"}, 0), late).ok());
+  };
+  Step(0, /*reversed=*/false, /*cut=*/true);
+  const v1::ExchangeResponse response = late->Next();
+  EXPECT_EQ(response.failure().code(), static_cast<int>(kPrecondition));
+  EXPECT_THAT(response.failure().message(),
+              HasSubstr("version 0 is not to be had: the shards of server/s0 have "
+                        "version 1"));
 }
 
 TEST_F(ShardHostTest, WhatComesAgainIsAnsweredAgainAndCountsOnce) {
@@ -374,8 +398,6 @@ void SetWord(std::string* bytes, size_t at, uint32_t value) {
   std::memcpy(bytes->data() + at * sizeof(value), &value, sizeof(value));
 }
 
-constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
-constexpr absl::StatusCode kPrecondition = absl::StatusCode::kFailedPrecondition;
 constexpr char kWhere[] = "forward step 0 wave 0 layer 1 of worker/w0: replica 1: ";
 
 std::vector<Refusal> Refusals() {
