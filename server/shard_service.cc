@@ -64,7 +64,7 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
       replies->Send(FailureResponse(generation, over_));
       return over_;
     }
-    streams_.insert(replies);
+    streams_[replies] = generation;
   }
   auto hello = std::make_shared<v1::ExchangeResponse>();
   hello->set_generation(generation);
@@ -109,12 +109,12 @@ absl::Status ShardService::over() const {
 }
 
 void ShardService::GiveUp(const absl::Status& cause) {
-  const std::shared_ptr<ShardHost> host = options_.host();
-  const auto response = FailureResponse(host == nullptr ? 0 : host->generation(), cause);
   absl::MutexLock lock(&mutex_);
   if (!over_.ok()) return;
   over_ = cause;
-  for (const std::shared_ptr<ReplyStream>& stream : streams_) stream->Send(response);
+  for (const auto& [stream, generation] : streams_) {
+    stream->Send(FailureResponse(generation, cause));
+  }
 }
 
 }  // namespace moe

@@ -2,9 +2,10 @@
 // reads, and so does the copying and checking; a ReplyStream writes.
 #pragma once
 
+#include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
-#include <set>
 #include <string>
 
 #include "absl/status/status.h"
@@ -34,7 +35,8 @@ class ShardService : public v1::ShardService::Service {
                         ReplyStream::Stream* stream) override;
 
   // Tells every worker that it's over, and why; new streams are refused, lost ones not
-  // reported.
+  // reported. Any thread: it never holds the host, which joins its engine's thread when
+  // it is destroyed.
   void GiveUp(const absl::Status& cause);
 
  private:
@@ -53,7 +55,8 @@ class ShardService : public v1::ShardService::Service {
   const Options options_;
   mutable absl::Mutex mutex_;
   absl::Status over_ ABSL_GUARDED_BY(mutex_);
-  std::set<std::shared_ptr<ReplyStream>> streams_ ABSL_GUARDED_BY(mutex_);
+  // With the generations that they greeted.
+  std::map<std::shared_ptr<ReplyStream>, uint64_t> streams_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace moe
