@@ -17,6 +17,7 @@
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
 #include "common/job/model_plan.h"
+#include "common/net/channel.h"
 #include "server/coordinator/placement.h"
 
 namespace moe {
@@ -459,7 +460,12 @@ void JobController::StartLoading() {
   if (job_.model().vocabulary() == 0) {
     job_.mutable_model()->set_vocabulary(static_cast<int32_t>(data_.vocabulary()));
   }
-  placement_ = MakePlacement(MakeModelPlan(job_), servers);
+  const ModelPlan plan = MakeModelPlan(job_);
+  if (const absl::Status status = CheckShardSizes(plan, kMaxMessageBytes); !status.ok()) {
+    Fail(std::string(status.message()));
+    return;
+  }
+  placement_ = MakePlacement(plan, servers);
   assignments_ = AssignReplicas(job_.training().replicas(), workers);
   for (const std::string& server : servers) {
     addresses_[server] = members_.Find(server)->registration.address();

@@ -85,6 +85,22 @@ TEST_F(JobControllerTest, GivesOutPlacementAndReplicas) {
   EXPECT_EQ(state.replicas(2).worker(), "worker/b");
 }
 
+TEST_F(JobControllerTest, RefusesShardsThatNoMessageHolds) {
+  options_.job.mutable_model()->set_vocabulary(100'000'000);
+  options_.servers = 1;
+  options_.workers = 1;
+  Create();
+  ASSERT_TRUE(Join("server/a").ok());
+  v1::RegisterRequest worker = Registration("worker/a");
+  worker.mutable_data()->set_vocabulary(100'000'000);
+  ASSERT_TRUE(Join(worker).ok());
+  EXPECT_EQ(State().phase(), v1::PHASE_FAILED);
+  EXPECT_THAT(State().failure(),
+              AllOf(HasSubstr("dense shard dense/0 has 1,6"),
+                    HasSubstr("and a message holds 1,073,740,800: "),
+                    HasSubstr("embedding [100000000, 4] alone is larger")));
+}
+
 TEST_F(JobControllerTest, OlderHeartbeatTakesNothingBack) {
   Create();
   JoinAll();
