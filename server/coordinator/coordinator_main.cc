@@ -50,7 +50,7 @@ ABSL_FLAG(int32_t, lease_ms, 5000,
           "A member that is silent for so many milliseconds is lost, and the job fails.");
 ABSL_FLAG(int32_t, report_timeout_s, 600,
           "How many seconds a worker waits for the others' part of an evaluation or a "
-          "checkpoint "
+          "checkpoint, and how many may pass without any step, evaluation or checkpoint, "
           "before the job fails.");
 ABSL_FLAG(std::string, port_file, "",
           "Write the address to this file once the coordinator listens.");

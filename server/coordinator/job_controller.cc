@@ -26,6 +26,14 @@ namespace {
 // How often a held call looks whether its caller is still there.
 constexpr absl::Duration kLook = absl::Milliseconds(200);
 
+double Work(const v1::MemberTimes& times) { return times.computing() + times.moving(); }
+
+// "computing"
+std::string Doing(const MemberRecord& member) {
+  return member.waiting_for.empty() ? "computing"
+                                    : absl::StrCat("waiting for ", member.waiting_for);
+}
+
 absl::StatusOr<uint64_t> GetCounter(Store& store, const std::string& key) {
   ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store.Get(key));
   uint64_t count = 0;
@@ -152,6 +160,12 @@ absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
   member->ready_generation =
       std::max(member->ready_generation, request.ready_generation());
   member->waiting_for = request.waiting_for();
+  // Servers work for workers alone, so one that does shows that those live; an evaluation
+  // is reported only when it is over.
+  if (member->registration.kind() == v1::MEMBER_KIND_SERVER &&
+      Work(request.times()) > Work(member->times)) {
+    last_progress_ = options_.now();
+  }
   member->times = request.times();
   Advance();
 
@@ -198,7 +212,7 @@ void JobController::FailJob(const v1::FailJobRequest& request) {
 
 absl::Status JobController::ReportStep(const v1::ReportStepRequest& request) {
   absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(CheckReporter(request.member(), v1::MEMBER_KIND_WORKER));
+  RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
   if (request.step() < steps_taken_) return absl::OkStatus();
   ReplicaJoin& join = steps_.try_emplace(request.step(), assignments_).first->second;
   RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
@@ -226,7 +240,7 @@ absl::Status JobController::ReportStep(const v1::ReportStepRequest& request) {
 absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
     const v1::ReportEvaluationRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(CheckReporter(request.member(), v1::MEMBER_KIND_WORKER));
+  RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
   const std::pair<uint64_t, v1::Split> key(request.step(), request.split());
   // Kept to the end: a few per job, and a repetition finds its answer.
   ReplicaJoin& join =
@@ -247,7 +261,7 @@ absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
 
 absl::Status JobController::ReportShardFile(const v1::ReportShardFileRequest& request) {
   absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(CheckReporter(request.member(), v1::MEMBER_KIND_SERVER));
+  RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_SERVER));
   RETURN_IF_ERROR(checkpoint_keeper_.AddShard(request));
   CommitReady();
   return absl::OkStatus();
@@ -256,7 +270,7 @@ absl::Status JobController::ReportShardFile(const v1::ReportShardFileRequest& re
 absl::StatusOr<v1::AwaitCheckpointResponse> JobController::AwaitCheckpoint(
     const v1::AwaitCheckpointRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(CheckReporter(request.member(), v1::MEMBER_KIND_WORKER));
+  RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
   checkpoint_keeper_.AddWaiter(request.member(), request.step());
   if (checkpoint_keeper_.Find(request.step()) == nullptr) {
     awaited_since_.try_emplace(request.step(), options_.now());
@@ -273,7 +287,7 @@ absl::StatusOr<v1::AwaitCheckpointResponse> JobController::AwaitCheckpoint(
 absl::Status JobController::FinishWork(const v1::FinishWorkRequest& request) {
   absl::MutexLock lock(&mutex_);
   if (phase_ == v1::PHASE_FINISHED) return absl::OkStatus();
-  RETURN_IF_ERROR(CheckReporter(request.member(), v1::MEMBER_KIND_WORKER));
+  RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
   members_.Find(request.member())->finished = true;
   for (const std::string& worker : members_.Ids(v1::MEMBER_KIND_WORKER)) {
     if (!members_.Find(worker)->finished) return absl::OkStatus();
@@ -314,6 +328,7 @@ void JobController::Tick() {
   const absl::Duration pause = now - std::exchange(last_tick_, now);
   if (pause > options_.lease / 2) {
     for (auto& [id, member] : members_.members()) member.last_heartbeat += pause;
+    last_progress_ += pause;
     for (auto& [step, since] : awaited_since_) since += pause;
     for (auto& [key, evaluation] : evaluations_) evaluation.since += pause;
   }
@@ -326,12 +341,9 @@ void JobController::Tick() {
   for (const auto& [id, member] : members_.members()) {
     const absl::Duration silence = now - member.last_heartbeat;
     if (silence < options_.lease) continue;
-    lost.emplace_back(
-        id, absl::StrFormat("was lost: no heartbeat for %.1f s; it was last %s",
-                            absl::ToDoubleSeconds(silence),
-                            member.waiting_for.empty()
-                                ? "computing"
-                                : absl::StrCat("waiting for ", member.waiting_for)));
+    lost.emplace_back(id,
+                      absl::StrFormat("was lost: no heartbeat for %.1f s; it was last %s",
+                                      absl::ToDoubleSeconds(silence), Doing(member)));
   }
   for (const auto& [id, how] : lost) LoseMember(id, how);
 
@@ -347,6 +359,11 @@ void JobController::Tick() {
     Fail(absl::StrCat("the checkpoint of step ", step, " has waited ",
                       FormatTimeSpan(options_.report_timeout), " for ",
                       checkpoint_keeper_.Missing(step)));
+  }
+  if (phase_ == v1::PHASE_RUNNING && now - last_progress_ >= options_.report_timeout) {
+    Fail(absl::StrCat("no step, evaluation or checkpoint for ",
+                      FormatTimeSpan(now - last_progress_), "; ", WhatWorkersDo(),
+                      " (if one takes that long, raise --report_timeout_s)"));
   }
   PrintWaiting();
 }
@@ -376,8 +393,7 @@ RunSummary JobController::summary() {
   return Summary();
 }
 
-absl::Status JobController::CheckReporter(const std::string& member,
-                                          v1::MemberKind kind) {
+absl::Status JobController::TakeReport(const std::string& member, v1::MemberKind kind) {
   if (phase_ == v1::PHASE_FAILED) return absl::AbortedError(failure_);
   const MemberRecord* record = members_.Find(member);
   if (record == nullptr || record->registration.kind() != kind) {
@@ -389,6 +405,7 @@ absl::Status JobController::CheckReporter(const std::string& member,
     return absl::FailedPreconditionError(
         absl::StrCat(member, " reported while the job isn't running"));
   }
+  last_progress_ = options_.now();
   return absl::OkStatus();
 }
 
@@ -406,7 +423,7 @@ absl::Status JobController::Hold(const Cancelled& cancelled,
 void JobController::EnterPhase(v1::Phase phase) {
   phase_ = phase;
   LOG(INFO) << "the job " << job_.name() << " enters " << v1::Phase_Name(phase);
-  if (phase == v1::PHASE_RUNNING) running_since_ = options_.now();
+  if (phase == v1::PHASE_RUNNING) running_since_ = last_progress_ = options_.now();
   if (over()) over_since_ = options_.now();
   changed_.SignalAll();
   if (const absl::Status status = Put("job/phase", v1::Phase_Name(phase)); !status.ok()) {
@@ -544,6 +561,15 @@ std::string JobController::WaitingFor() const {
     }
   }
   return absl::StrCat("waiting for ", absl::StrJoin(loading, ", "), " to load shards");
+}
+
+std::string JobController::WhatWorkersDo() const {
+  std::vector<std::string> doings;
+  for (const auto& [id, member] : members_.members()) {
+    if (member.registration.kind() != v1::MEMBER_KIND_WORKER) continue;
+    doings.push_back(absl::StrCat(id, " is ", Doing(member)));
+  }
+  return absl::StrJoin(doings, ", ");
 }
 
 v1::ClusterState JobController::State() const {

@@ -68,7 +68,7 @@ class JobController {
     absl::Duration heartbeat = absl::Milliseconds(500);
     absl::Duration lease = absl::Seconds(5);
     // How long the first worker to report an evaluation or to await a checkpoint waits
-    // for the rest.
+    // for the rest, and how long a job may run without any report.
     absl::Duration report_timeout = absl::Minutes(10);
     std::function<absl::Time()> now;
     std::function<void(const std::string&)> print;
@@ -118,8 +118,8 @@ class JobController {
   bool over() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return phase_ == v1::PHASE_FINISHED || phase_ == v1::PHASE_FAILED;
   }
-  // OK if `member` is one of that kind and the job is running.
-  absl::Status CheckReporter(const std::string& member, v1::MemberKind kind)
+  // How each report begins: OK if `member` is one of that kind and the job is running.
+  absl::Status TakeReport(const std::string& member, v1::MemberKind kind)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Waits until done() or the job is over or `cancelled`.
   absl::Status Hold(const Cancelled& cancelled, const std::function<bool()>& done)
@@ -136,6 +136,8 @@ class JobController {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CommitReady() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string WaitingFor() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // "worker/w0 is computing, worker/w1 is waiting for ..."
+  std::string WhatWorkersDo() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::ClusterState State() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PrintWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PrintSummary() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -153,6 +155,8 @@ class JobController {
   std::string failure_ ABSL_GUARDED_BY(mutex_);
   MemberTable members_ ABSL_GUARDED_BY(mutex_);
   absl::Time last_tick_ ABSL_GUARDED_BY(mutex_);
+  // The last report, or sign of work on one, since RUNNING began.
+  absl::Time last_progress_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   absl::Time running_since_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
   absl::Time over_since_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
 

@@ -321,6 +321,37 @@ TEST_F(JobControllerTest, OverdueEvaluationNamesWhoIsMissing) {
             "the test evaluation after step 2 has waited 20 s for worker/b");
 }
 
+TEST_F(JobControllerTest, AJobThatStandsStillFails) {
+  options_.report_timeout = absl::Seconds(20);
+  StartJob();
+  double served = 0;
+  const auto pass = [&](int seconds, bool servers_work) {
+    for (int i = 0; i < seconds; ++i) {
+      Advance(absl::Seconds(1));
+      ASSERT_TRUE(Beat("server/b").ok());
+      ASSERT_TRUE(Beat("worker/a").ok());
+      ASSERT_TRUE(Beat("worker/b", 0, "the answer of server/a").ok());
+      v1::HeartbeatRequest request;
+      request.set_member("server/a");
+      request.set_incarnation(incarnations_["server/a"]);
+      request.mutable_times()->set_computing(servers_work ? ++served : served);
+      request.mutable_times()->set_waiting(1000 + i);
+      ASSERT_TRUE(controller_->Heartbeat(request, NeverCancelled()).ok());
+    }
+  };
+  pass(15, false);
+  ASSERT_TRUE(controller_->ReportStep(StepReport("worker/a", 0)).ok());
+  pass(15, false);
+  pass(40, true);
+  pass(19, false);
+  ASSERT_EQ(State().phase(), v1::PHASE_RUNNING) << State().failure();
+  Advance(absl::Seconds(1));
+  EXPECT_EQ(State().failure(),
+            "no step, evaluation or checkpoint for 20 s; worker/a is computing, worker/b "
+            "is waiting for the answer of server/a (if one takes that long, raise "
+            "--report_timeout_s)");
+}
+
 class CheckpointTest : public ControllerFixture {
  protected:
   absl::StatusOr<v1::AwaitCheckpointResponse> Cut(uint64_t step,
