@@ -226,8 +226,9 @@ absl::Status JobController::ReportStep(const v1::ReportStepRequest& request) {
   step.learning_rate = request.learning_rate();
   step.balance = join.StepBalance();
   if (!std::isfinite(step.loss_sum)) {
-    Fail(
-        absl::StrCat("training diverged: the loss of step ", step.step, " isn't finite"));
+    // Counted from 0, as workers count.
+    Fail(absl::StrCat("training diverged: the loss of step ", request.step(),
+                      " isn't finite"));
     return absl::OkStatus();
   }
   progress_.Step(step, options_.now());
