@@ -2,11 +2,14 @@
 
 #include <glog/logging.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "common/base/human.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
 #include "common/io/file.h"
@@ -81,8 +84,9 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
 }
 
 CheckpointKeeper::CheckpointKeeper(const v1::Placement& placement,
-                                   std::vector<std::string> workers)
-    : workers_(workers.begin(), workers.end()) {
+                                   std::vector<std::string> workers,
+                                   v1::Manifest manifest)
+    : manifest_(std::move(manifest)), workers_(workers.begin(), workers.end()) {
   for (const v1::ShardPlacement& shard : placement.shards()) {
     server_of_[shard.shard()] = shard.server();
   }
@@ -100,8 +104,12 @@ absl::Status CheckpointKeeper::AddShard(const v1::ReportShardFileRequest& reques
   return absl::OkStatus();
 }
 
-void CheckpointKeeper::AddWaiter(const std::string& worker, uint64_t step) {
-  if (!committed_.contains(step)) cuts_[step].waiters.insert(worker);
+void CheckpointKeeper::AddWaiter(const std::string& worker, uint64_t step,
+                                 absl::Time now) {
+  if (committed_.contains(step)) return;
+  Cut& cut = cuts_[step];
+  cut.waiters.insert(worker);
+  cut.awaited_since = std::min(cut.awaited_since, now);
 }
 
 std::optional<uint64_t> CheckpointKeeper::TakeReady() {
@@ -114,10 +122,12 @@ std::optional<uint64_t> CheckpointKeeper::TakeReady() {
   return std::nullopt;
 }
 
-std::vector<v1::ShardFile> CheckpointKeeper::Shards(uint64_t step) const {
-  std::vector<v1::ShardFile> shards;
-  for (const auto& [id, file] : cuts_.at(step).shards) shards.push_back(file);
-  return shards;
+v1::Manifest CheckpointKeeper::MakeManifest(uint64_t step) const {
+  v1::Manifest manifest = manifest_;
+  manifest.set_step(step);
+  for (const auto& [id, file] : cuts_.at(step).shards) *manifest.add_shards() = file;
+  manifest.set_created_at(absl::ToUnixSeconds(absl::Now()));
+  return manifest;
 }
 
 void CheckpointKeeper::Committed(uint64_t step, const v1::CheckpointStatus& checkpoint) {
@@ -130,19 +140,30 @@ const v1::CheckpointStatus* CheckpointKeeper::Find(uint64_t step) const {
   return found == committed_.end() ? nullptr : &found->second;
 }
 
-std::string CheckpointKeeper::Missing(uint64_t step) const {
-  const auto cut = cuts_.find(step);
+std::string CheckpointKeeper::Missing(const Cut& cut) const {
   std::set<std::string> missing;
   for (const auto& [shard, server] : server_of_) {
-    if (cut == cuts_.end() || !cut->second.shards.contains(shard)) {
+    if (!cut.shards.contains(shard)) {
       missing.insert(absl::StrCat(server, " to write ", shard));
     }
   }
   for (const std::string& worker : workers_) {
-    if (cut == cuts_.end() || !cut->second.waiters.contains(worker))
-      missing.insert(worker);
+    if (!cut.waiters.contains(worker)) missing.insert(worker);
   }
   return absl::StrJoin(missing, ", ");
+}
+
+std::string CheckpointKeeper::Overdue(absl::Time now, absl::Duration timeout) const {
+  for (const auto& [step, cut] : cuts_) {
+    if (cut.taken || now - cut.awaited_since < timeout) continue;
+    return absl::StrCat("the checkpoint of step ", step, " has waited ",
+                        FormatTimeSpan(timeout), " for ", Missing(cut));
+  }
+  return "";
+}
+
+void CheckpointKeeper::Excuse(absl::Duration pause) {
+  for (auto& [step, cut] : cuts_) cut.awaited_since += pause;
 }
 
 }  // namespace moe

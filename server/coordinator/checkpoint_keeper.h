@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "proto/moe/v1/checkpoint.pb.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/status.pb.h"
@@ -34,31 +35,42 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> DescribeCheckpoints(
 class CheckpointKeeper {
  public:
   CheckpointKeeper() = default;
-  CheckpointKeeper(const v1::Placement& placement, std::vector<std::string> workers);
+  // manifest: what all checkpoints' have in common.
+  CheckpointKeeper(const v1::Placement& placement, std::vector<std::string> workers,
+                   v1::Manifest manifest);
 
   // FAILED_PRECONDITION if the shard isn't the sender's. A repetition changes nothing.
   absl::Status AddShard(const v1::ReportShardFileRequest& request);
-  void AddWaiter(const std::string& worker, uint64_t step);
+  void AddWaiter(const std::string& worker, uint64_t step, absl::Time now);
 
   // The oldest step whose checkpoint can be committed now; the caller does so and reports
   // the result. Each step is returned once.
   std::optional<uint64_t> TakeReady();
-  // Shard files of a step that TakeReady returned, ascending by shard.
-  std::vector<v1::ShardFile> Shards(uint64_t step) const;
+  // Of a step that TakeReady returned; without digest and perplexity.
+  v1::Manifest MakeManifest(uint64_t step) const;
   void Committed(uint64_t step, const v1::CheckpointStatus& checkpoint);
   // Null if the step isn't committed.
   const v1::CheckpointStatus* Find(uint64_t step) const;
 
-  // "server/s1 to write dense/0; worker/w2": what step's checkpoint waits for.
-  std::string Missing(uint64_t step) const;
+  // "the checkpoint of step 2 has waited 10 min 0 s for server/s1 to write dense/0,
+  // worker/w2", of one whose first waiter has waited for `timeout`; empty if there is none.
+  std::string Overdue(absl::Time now, absl::Duration timeout) const;
+  // Time that doesn't count.
+  void Excuse(absl::Duration pause);
 
  private:
   struct Cut {
     std::map<std::string, v1::ShardFile> shards;
     std::set<std::string> waiters;
+    // Of the first one.
+    absl::Time awaited_since = absl::InfiniteFuture();
     bool taken = false;
   };
 
+  // What the step's checkpoint waits for.
+  std::string Missing(const Cut& cut) const;
+
+  v1::Manifest manifest_;
   std::map<std::string, std::string> server_of_;  // by shard
   std::set<std::string> workers_;
   std::map<uint64_t, Cut> cuts_;  // by step

@@ -242,10 +242,8 @@ absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
     const v1::ReportEvaluationRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
-  const std::pair<uint64_t, v1::Split> key(request.step(), request.split());
-  // Kept to the end: a few per job, and a repetition finds its answer.
   ReplicaJoin& join =
-      evaluations_.try_emplace(key, assignments_, options_.now()).first->second.join;
+      evaluations_.Join(request.step(), request.split(), assignments_, options_.now());
   const bool was_complete = join.complete();
   RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
   if (join.complete() && !was_complete) {
@@ -272,10 +270,7 @@ absl::StatusOr<v1::AwaitCheckpointResponse> JobController::AwaitCheckpoint(
     const v1::AwaitCheckpointRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
-  checkpoint_keeper_.AddWaiter(request.member(), request.step());
-  if (checkpoint_keeper_.Find(request.step()) == nullptr) {
-    awaited_since_.try_emplace(request.step(), options_.now());
-  }
+  checkpoint_keeper_.AddWaiter(request.member(), request.step(), options_.now());
   CommitReady();
   RETURN_IF_ERROR(Hold(
       cancelled, [&] { return checkpoint_keeper_.Find(request.step()) != nullptr; }));
@@ -294,7 +289,9 @@ absl::Status JobController::FinishWork(const v1::FinishWorkRequest& request) {
     if (!members_.Find(worker)->finished) return absl::OkStatus();
   }
   EnterPhase(v1::PHASE_FINISHED);
-  PrintSummary();
+  for (const std::string& line : SummaryLines(job_.name(), Summary())) {
+    progress_.Line(line);
+  }
   return absl::OkStatus();
 }
 
@@ -330,8 +327,8 @@ void JobController::Tick() {
   if (pause > options_.lease / 2) {
     for (auto& [id, member] : members_.members()) member.last_heartbeat += pause;
     last_progress_ += pause;
-    for (auto& [step, since] : awaited_since_) since += pause;
-    for (auto& [key, evaluation] : evaluations_) evaluation.since += pause;
+    checkpoint_keeper_.Excuse(pause);
+    evaluations_.Excuse(pause);
   }
   if (over()) {
     changed_.SignalAll();
@@ -348,18 +345,10 @@ void JobController::Tick() {
   }
   for (const auto& [id, how] : lost) LoseMember(id, how);
 
-  for (const auto& [key, evaluation] : evaluations_) {
-    if (evaluation.join.complete() || now - evaluation.since < options_.report_timeout)
-      continue;
-    Fail(absl::StrCat("the ", SplitName(key.second), " evaluation after step ", key.first,
-                      " has waited ", FormatTimeSpan(options_.report_timeout), " for ",
-                      absl::StrJoin(evaluation.join.missing(), ", ")));
-  }
-  for (const auto& [step, since] : awaited_since_) {
-    if (now - since < options_.report_timeout) continue;
-    Fail(absl::StrCat("the checkpoint of step ", step, " has waited ",
-                      FormatTimeSpan(options_.report_timeout), " for ",
-                      checkpoint_keeper_.Missing(step)));
+  for (const std::string& overdue :
+       {evaluations_.Overdue(now, options_.report_timeout),
+        checkpoint_keeper_.Overdue(now, options_.report_timeout)}) {
+    if (!overdue.empty()) Fail(overdue);
   }
   if (phase_ == v1::PHASE_RUNNING && now - last_progress_ >= options_.report_timeout) {
     Fail(absl::StrCat("no step, evaluation or checkpoint for ",
@@ -488,7 +477,13 @@ void JobController::StartLoading() {
   for (const std::string& server : servers) {
     addresses_[server] = members_.Find(server)->registration.address();
   }
-  checkpoint_keeper_ = CheckpointKeeper(placement_, workers);
+  v1::Manifest manifest;
+  manifest.set_format_version(kManifestVersion);
+  manifest.set_job_name(job_.name());
+  google::protobuf::TextFormat::PrintToString(job_, manifest.mutable_job());
+  manifest.set_data_sha256(data_.sha256());
+  manifest.set_generation(generation_);
+  checkpoint_keeper_ = CheckpointKeeper(placement_, workers, std::move(manifest));
 
   std::string placement;
   CHECK(google::protobuf::util::MessageToJsonString(placement_, &placement).ok());
@@ -514,28 +509,15 @@ void JobController::LoseMember(const std::string& id, const std::string& how) {
 void JobController::CommitReady() {
   const std::optional<uint64_t> step = checkpoint_keeper_.TakeReady();
   if (!step.has_value()) return;
-  v1::Manifest manifest;
-  manifest.set_format_version(kManifestVersion);
-  manifest.set_job_name(job_.name());
-  google::protobuf::TextFormat::PrintToString(job_, manifest.mutable_job());
-  manifest.set_data_sha256(data_.sha256());
-  manifest.set_step(*step);
-  manifest.set_generation(generation_);
-  for (v1::ShardFile& shard : checkpoint_keeper_.Shards(*step)) {
-    *manifest.add_shards() = std::move(shard);
-  }
-  if (const auto found = evaluations_.find({*step, v1::SPLIT_VALIDATION});
-      found != evaluations_.end() && found->second.join.complete()) {
-    manifest.set_validation_perplexity(found->second.join.perplexity());
-  }
-  manifest.set_created_at(absl::ToUnixSeconds(absl::Now()));
+  v1::Manifest manifest = checkpoint_keeper_.MakeManifest(*step);
+  manifest.set_validation_perplexity(
+      evaluations_.Perplexity(*step, v1::SPLIT_VALIDATION).value_or(0));
 
   // Heartbeats go on while the disk works.
   mutex_.Unlock();
   absl::StatusOr<std::vector<v1::CheckpointStatus>> committed =
       CommitCheckpoint(options_.checkpoint_dir, std::move(manifest));
   mutex_.Lock();
-  awaited_since_.erase(*step);
   if (!committed.ok()) {
     Fail(absl::StrCat("the checkpoint of step ", *step,
                       " failed: ", std::string(committed.status().message())));
@@ -626,31 +608,6 @@ RunSummary JobController::Summary() const {
 void JobController::PrintWaiting() {
   const std::string waiting_for = WaitingFor();
   if (!waiting_for.empty()) progress_.Waiting(waiting_for, options_.now());
-}
-
-void JobController::PrintSummary() {
-  const RunSummary summary = Summary();
-  progress_.Line("");
-  progress_.Line(absl::StrCat("finished ", job_.name(), " after step ", summary.step));
-  const auto perplexity = [&](const char* name, double value) {
-    if (value > 0) progress_.Line(absl::StrFormat("  %-22s%.3f", name, value));
-  };
-  perplexity("test perplexity", summary.test_perplexity);
-  perplexity("validation perplexity", summary.validation_perplexity);
-  for (const v1::BalanceStatus& layer : summary.balance) {
-    progress_.Line(
-        absl::StrFormat("  %-22s%s", "expert balance", FormatBalance({layer})));
-  }
-  if (!summary.digest.empty()) {
-    progress_.Line(absl::StrFormat("  %-22s%s", "parameter digest", summary.digest));
-    progress_.Line(absl::StrFormat("  %-22s%s", "checkpoint", summary.checkpoint));
-  }
-  if (summary.words_per_second > 0) {
-    progress_.Line(absl::StrFormat("  %-22s%s", "words/s (mean)",
-                                   FormatCount(std::llround(summary.words_per_second))));
-  }
-  progress_.Line(absl::StrFormat("  %-22s%s", "time",
-                                 FormatTimeSpan(absl::Seconds(summary.seconds))));
 }
 
 absl::Status JobController::Put(const std::string& key, const std::string& value) {

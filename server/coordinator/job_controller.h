@@ -29,31 +29,15 @@
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/status.pb.h"
 #include "server/coordinator/checkpoint_keeper.h"
+#include "server/coordinator/evaluations.h"
 #include "server/coordinator/member_table.h"
 #include "server/coordinator/progress.h"
 #include "server/coordinator/replica_join.h"
 #include "server/coordinator/restore.h"
+#include "server/coordinator/run_summary.h"
 #include "server/coordinator/store.h"
 
 namespace moe {
-
-// How a run ended.
-struct RunSummary {
-  v1::Phase phase = v1::PHASE_UNSPECIFIED;
-  std::string failure;
-  // 0 if not evaluated.
-  double test_perplexity = 0;
-  double validation_perplexity = 0;
-  // Of the last checkpoint, or of the one evaluated.
-  std::string digest;
-  std::string checkpoint;
-  // Of the last evaluation, or of the last step if there was none.
-  std::vector<v1::BalanceStatus> balance;
-  uint64_t step = 0;
-  double words_per_second = 0;
-  // Since the workers began.
-  double seconds = 0;
-};
 
 class JobController {
  public:
@@ -104,15 +88,6 @@ class JobController {
   RunSummary summary();
 
  private:
-  // One evaluation of one split.
-  struct Evaluation {
-    explicit Evaluation(const std::vector<v1::ReplicaAssignment>& assignments,
-                        absl::Time since)
-        : join(assignments), since(since) {}
-    ReplicaJoin join;
-    absl::Time since;
-  };
-
   JobController(Options options, Store& store);
 
   bool over() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -140,7 +115,6 @@ class JobController {
   std::string WhatWorkersDo() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::ClusterState State() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PrintWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void PrintSummary() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   RunSummary Summary() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Put(const std::string& key, const std::string& value);
 
@@ -168,11 +142,8 @@ class JobController {
 
   std::map<uint64_t, ReplicaJoin> steps_ ABSL_GUARDED_BY(mutex_);  // incomplete ones
   uint64_t steps_taken_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::map<std::pair<uint64_t, v1::Split>, Evaluation> evaluations_
-      ABSL_GUARDED_BY(mutex_);
+  Evaluations evaluations_ ABSL_GUARDED_BY(mutex_);
   CheckpointKeeper checkpoint_keeper_ ABSL_GUARDED_BY(mutex_);
-  // Since when a worker waits, by step.
-  std::map<uint64_t, absl::Time> awaited_since_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::CheckpointStatus> checkpoints_ ABSL_GUARDED_BY(mutex_);
   ProgressReporter progress_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::BalanceStatus> balance_ ABSL_GUARDED_BY(mutex_);
