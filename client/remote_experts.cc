@@ -88,12 +88,10 @@ absl::StatusOr<std::vector<const Reply*>> MatchReplies(
   return matched;
 }
 
-absl::Status CheckBytes(const char* field, size_t bytes, size_t expected,
-                        uint32_t replica, int32_t group) {
+absl::Status CheckBytes(const char* field, size_t bytes, size_t expected) {
   if (bytes == expected) return absl::OkStatus();
   return absl::InternalError(
-      absl::StrFormat("%s has %d bytes instead of %d (replica %d, group %d)", field,
-                      bytes, expected, replica, group));
+      absl::StrFormat("%s has %d bytes instead of %d", field, bytes, expected));
 }
 
 // Where to find one group of one replica: in a reply of its server.
@@ -102,6 +100,30 @@ struct GroupPart {
   const RoutingPlan::Group* plan = nullptr;
   const GroupReply* reply = nullptr;
 };
+// [results][groups]
+template <typename GroupReply>
+using GroupParts = std::vector<std::vector<GroupPart<GroupReply>>>;
+
+// Puts a server's groups into `parts`, each after `check`, which says what is wrong with a
+// group's reply.
+template <typename Reply, typename Result, typename Check, typename GroupReply>
+absl::Status CollectGroups(const google::protobuf::RepeatedPtrField<Reply>& replies,
+                           std::span<const Result> results, int32_t server,
+                           const Check& check, GroupParts<GroupReply>* parts) {
+  ASSIGN_OR_RETURN(const std::vector<const Reply*> matched,
+                   MatchReplies(replies, results, server));
+  for (size_t r = 0; r < results.size(); ++r) {
+    const auto& groups = results[r].plan->servers()[server].groups;
+    for (size_t g = 0; g < groups.size(); ++g) {
+      const GroupReply& reply = matched[r]->groups(static_cast<int>(g));
+      RETURN_IF_ERROR(Annotate(
+          check(groups[g], reply),
+          absl::StrFormat("replica %d, group %d", results[r].replica, groups[g].group)));
+      (*parts)[r][groups[g].group] = {.plan = &groups[g], .reply = &reply};
+    }
+  }
+  return absl::OkStatus();
+}
 
 }  // namespace
 
@@ -162,37 +184,25 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
   const absl::Time deadline = servers_.Deadline();
 
   std::vector<v1::ExchangeResponse> responses;
-  // [results][groups]
-  std::vector<std::vector<GroupPart<v1::GroupOutput>>> parts(
+  GroupParts<v1::GroupOutput> parts(
       results.size(), std::vector<GroupPart<v1::GroupOutput>>(layout.groups));
   const std::vector<int32_t> hosts = HostsOf(id.layer());
   responses.reserve(hosts.size());
   for (const int32_t s : hosts) {
     ASSIGN_OR_RETURN(v1::ExchangeResponse response, servers_.Await(s, key, deadline));
     responses.push_back(std::move(response));
-    const auto collect = [&]() -> absl::Status {
-      ASSIGN_OR_RETURN(const std::vector<const v1::ForwardReply*> replies,
-                       MatchReplies(responses.back().forward().replies(), results, s));
-      for (size_t r = 0; r < results.size(); ++r) {
-        const auto& groups = results[r].plan->servers()[s].groups;
-        for (size_t g = 0; g < groups.size(); ++g) {
-          const v1::GroupOutput& output = replies[r]->groups(static_cast<int>(g));
-          RETURN_IF_ERROR(CheckBytes("y", output.y().size(),
-                                     groups[g].token.size() * d_ * sizeof(float),
-                                     results[r].replica, groups[g].group));
-          if (id.mode() == v1::MODE_TRAIN) {
-            RETURN_IF_ERROR(CheckBytes("importance", output.importance_size(), b,
-                                       results[r].replica, groups[g].group));
-            RETURN_IF_ERROR(CheckBytes("load", output.load_size(), b, results[r].replica,
-                                       groups[g].group));
-          }
-          parts[r][groups[g].group] = {.plan = &groups[g], .reply = &output};
-        }
-      }
-      return absl::OkStatus();
+    const auto check = [&](const RoutingPlan::Group& group,
+                           const v1::GroupOutput& output) -> absl::Status {
+      RETURN_IF_ERROR(
+          CheckBytes("y", output.y().size(), group.token.size() * d_ * sizeof(float)));
+      if (id.mode() != v1::MODE_TRAIN) return absl::OkStatus();
+      RETURN_IF_ERROR(CheckBytes("importance", output.importance_size(), b));
+      return CheckBytes("load", output.load_size(), b);
     };
+    const absl::Status collected =
+        CollectGroups(responses.back().forward().replies(), results, s, check, &parts);
     RETURN_IF_ERROR(
-        Annotate(collect(), absl::StrCat("the answer of ", servers_.streams[s]->peer(),
+        Annotate(collected, absl::StrCat("the answer of ", servers_.streams[s]->peer(),
                                          " to ", Describe(key), " is wrong")));
   }
 
@@ -248,33 +258,24 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
   const absl::Time deadline = servers_.Deadline();
 
   std::vector<v1::ExchangeResponse> responses;
-  std::vector<std::vector<GroupPart<v1::GroupGradient>>> parts(
+  GroupParts<v1::GroupGradient> parts(
       results.size(), std::vector<GroupPart<v1::GroupGradient>>(layout.groups));
   const std::vector<int32_t> hosts = HostsOf(id.layer());
   responses.reserve(hosts.size());
   for (const int32_t s : hosts) {
     ASSIGN_OR_RETURN(v1::ExchangeResponse response, servers_.Await(s, key, deadline));
     responses.push_back(std::move(response));
-    const auto collect = [&]() -> absl::Status {
-      ASSIGN_OR_RETURN(const std::vector<const v1::BackwardReply*> replies,
-                       MatchReplies(responses.back().backward().replies(), results, s));
-      for (size_t r = 0; r < results.size(); ++r) {
-        const auto& groups = results[r].plan->servers()[s].groups;
-        for (size_t g = 0; g < groups.size(); ++g) {
-          const v1::GroupGradient& gradient = replies[r]->groups(static_cast<int>(g));
-          RETURN_IF_ERROR(CheckBytes("dx", gradient.dx().size(),
-                                     groups[g].token.size() * d_ * sizeof(float),
-                                     results[r].replica, groups[g].group));
-          RETURN_IF_ERROR(CheckBytes("dgate", gradient.dgate().size(),
-                                     groups[g].choice.size() * sizeof(float),
-                                     results[r].replica, groups[g].group));
-          parts[r][groups[g].group] = {.plan = &groups[g], .reply = &gradient};
-        }
-      }
-      return absl::OkStatus();
+    const auto check = [&](const RoutingPlan::Group& group,
+                           const v1::GroupGradient& gradient) -> absl::Status {
+      RETURN_IF_ERROR(CheckBytes("dx", gradient.dx().size(),
+                                 group.token.size() * d_ * sizeof(float)));
+      return CheckBytes("dgate", gradient.dgate().size(),
+                        group.choice.size() * sizeof(float));
     };
+    const absl::Status collected =
+        CollectGroups(responses.back().backward().replies(), results, s, check, &parts);
     RETURN_IF_ERROR(
-        Annotate(collect(), absl::StrCat("the answer of ", servers_.streams[s]->peer(),
+        Annotate(collected, absl::StrCat("the answer of ", servers_.streams[s]->peer(),
                                          " to ", Describe(key), " is wrong")));
   }
 

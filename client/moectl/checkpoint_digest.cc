@@ -9,20 +9,6 @@
 #include "common/io/sha256.h"
 
 namespace moe {
-namespace {
-
-absl::StatusOr<Checkpoint> FindCheckpoint(const std::string& path) {
-  absl::StatusOr<v1::Manifest> manifest = ReadManifest(path);
-  if (manifest.ok()) return Checkpoint{.folder = path, .manifest = *std::move(manifest)};
-  if (!absl::IsNotFound(manifest.status())) return manifest.status();
-  ASSIGN_OR_RETURN(std::vector<Checkpoint> checkpoints, ListCheckpoints(path));
-  const Checkpoint* last = LastCheckpoint(checkpoints);
-  if (last == nullptr)
-    return absl::NotFoundError(absl::StrCat(path, ": no checkpoint there"));
-  return *last;
-}
-
-}  // namespace
 
 absl::StatusOr<CheckpointDigest> DigestCheckpoint(const std::string& path) {
   ASSIGN_OR_RETURN(const Checkpoint checkpoint, FindCheckpoint(path));

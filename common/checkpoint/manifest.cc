@@ -175,6 +175,18 @@ absl::StatusOr<std::vector<Checkpoint>> ListCheckpoints(
   return checkpoints;
 }
 
+absl::StatusOr<Checkpoint> FindCheckpoint(const std::string& path) {
+  absl::StatusOr<v1::Manifest> manifest = ReadManifest(path);
+  if (manifest.ok()) return Checkpoint{path, *std::move(manifest)};
+  if (!absl::IsNotFound(manifest.status())) return manifest.status();
+  ASSIGN_OR_RETURN(const std::vector<Checkpoint> checkpoints, ListCheckpoints(path));
+  const Checkpoint* last = LastCheckpoint(checkpoints);
+  if (last == nullptr) {
+    return absl::NotFoundError(absl::StrCat(path, " holds no checkpoint"));
+  }
+  return *last;
+}
+
 absl::StatusOr<std::vector<std::string>> ListUncommitted(
     const std::string& checkpoint_dir) {
   ASSIGN_OR_RETURN(const std::vector<StepFolder> folders,

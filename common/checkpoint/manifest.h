@@ -49,6 +49,9 @@ absl::Status VerifyContents(const std::string& folder, const v1::Manifest& manif
 // such folder.
 absl::StatusOr<std::vector<Checkpoint>> ListCheckpoints(
     const std::string& checkpoint_dir);
+// path: a checkpoint's own folder, or a folder of checkpoints, of which the last one is
+// taken. NOT_FOUND if there is none.
+absl::StatusOr<Checkpoint> FindCheckpoint(const std::string& path);
 // Step folders without a manifest: what a cut that was never committed left, ascending by
 // step.
 absl::StatusOr<std::vector<std::string>> ListUncommitted(

@@ -3,7 +3,7 @@
 #include <google/protobuf/text_format.h>
 #include <google/protobuf/util/message_differencer.h>
 
-#include <filesystem>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -14,19 +14,10 @@
 namespace moe {
 
 absl::StatusOr<RestorePoint> FindRestorePoint(const std::string& path) {
-  RestorePoint point;
-  std::error_code ignored;
-  if (std::filesystem::exists(ManifestPath(path), ignored)) {
-    point.folder = path;
-    ASSIGN_OR_RETURN(point.manifest, ReadManifest(path));
-  } else {
-    ASSIGN_OR_RETURN(const std::vector<Checkpoint> checkpoints, ListCheckpoints(path));
-    const Checkpoint* last = LastCheckpoint(checkpoints);
-    if (last == nullptr)
-      return absl::NotFoundError(absl::StrCat(path, " holds no checkpoint"));
-    point.folder = last->folder;
-    point.manifest = last->manifest;
-  }
+  ASSIGN_OR_RETURN(Checkpoint checkpoint, FindCheckpoint(path));
+  RestorePoint point = {.folder = std::move(checkpoint.folder),
+                        .manifest = std::move(checkpoint.manifest),
+                        .job = {}};
   RETURN_IF_ERROR(VerifyContents(point.folder, point.manifest));
   if (!google::protobuf::TextFormat::ParseFromString(point.manifest.job(), &point.job)) {
     return absl::DataLossError(
