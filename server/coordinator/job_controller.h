@@ -2,10 +2,11 @@
 //
 //   WAITING   members register. One that leaves or is lost is forgotten.
 //   LOADING   all are there; placement and assignment are fixed; servers make their
-//   shards. RUNNING   all servers have reported this generation's shards; workers train.
+//             shards.
+//   RUNNING   all servers have reported this generation's shards; workers train.
 //   FINISHED  all workers have finished their work.
-//   FAILED    a member was lost, left or reported that it can't go on; the first cause
-//   stands.
+//   FAILED    a member was lost, left or reported that it can't go on, or nobody reported
+//             anything for too long; the first cause stands.
 //
 // The methods are the RPCs of CoordinatorService without gRPC. All are thread-safe; those
 // that wait return CANCELLED when `cancelled` turns true, and ABORTED with the cause when

@@ -7,8 +7,7 @@
 //
 //   job/name, job/phase, job/generation     the job that ran last, and how far it came
 //   job/placement                           Placement, in protobuf's JSON form
-//   members/<kind>/<name>                   the last incarnation given out under that
-//   name
+//   members/<kind>/<name>                   the last incarnation given out under that name
 #pragma once
 
 #include <cstdint>
