@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/flags/flag.h"
+#include "common/base/allocator.h"
 #include "common/base/program.h"
 #include "common/job/job_file.h"
 #include "nlohmann/json.hpp"
@@ -23,6 +24,7 @@ constexpr char kUsage[] =
 Usage: train_in_process --job FILE --data DIR --out DIR [--servers N] [--workers N] [--threads N])";
 
 int main(int argc, char** argv) {
+  moe::KeepFreedMemory();
   moe::ParseCommandLine(argc, argv, kUsage);
   const auto job = moe::ReadJobFile(absl::GetFlag(FLAGS_job));
   if (!job.ok()) moe::ExitWithUsageError(std::string(job.status().message()));

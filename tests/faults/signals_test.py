@@ -21,7 +21,7 @@ class SignalsTest(c.TestCase):
                 cluster = self.start()
                 cluster["coordinator"].send(number)
                 self.assert_failed(cluster, time.monotonic(), "the coordinator was told to stop")
-                self.assertIn("failed: the coordinator was told to stop",
+                self.assertIn("stopped: the coordinator was told to stop",
                               cluster["coordinator"].stdout)
                 self.assertEqual(cluster.result["failure"], "the coordinator was told to stop")
 
