@@ -1,7 +1,5 @@
 #include "server/expert_server.h"
 
-#include <unistd.h>
-
 #include <random>
 #include <utility>
 
@@ -15,12 +13,6 @@ namespace {
 
 // For workers to read why it's over before their streams are cut.
 constexpr absl::Duration kParting = absl::Seconds(1);
-
-std::string HostName() {
-  char name[256] = "";
-  gethostname(name, sizeof(name) - 1);
-  return name;
-}
 
 }  // namespace
 
@@ -70,8 +62,6 @@ Member::Options ExpertServer::Registration() const {
   registration.set_protocol_version(kProtocolVersion);
   registration.set_numerics(NumericsFingerprint(*backend_));
   registration.set_numerics_description(backend_->Description());
-  registration.set_host(HostName());
-  registration.set_pid(getpid());
   return member;
 }
 

@@ -1,7 +1,5 @@
 #include "worker/worker_process.h"
 
-#include <unistd.h>
-
 #include <memory>
 #include <utility>
 #include <vector>
@@ -21,12 +19,6 @@
 namespace moe {
 namespace {
 
-std::string HostName() {
-  char name[256] = "";
-  gethostname(name, sizeof(name) - 1);
-  return name;
-}
-
 v1::RegisterRequest Registration(const Worker::Options& options, const TokenDataset& data,
                                  Backend& backend) {
   v1::RegisterRequest request;
@@ -35,8 +27,6 @@ v1::RegisterRequest Registration(const Worker::Options& options, const TokenData
   request.set_protocol_version(kProtocolVersion);
   request.set_numerics(NumericsFingerprint(backend));
   request.set_numerics_description(backend.Description());
-  request.set_host(HostName());
-  request.set_pid(getpid());
   v1::DataDescription& description = *request.mutable_data();
   description.set_sha256(data.sha256());
   description.set_vocabulary(data.vocabulary().size());

@@ -2,6 +2,7 @@
 
 #include <glog/logging.h>
 #include <grpcpp/grpcpp.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <random>
@@ -41,6 +42,12 @@ bool IsTransient(const grpc::Status& status) {
 
 bool IsOver(v1::Phase phase) {
   return phase == v1::PHASE_FINISHED || phase == v1::PHASE_FAILED;
+}
+
+std::string HostName() {
+  char name[256] = "";
+  gethostname(name, sizeof(name) - 1);
+  return name;
 }
 
 uint64_t RandomNonce() {
@@ -408,6 +415,8 @@ class GrpcMember final : public Member {
 absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
   std::unique_ptr<v1::CoordinatorService::Stub> stub =
       v1::CoordinatorService::NewStub(MakeChannel(options.coordinator));
+  if (options.registration.host().empty()) options.registration.set_host(HostName());
+  if (options.registration.pid() == 0) options.registration.set_pid(getpid());
   options.registration.set_nonce(RandomNonce());
   const absl::Time start = absl::Now();
   const absl::Time deadline = start + options.join_timeout;

@@ -19,6 +19,7 @@ class Member {
   struct Options {
     // host:port of the coordinator.
     std::string coordinator;
+    // Join fills in the nonce, and this process's host and pid where they are not set.
     v1::RegisterRequest registration;
     // How long to wait for a coordinator that isn't there yet.
     absl::Duration join_timeout = absl::Seconds(60);
