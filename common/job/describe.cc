@@ -24,11 +24,24 @@ LayerCount CountMoe(int64_t d, const v1::Moe& moe) {
     in = hidden;
   }
   expert += in * d;
-  // W_g and W_noise, both applied to every token.
-  const int64_t gate = 2 * d * moe.experts();
-  return {.name = "moe",
-          .parameters = moe.experts() * expert + gate,
-          .multiply_adds = moe.k() * expert + gate};
+  // Noisy top-k has W_g and W_noise, both applied to every token. Thresholds are
+  // parameters, but no product.
+  const int64_t matrices = moe.gating() == v1::GATING_NOISY_TOP_K ? 2 : 1;
+  const int64_t thresholds =
+      moe.gating() == v1::GATING_STRICTLY_BALANCED ? moe.experts() : 0;
+  LayerCount count{.name = "moe"};
+  count.parameters = moe.experts() * expert + thresholds;
+  if (moe.k_primary() > 0) {
+    const int64_t primary = matrices * d * moe.groups();
+    const int64_t secondary = matrices * d * (moe.experts() / moe.groups());
+    count.parameters += primary + moe.groups() * secondary;
+    count.multiply_adds = primary + moe.k_primary() * (secondary + moe.k() * expert);
+  } else {
+    const int64_t gate = matrices * d * moe.experts();
+    count.parameters += gate;
+    count.multiply_adds = gate + moe.k() * expert;
+  }
+  return count;
 }
 
 LayerCount CountLayer(int64_t d, const v1::Layer& layer) {

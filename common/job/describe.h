@@ -15,8 +15,8 @@ struct LayerCount {
   std::string name;
   // All parameters of the layer, LSTM biases included.
   int64_t parameters = 0;
-  // Per timestep of the forward pass, in products of matrices only: k active experts and
-  // both gate matrices, no biases.
+  // Per timestep of the forward pass, in products of matrices only: the active experts and
+  // the gate matrices (the primary gate's and those of the active groups), no biases.
   int64_t multiply_adds = 0;
 };
 

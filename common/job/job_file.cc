@@ -115,7 +115,7 @@ class Validator {
  public:
   std::vector<std::string> Run(const v1::Job& job) {
     CheckName(job.name());
-    CheckModel(job.model());
+    CheckModel(job.model(), job.training());
     CheckOptimizer(job.optimizer());
     CheckTraining(job.training());
     CheckAtLeast("checkpointing.every_steps", job.checkpointing().every_steps(), 0);
@@ -170,7 +170,7 @@ class Validator {
                       "letter or a digit"));
   }
 
-  void CheckModel(const v1::Model& model) {
+  void CheckModel(const v1::Model& model, const v1::Training& training) {
     CheckSize("model.d_model", model.d_model());
     CheckAtLeast("model.vocabulary", model.vocabulary(), 0);
     CheckFraction("model.embedding_dropout", model.embedding_dropout());
@@ -187,7 +187,7 @@ class Validator {
           CheckLstm(path + ".lstm", layer.lstm(), model.d_model());
           break;
         case v1::Layer::kMoe:
-          CheckMoe(path + ".moe", layer.moe());
+          CheckMoe(path + ".moe", layer.moe(), training);
           break;
         case v1::Layer::KIND_NOT_SET:
           Fail(path, "has no kind: set lstm or moe");
@@ -210,16 +210,18 @@ class Validator {
     }
   }
 
-  void CheckMoe(const std::string& path, const v1::Moe& moe) {
+  void CheckMoe(const std::string& path, const v1::Moe& moe,
+                const v1::Training& training) {
     CheckSize(path + ".experts", moe.experts());
-    if (moe.k() < 1 || moe.k() > moe.experts()) {
-      Fail(path + ".k", absl::StrCat("is ", moe.k(), ": must be between 1 and experts (",
-                                     moe.experts(), ")"));
-    }
     if (moe.groups() < 1 || moe.groups() > moe.experts() ||
         moe.experts() % moe.groups() != 0) {
       Fail(path + ".groups", absl::StrCat("is ", moe.groups(), ": must divide experts (",
                                           moe.experts(), ")"));
+    } else if (moe.k_primary() != 0) {
+      CheckHierarchy(path, moe);
+    } else if (moe.k() < 1 || moe.k() > moe.experts()) {
+      Fail(path + ".k", absl::StrCat("is ", moe.k(), ": must be between 1 and experts (",
+                                     moe.experts(), ")"));
     }
     if (moe.hidden().empty()) {
       Fail(path + ".hidden", "is empty: an expert needs a hidden layer");
@@ -227,14 +229,71 @@ class Validator {
     for (int i = 0; i < moe.hidden_size(); ++i) {
       CheckSize(absl::StrCat(path, ".hidden[", i, "]"), moe.hidden(i));
     }
-    if (moe.gating() == v1::GATING_UNSPECIFIED) {
-      Fail(path + ".gating", "is not set: must be " + EnumValues("gating"));
-    } else if (moe.gating() != v1::GATING_NOISY_TOP_K) {
-      Fail(path + ".gating", absl::StrCat("is ", static_cast<int>(moe.gating()),
-                                          ": must be ", EnumValues("gating")));
-    }
     CheckNotNegative(path + ".w_importance", moe.w_importance());
     CheckNotNegative(path + ".w_load", moe.w_load());
+    CheckGating(path, moe, training);
+  }
+
+  void CheckHierarchy(const std::string& path, const v1::Moe& moe) {
+    const int32_t per_group = moe.experts() / moe.groups();
+    if (moe.k_primary() < 0 || moe.k_primary() > moe.groups()) {
+      Fail(path + ".k_primary",
+           absl::StrCat("is ", moe.k_primary(), ": must be between 1 and groups (",
+                        moe.groups(), "), or 0 for a flat mixture"));
+    }
+    if (moe.k() < 1 || moe.k() > per_group) {
+      Fail(path + ".k",
+           absl::StrCat("is ", moe.k(), ": must be between 1 and the experts of a group (",
+                        per_group, "), because k_primary makes the mixture hierarchical"));
+    }
+    if (moe.gating() == v1::GATING_SOFTMAX ||
+        moe.gating() == v1::GATING_STRICTLY_BALANCED) {
+      Fail(path + ".gating", absl::StrCat("is ", v1::Gating_Name(moe.gating()),
+                                          ": a hierarchical mixture (k_primary) needs "
+                                          "GATING_NOISY_TOP_K"));
+    }
+  }
+
+  void CheckGating(const std::string& path, const v1::Moe& moe,
+                   const v1::Training& training) {
+    switch (moe.gating()) {
+      case v1::GATING_NOISY_TOP_K:
+        return;
+      case v1::GATING_SOFTMAX:
+        if (moe.k() != moe.experts()) {
+          Fail(path + ".k", absl::StrCat("is ", moe.k(), ": softmax gating uses all ",
+                                         moe.experts(), " experts; leave k out"));
+        }
+        break;
+      case v1::GATING_STRICTLY_BALANCED:
+        CheckStrictBatch(path, moe, training);
+        break;
+      case v1::GATING_UNSPECIFIED:
+        Fail(path + ".gating", "is not set: must be one of " + EnumValues("gating"));
+        return;
+      default:
+        Fail(path + ".gating", absl::StrCat("is ", static_cast<int>(moe.gating()),
+                                            ": must be one of ", EnumValues("gating")));
+        return;
+    }
+    if (moe.w_load() != 0) {
+      Fail(path + ".w_load",
+           absl::StrCat("is ", moe.w_load(), ": must be 0, because Load is a constant with ",
+                        v1::Gating_Name(moe.gating())));
+    }
+  }
+
+  // That m = k t / n is a whole number.
+  void CheckStrictBatch(const std::string& path, const v1::Moe& moe,
+                        const v1::Training& training) {
+    if (moe.experts() < 1 || training.waves() < 1) return;
+    const int64_t tokens =
+        int64_t{training.lanes()} / training.waves() * training.unroll();
+    if (tokens < 1 || moe.k() * tokens % moe.experts() == 0) return;
+    Fail(path + ".experts",
+         absl::StrCat("is ", moe.experts(), ": must divide k * tokens = ", moe.k(), " * ",
+                      tokens, " (lanes / waves * unroll), because every expert gets equally "
+                      "many tokens of a wave"));
   }
 
   void CheckOptimizer(const v1::Optimizer& optimizer) {
@@ -324,6 +383,11 @@ void FillDefaults(v1::Job* job) {
   if (optimizer.schedule().kind_case() == v1::Schedule::KIND_NOT_SET) {
     optimizer.mutable_schedule()->mutable_constant();
   }
+  for (v1::Layer& layer : *job->mutable_model()->mutable_layers()) {
+    if (!layer.has_moe()) continue;
+    v1::Moe& moe = *layer.mutable_moe();
+    if (moe.gating() == v1::GATING_SOFTMAX && moe.k() == 0) moe.set_k(moe.experts());
+  }
   if (job->training().dense_shards() == 0) {
     job->mutable_training()->set_dense_shards(kDefaultDenseShards);
   }
@@ -345,6 +409,16 @@ absl::Status CheckTrainable(const v1::Job& job) {
                        ": this version counts LSTMs with a projection but does not train "
                        "them; to train, set "
                        "projection to 0 and hidden to d_model"));
+    }
+    if (layer.moe().k_primary() > 0) {
+      return absl::UnimplementedError(
+          absl::StrCat(path, ".moe.k_primary is ", layer.moe().k_primary(),
+                       ": this version counts hierarchical mixtures but does not train them"));
+    }
+    if (layer.has_moe() && layer.moe().gating() != v1::GATING_NOISY_TOP_K) {
+      return absl::UnimplementedError(
+          absl::StrCat(path, ".moe.gating is ", v1::Gating_Name(layer.moe().gating()),
+                       ": this version does not train it"));
     }
     if (layer.moe().hidden_size() > 1) {
       return absl::UnimplementedError(

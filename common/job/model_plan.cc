@@ -12,6 +12,9 @@
 namespace moe {
 namespace {
 
+// Of the usual initial values. Small, so that the gates begin nearly equal.
+constexpr float kStrictGateScale = 0.1f;
+
 // Lists the tensors in their logical order, and by the shard that they go to.
 class Planner {
  public:
@@ -101,8 +104,11 @@ class Planner {
     CHECK_GT(moe.groups(), 0) << "layer " << layer;
     CHECK_EQ(moe.experts() % moe.groups(), 0) << "layer " << layer;
     const std::string prefix = absl::StrCat("layer", layer, ".moe.");
-    AddDense(Zeros(absl::StrCat(prefix, "wg"), d_, moe.experts()));
-    AddDense(Zeros(absl::StrCat(prefix, "wnoise"), d_, moe.experts()));
+    const bool hierarchical = moe.k_primary() > 0;
+    for (TensorSpec& tensor : GateTensors(prefix, moe, hierarchical ? moe.groups()
+                                                                    : moe.experts())) {
+      AddDense(std::move(tensor));
+    }
     const int32_t experts_per_group = moe.experts() / moe.groups();
     for (int32_t g = 0; g < moe.groups(); ++g) {
       ShardSpec shard;
@@ -112,11 +118,39 @@ class Planner {
       shard.group = g;
       shard.first_expert = g * experts_per_group;
       shard.experts = experts_per_group;
+      if (hierarchical) {
+        const std::string gate = absl::StrCat(prefix, "group", g, ".");
+        for (TensorSpec& tensor : GateTensors(gate, moe, experts_per_group)) {
+          shard.tensors.push_back(Add(std::move(tensor)));
+          ++shard.gate_tensors;
+        }
+      }
       for (int32_t e = 0; e < experts_per_group; ++e) {
         AddExpert(absl::StrCat(prefix, "expert", shard.first_expert + e, ".w"), moe,
                   &shard);
       }
       experts_.push_back(std::move(shard));
+    }
+  }
+
+  // Of a gate that chooses among n.
+  std::vector<TensorSpec> GateTensors(const std::string& prefix, const v1::Moe& moe,
+                                      int64_t n) const {
+    TensorSpec wg = Zeros(absl::StrCat(prefix, "wg"), d_, n);
+    switch (moe.gating()) {
+      case v1::GATING_SOFTMAX:
+        return {wg};
+      case v1::GATING_STRICTLY_BALANCED: {
+        // With zeros all columns would tie, and some tokens get every expert, most none.
+        wg = Weights(wg.name, d_, n, d_);
+        wg.bound *= kStrictGateScale;
+        TensorSpec threshold = Zeros(absl::StrCat(prefix, "threshold"), 1, n);
+        threshold.offset = 1.0f / static_cast<float>(n);
+        threshold.offset_end = n;
+        return {wg, threshold};
+      }
+      default:
+        return {wg, Zeros(absl::StrCat(prefix, "wnoise"), d_, n)};
     }
   }
 

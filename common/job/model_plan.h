@@ -16,9 +16,11 @@ struct TensorSpec {
   // Position in the logical order: embedding, the layers in order (gates before experts,
   // each expert's w1 before its w2), softmax weight, softmax bias.
   int64_t index = 0;
-  // embedding | layer<l>.lstm.{wx,wh,b[,wp]} | layer<l>.moe.{wg,wnoise} |
+  // embedding | layer<l>.lstm.{wx,wh,b[,wp]} | layer<l>.moe.<gate> |
   // layer<l>.moe.expert<e>.{w1,w2} | softmax.{w,b}. An expert with m hidden layers has w1
-  // .. w<m+1>.
+  // .. w<m+1>. <gate> by gating: noisy top-k {wg,wnoise}, softmax wg, strictly balanced
+  // {wg,threshold}; hierarchical {wg,wnoise} for the primary gate, and group<g>.{wg,wnoise}
+  // before the group's experts.
   std::string name;
   int64_t rows = 0;
   int64_t cols = 0;
@@ -42,14 +44,16 @@ struct ShardSpec {
   std::string id;
   ShardKind kind = ShardKind::kDense;
   // Logical tensors, ascending. Dense shards: consecutive dense tensors; fewer shards
-  // than the job asks for if there are fewer tensors. Expert shards: w1, w2 of each
-  // expert in turn.
+  // than the job asks for if there are fewer tensors. Expert shards: the secondary gate's
+  // (gate_tensors), then w1, w2, .. of each expert in turn.
   std::vector<int64_t> tensors;
   // Expert shards.
   int32_t layer = 0;
   int32_t group = 0;
   int32_t first_expert = 0;
   int32_t experts = 0;
+  // 2 in a hierarchical MoE: wg, wnoise; else 0.
+  int32_t gate_tensors = 0;
   // Replica shards.
   uint32_t replica = 0;
 };
