@@ -242,20 +242,23 @@ class Validator {
                         moe.groups(), "), or 0 for a flat mixture"));
     }
     if (moe.k() < 1 || moe.k() > per_group) {
-      Fail(path + ".k",
-           absl::StrCat("is ", moe.k(), ": must be between 1 and the experts of a group (",
-                        per_group, "), because k_primary makes the mixture hierarchical"));
-    }
-    if (moe.gating() == v1::GATING_SOFTMAX ||
-        moe.gating() == v1::GATING_STRICTLY_BALANCED) {
-      Fail(path + ".gating", absl::StrCat("is ", v1::Gating_Name(moe.gating()),
-                                          ": a hierarchical mixture (k_primary) needs "
-                                          "GATING_NOISY_TOP_K"));
+      Fail(
+          path + ".k",
+          absl::StrCat("is ", moe.k(), ": must be between 1 and the experts of a group (",
+                       per_group, "), because k_primary makes the mixture hierarchical"));
     }
   }
 
   void CheckGating(const std::string& path, const v1::Moe& moe,
                    const v1::Training& training) {
+    const bool hierarchical = moe.k_primary() != 0;
+    if (hierarchical && (moe.gating() == v1::GATING_SOFTMAX ||
+                         moe.gating() == v1::GATING_STRICTLY_BALANCED)) {
+      Fail(path + ".gating", absl::StrCat("is ", v1::Gating_Name(moe.gating()),
+                                          ": a hierarchical mixture (k_primary) needs "
+                                          "GATING_NOISY_TOP_K"));
+      return;
+    }
     switch (moe.gating()) {
       case v1::GATING_NOISY_TOP_K:
         return;
@@ -277,9 +280,9 @@ class Validator {
         return;
     }
     if (moe.w_load() != 0) {
-      Fail(path + ".w_load",
-           absl::StrCat("is ", moe.w_load(), ": must be 0, because Load is a constant with ",
-                        v1::Gating_Name(moe.gating())));
+      Fail(path + ".w_load", absl::StrCat("is ", moe.w_load(),
+                                          ": must be 0, because Load is a constant with ",
+                                          v1::Gating_Name(moe.gating())));
     }
   }
 
@@ -292,7 +295,8 @@ class Validator {
     if (tokens < 1 || moe.k() * tokens % moe.experts() == 0) return;
     Fail(path + ".experts",
          absl::StrCat("is ", moe.experts(), ": must divide k * tokens = ", moe.k(), " * ",
-                      tokens, " (lanes / waves * unroll), because every expert gets equally "
+                      tokens,
+                      " (lanes / waves * unroll), because every expert gets equally "
                       "many tokens of a wave"));
   }
 
@@ -411,14 +415,14 @@ absl::Status CheckTrainable(const v1::Job& job) {
                        "projection to 0 and hidden to d_model"));
     }
     if (layer.moe().k_primary() > 0) {
-      return absl::UnimplementedError(
-          absl::StrCat(path, ".moe.k_primary is ", layer.moe().k_primary(),
-                       ": this version counts hierarchical mixtures but does not train them"));
+      return absl::UnimplementedError(absl::StrCat(
+          path, ".moe.k_primary is ", layer.moe().k_primary(),
+          ": this version counts hierarchical mixtures but does not train them"));
     }
     if (layer.has_moe() && layer.moe().gating() != v1::GATING_NOISY_TOP_K) {
-      return absl::UnimplementedError(
-          absl::StrCat(path, ".moe.gating is ", v1::Gating_Name(layer.moe().gating()),
-                       ": this version does not train it"));
+      return absl::UnimplementedError(absl::StrCat(path, ".moe.gating is ",
+                                                   v1::Gating_Name(layer.moe().gating()),
+                                                   ": this version does not train it"));
     }
     if (layer.moe().hidden_size() > 1) {
       return absl::UnimplementedError(

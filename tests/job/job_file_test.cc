@@ -92,7 +92,7 @@ TEST(ParseJobTest, UnknownFieldIsNamedWithItsPlaceAndTheMessagesFields) {
   EXPECT_EQ(
       ErrorOf(Changed("experts: 4", "expert: 4")),
       "job.textproto:9:7: no field named \"expert\" in moe.v1.Moe; it has experts, k, "
-      "hidden, groups, gating, w_importance, w_load, sigmoid_output");
+      "hidden, groups, gating, w_importance, w_load, sigmoid_output, k_primary");
 }
 
 TEST(ParseJobTest, PlaceIsTheUnknownWordEvenIfAnotherLineFollows) {
@@ -108,8 +108,7 @@ TEST(ParseJobTest, PlaceIsTheUnknownWordEvenIfItComesTwice) {
 TEST(ParseJobTest, UnknownEnumValueIsNamedWithTheKnownOnes) {
   EXPECT_EQ(ErrorOf(Changed("GATING_NOISY_TOP_K", "NOISY")),
             "job.textproto:13:15: no value named \"NOISY\" for field \"gating\"; it must "
-            "be one of "
-            "GATING_NOISY_TOP_K");
+            "be one of GATING_NOISY_TOP_K, GATING_SOFTMAX, GATING_STRICTLY_BALANCED");
 }
 
 TEST(ParseJobTest, SyntaxErrorsHaveAPlace) {
@@ -242,14 +241,76 @@ INSTANTIATE_TEST_SUITE_P(
         Wrong{"ExpertHiddenZero", [](v1::Job& job) { Moe(job).set_hidden(0, 0); },
               "model.layers[1].moe.hidden[0] is 0: must be between 1 and 1048576"},
         Wrong{"NoGating", [](v1::Job& job) { Moe(job).clear_gating(); },
-              "model.layers[1].moe.gating is not set: must be GATING_NOISY_TOP_K"},
+              "model.layers[1].moe.gating is not set: must be one of GATING_NOISY_TOP_K, GATING_SOFTMAX, "
+              "GATING_STRICTLY_BALANCED"},
         Wrong{"UnknownGating",
               [](v1::Job& job) { Moe(job).set_gating(static_cast<v1::Gating>(9)); },
-              "model.layers[1].moe.gating is 9: must be GATING_NOISY_TOP_K"},
+              "model.layers[1].moe.gating is 9: must be one of GATING_NOISY_TOP_K, GATING_SOFTMAX, "
+              "GATING_STRICTLY_BALANCED"},
         Wrong{"WImportance", [](v1::Job& job) { Moe(job).set_w_importance(-1); },
               "model.layers[1].moe.w_importance is -1: must be 0 or more, and finite"},
         Wrong{"WLoad", [](v1::Job& job) { Moe(job).set_w_load(kInfinity); },
               "model.layers[1].moe.w_load is inf: must be 0 or more, and finite"},
+        Wrong{"KPrimaryTooLarge",
+              [](v1::Job& job) { Moe(job).set_k_primary(3); },
+              "model.layers[1].moe.k_primary is 3: must be between 1 and groups (2), or 0 for a "
+              "flat mixture"},
+        Wrong{"KPrimaryNegative",
+              [](v1::Job& job) { Moe(job).set_k_primary(-1); },
+              "model.layers[1].moe.k_primary is -1: must be between 1 and groups (2), or 0 for a "
+              "flat mixture"},
+        Wrong{"HierarchicalKTooLarge",
+              [](v1::Job& job) {
+                Moe(job).set_k_primary(1);
+                Moe(job).set_k(3);
+              },
+              "model.layers[1].moe.k is 3: must be between 1 and the experts of a group (2), "
+              "because k_primary makes the mixture hierarchical"},
+        Wrong{"HierarchicalKZero",
+              [](v1::Job& job) {
+                Moe(job).set_k_primary(2);
+                Moe(job).set_k(0);
+              },
+              "model.layers[1].moe.k is 0: must be between 1 and the experts of a group (2), "
+              "because k_primary makes the mixture hierarchical"},
+        Wrong{"HierarchicalSoftmax",
+              [](v1::Job& job) {
+                Moe(job).set_k_primary(1);
+                Moe(job).set_gating(v1::GATING_SOFTMAX);
+              },
+              "model.layers[1].moe.gating is GATING_SOFTMAX: a hierarchical mixture (k_primary) "
+              "needs GATING_NOISY_TOP_K"},
+        Wrong{"HierarchicalStrict",
+              [](v1::Job& job) {
+                Moe(job).set_k_primary(1);
+                Moe(job).set_gating(v1::GATING_STRICTLY_BALANCED);
+              },
+              "model.layers[1].moe.gating is GATING_STRICTLY_BALANCED: a hierarchical mixture "
+              "(k_primary) needs GATING_NOISY_TOP_K"},
+        Wrong{"SoftmaxK", [](v1::Job& job) { Moe(job).set_gating(v1::GATING_SOFTMAX); },
+              "model.layers[1].moe.k is 2: softmax gating uses all 4 experts; leave k out"},
+        Wrong{"SoftmaxWLoad",
+              [](v1::Job& job) {
+                Moe(job).set_gating(v1::GATING_SOFTMAX);
+                Moe(job).set_k(4);
+                Moe(job).set_w_load(0.5f);
+              },
+              "model.layers[1].moe.w_load is 0.5: must be 0, because Load is a constant with "
+              "GATING_SOFTMAX"},
+        Wrong{"StrictWLoad",
+              [](v1::Job& job) {
+                Moe(job).set_gating(v1::GATING_STRICTLY_BALANCED);
+                Moe(job).set_w_load(0.5f);
+              },
+              "model.layers[1].moe.w_load is 0.5: must be 0, because Load is a constant with "
+              "GATING_STRICTLY_BALANCED"},
+        Wrong{"StrictBatch",
+              [](v1::Job& job) {
+                Moe(job).set_gating(v1::GATING_STRICTLY_BALANCED);
+                Moe(job).set_k(1);
+              },
+              "model.layers[1].moe.experts is 4: must divide k * tokens = 1 * 6 (lanes / waves * "
+              "unroll), because every expert gets equally many tokens of a wave"},
         Wrong{"NoOptimizer", [](v1::Job& job) { job.mutable_optimizer()->clear_adam(); },
               "optimizer has no kind: set adam or sgd"},
         Wrong{"Beta1",
@@ -313,6 +374,50 @@ TEST(ValidateJobTest, ListsEveryWrongField) {
             "model.layers[1].moe.k is 5: must be between 1 and experts (4)\n"
             "training.lanes is 0: must be between 1 and 1048576\n"
             "training.waves is 2: must divide lanes (0)");
+}
+
+TEST(ValidateJobTest, HierarchicalLimitsBelongToTheLevels) {
+  absl::StatusOr<v1::Job> job = ParseJob(kJob, "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  for (int k_primary : {1, 2}) {
+    for (int k : {1, 2}) {
+      Moe(*job).set_k_primary(k_primary);
+      Moe(*job).set_k(k);
+      EXPECT_TRUE(ValidateJob(*job).ok()) << ValidateJob(*job);
+    }
+  }
+}
+
+TEST(ValidateJobTest, GroupsAreCheckedBeforeTheLevels) {
+  absl::StatusOr<v1::Job> job = ParseJob(kJob, "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  Moe(*job).set_k_primary(1);
+  Moe(*job).set_groups(3);
+  EXPECT_EQ(ValidateJob(*job).message(),
+            "model.layers[1].moe.groups is 3: must divide experts (4)");
+  Moe(*job).set_groups(0);
+  EXPECT_EQ(ValidateJob(*job).message(),
+            "model.layers[1].moe.groups is 0: must divide experts (4)");
+}
+
+TEST(ValidateJobTest, StrictlyBalancedTakesAWholeNumberOfTokens) {
+  absl::StatusOr<v1::Job> job = ParseJob(kJob, "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  // m = 2 * (4 / 2 * 3) / 4 = 3.
+  Moe(*job).set_gating(v1::GATING_STRICTLY_BALANCED);
+  EXPECT_TRUE(ValidateJob(*job).ok()) << ValidateJob(*job);
+  // The waves' lanes count, not the replica's: 2 * (4 / 4 * 3) / 4 = 1.5.
+  job->mutable_training()->set_waves(4);
+  EXPECT_FALSE(ValidateJob(*job).ok());
+}
+
+TEST(ParseJobTest, SoftmaxGatingTakesAllExpertsByDefault) {
+  const absl::StatusOr<v1::Job> job = ParseJob(
+      Changed("k: 2\n      hidden: 16\n      groups: 2\n      gating: GATING_NOISY_TOP_K",
+              "hidden: 16\n      groups: 2\n      gating: GATING_SOFTMAX"),
+      "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->model().layers(1).moe().k(), 4);
 }
 
 TEST(ValidateJobTest, StepsOrEpochsOrBoth) {

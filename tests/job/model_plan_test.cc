@@ -29,6 +29,16 @@ std::string Describe(const TensorSpec& tensor) {
   return absl::StrCat(tensor.name, " ", tensor.rows, "x", tensor.cols);
 }
 
+// Of all tensors, in their order.
+std::vector<std::string> Tensors(const ModelPlan& plan) {
+  std::vector<std::string> tensors;
+  for (const TensorSpec& tensor : plan.tensors) {
+    EXPECT_EQ(tensor.index, static_cast<int64_t>(tensors.size()));
+    tensors.push_back(Describe(tensor));
+  }
+  return tensors;
+}
+
 const TensorSpec& Find(const ModelPlan& plan, const std::string& name) {
   const auto it =
       std::find_if(plan.tensors.begin(), plan.tensors.end(),
@@ -50,13 +60,7 @@ std::vector<float> InitialValues(uint64_t seed, const TensorSpec& tensor) {
 }
 
 TEST(ModelPlanTest, TensorsInLogicalOrder) {
-  const ModelPlan plan = MakeModelPlan(JobOf(kModel));
-  std::vector<std::string> tensors;
-  for (const TensorSpec& tensor : plan.tensors) {
-    EXPECT_EQ(tensor.index, static_cast<int64_t>(tensors.size()));
-    tensors.push_back(Describe(tensor));
-  }
-  EXPECT_THAT(tensors,
+  EXPECT_THAT(Tensors(MakeModelPlan(JobOf(kModel))),
               ElementsAre("embedding 11x4",                                          //
                           "layer0.lstm.wx 4x24", "layer0.lstm.wh 4x24",              //
                           "layer0.lstm.b 1x24", "layer0.lstm.wp 6x4",                //
@@ -78,6 +82,84 @@ TEST(ModelPlanTest, DeepExpertsHaveOneMatrixMoreThanHiddenLayers) {
   EXPECT_EQ(Describe(plan.tensors[3]), "layer0.moe.expert0.w1 4x5");
   EXPECT_EQ(Describe(plan.tensors[4]), "layer0.moe.expert0.w2 5x6");
   EXPECT_EQ(Describe(plan.tensors[5]), "layer0.moe.expert0.w3 6x4");
+}
+
+constexpr char kHierarchical[] = R"(
+    d_model: 4
+    vocabulary: 11
+    layers {
+      moe {
+        experts: 6 groups: 2 k_primary: 1 k: 2 hidden: 5 gating: GATING_NOISY_TOP_K
+      }
+    }
+    )";
+
+TEST(ModelPlanTest, HierarchicalTensors) {
+  EXPECT_THAT(Tensors(MakeModelPlan(JobOf(kHierarchical))),
+              ElementsAre("embedding 11x4",                                            //
+                          "layer0.moe.wg 4x2", "layer0.moe.wnoise 4x2",                //
+                          "layer0.moe.group0.wg 4x3", "layer0.moe.group0.wnoise 4x3",  //
+                          "layer0.moe.expert0.w1 4x5", "layer0.moe.expert0.w2 5x4",    //
+                          "layer0.moe.expert1.w1 4x5", "layer0.moe.expert1.w2 5x4",    //
+                          "layer0.moe.expert2.w1 4x5", "layer0.moe.expert2.w2 5x4",    //
+                          "layer0.moe.group1.wg 4x3", "layer0.moe.group1.wnoise 4x3",  //
+                          "layer0.moe.expert3.w1 4x5", "layer0.moe.expert3.w2 5x4",    //
+                          "layer0.moe.expert4.w1 4x5", "layer0.moe.expert4.w2 5x4",    //
+                          "layer0.moe.expert5.w1 4x5", "layer0.moe.expert5.w2 5x4",    //
+                          "softmax.w 11x4", "softmax.b 1x11"));
+}
+
+// A secondary MoE, its gate included, is one shard.
+TEST(ModelPlanTest, HierarchicalShards) {
+  const ModelPlan plan =
+      MakeModelPlan(JobOf(kHierarchical, "replicas: 1 dense_shards: 1"));
+  EXPECT_THAT(ShardIds(plan),
+              ElementsAre("dense/0", "layer0/group0", "layer0/group1", "replica/0"));
+  EXPECT_THAT(plan.shards[0].tensors, ElementsAre(0, 1, 2, 19, 20));
+  EXPECT_EQ(plan.shards[0].gate_tensors, 0);
+  EXPECT_THAT(plan.shards[1].tensors, ElementsAre(3, 4, 5, 6, 7, 8, 9, 10));
+  EXPECT_EQ(plan.shards[1].gate_tensors, 2);
+  EXPECT_EQ(plan.shards[1].first_expert, 0);
+  EXPECT_EQ(plan.shards[1].experts, 3);
+  EXPECT_THAT(plan.shards[2].tensors, ElementsAre(11, 12, 13, 14, 15, 16, 17, 18));
+  EXPECT_EQ(plan.shards[2].gate_tensors, 2);
+  EXPECT_EQ(plan.shards[2].first_expert, 3);
+  EXPECT_EQ(plan.shards[2].experts, 3);
+  EXPECT_EQ(plan.SizeOf(plan.shards[2]), 2 * 4 * 3 + 3 * 40);
+}
+
+TEST(ModelPlanTest, SoftmaxGateHasNoNoiseMatrix) {
+  const ModelPlan plan = MakeModelPlan(JobOf(R"(
+      d_model: 4 vocabulary: 11
+      layers { moe { experts: 2 hidden: 5 groups: 1 gating: GATING_SOFTMAX } }
+      )"));
+  EXPECT_THAT(Tensors(plan),
+              ElementsAre("embedding 11x4", "layer0.moe.wg 4x2",                     //
+                          "layer0.moe.expert0.w1 4x5", "layer0.moe.expert0.w2 5x4",  //
+                          "layer0.moe.expert1.w1 4x5", "layer0.moe.expert1.w2 5x4",  //
+                          "softmax.w 11x4", "softmax.b 1x11"));
+  EXPECT_EQ(Find(plan, "layer0.moe.wg").bound, 0);
+  EXPECT_EQ(plan.shards[2].gate_tensors, 0);
+}
+
+constexpr char kStrict[] = R"(
+    d_model: 4
+    vocabulary: 11
+    layers { moe { experts: 2 k: 1 hidden: 5 groups: 2 gating: GATING_STRICTLY_BALANCED } }
+    )";
+
+TEST(ModelPlanTest, StrictlyBalancedGateHasThresholds) {
+  const ModelPlan plan = MakeModelPlan(JobOf(kStrict));
+  EXPECT_THAT(Tensors(plan),
+              ElementsAre("embedding 11x4",                                          //
+                          "layer0.moe.wg 4x2", "layer0.moe.threshold 1x2",           //
+                          "layer0.moe.expert0.w1 4x5", "layer0.moe.expert0.w2 5x4",  //
+                          "layer0.moe.expert1.w1 4x5", "layer0.moe.expert1.w2 5x4",  //
+                          "softmax.w 11x4", "softmax.b 1x11"));
+  EXPECT_THAT(ShardIds(plan), ElementsAre("dense/0", "dense/1", "layer0/group0",
+                                          "layer0/group1", "replica/0"));
+  EXPECT_EQ(plan.shards[3].gate_tensors, 0);
+  EXPECT_THAT(plan.shards[3].tensors, ElementsAre(5, 6));
 }
 
 TEST(ModelPlanTest, Shards) {
@@ -202,6 +284,27 @@ TEST(InitialValuesTest, UniformScaleHoldsForAllButTheGates) {
     const bool gate =
         tensor.name == "layer1.moe.wg" || tensor.name == "layer1.moe.wnoise";
     EXPECT_EQ(tensor.bound, gate ? 0 : 0.1f) << tensor.name;
+  }
+}
+
+TEST(InitialValuesTest, GatesOfBothLevelsStartAtZero) {
+  const ModelPlan plan = MakeModelPlan(
+      JobOf(std::string(kHierarchical) + "initialization { uniform_scale: 0.1 }"));
+  for (const char* name : {"layer0.moe.wg", "layer0.moe.wnoise", "layer0.moe.group0.wg",
+                           "layer0.moe.group1.wnoise"}) {
+    EXPECT_THAT(InitialValues(1, Find(plan, name)), Each(0.0f)) << name;
+  }
+}
+
+// With equal columns some tokens would be every expert's best and most tokens none's.
+TEST(InitialValuesTest, StrictGateIsSmallButNotZero) {
+  for (const char* scale : {"", "initialization { uniform_scale: 0.2 }"}) {
+    const ModelPlan plan = MakeModelPlan(JobOf(std::string(kStrict) + scale));
+    const TensorSpec& wg = Find(plan, "layer0.moe.wg");
+    EXPECT_FLOAT_EQ(wg.bound, 0.1f * Find(plan, "layer0.moe.expert0.w1").bound);
+    EXPECT_THAT(InitialValues(1, wg), Each(::testing::Ne(0.0f)));
+    // A gate's mean over the experts.
+    EXPECT_THAT(InitialValues(1, Find(plan, "layer0.moe.threshold")), Each(0.5f));
   }
 }
 
