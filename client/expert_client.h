@@ -36,7 +36,7 @@ struct BackwardResult {
   uint32_t replica = 0;
   const RoutingPlan* plan = nullptr;
   float* dx = nullptr;     // [T, d] out: through the experts only
-  float* dgate = nullptr;  // [T, k] out
+  float* dgate = nullptr;  // [choices of the plan] out
 };
 // Over all replicas and the waves so far, joined over the groups.
 struct BalanceTotals {

@@ -282,8 +282,6 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
   for (size_t r = 0; r < results.size(); ++r) {
     const BackwardResult& result = results[r];
     std::fill_n(result.dx, result.plan->tokens() * d_, 0.0f);
-    std::fill_n(result.dgate,
-                static_cast<int64_t>(result.plan->tokens()) * result.plan->k(), 0.0f);
     for (const auto& part : parts[r]) {
       AddRows(part.reply->dx(), part.plan->token, d_, result.dx);
       const char* dgate = part.reply->dgate().data();

@@ -4,10 +4,14 @@
 
 namespace moe {
 
-RoutingPlan::RoutingPlan(const ExpertLayout& layout, int32_t tokens, int32_t k,
+RoutingPlan::RoutingPlan(const ExpertLayout& layout, std::span<const int32_t> offset,
                          std::span<const int32_t> expert, std::span<const float> gate)
-    : tokens_(tokens), k_(k), servers_(layout.servers) {
-  CHECK_EQ(expert.size(), static_cast<size_t>(tokens) * k);
+    : tokens_(static_cast<int32_t>(offset.size()) - 1),
+      choices_(static_cast<int64_t>(expert.size())),
+      servers_(layout.servers) {
+  CHECK_GE(tokens_, 0);
+  CHECK_EQ(offset.front(), 0);
+  CHECK_EQ(offset.back(), choices_);
   CHECK_EQ(gate.size(), expert.size());
   CHECK_EQ(layout.server_of_group.size(), static_cast<size_t>(layout.groups));
   const int32_t b = layout.experts_per_group();
@@ -21,12 +25,12 @@ RoutingPlan::RoutingPlan(const ExpertLayout& layout, int32_t tokens, int32_t k,
   }
 
   // Tokens ascend, and experts within a token: so all lists come out in order.
-  for (int32_t t = 0; t < tokens; ++t) {
-    for (int32_t c = t * k; c < (t + 1) * k; ++c) {
+  for (int32_t t = 0; t < tokens_; ++t) {
+    for (int32_t c = offset[t]; c < offset[t + 1]; ++c) {
       const int32_t e = expert[c];
-      if (e < 0) continue;
+      CHECK_GE(e, 0);
       CHECK_LT(e, layout.experts);
-      CHECK(c == t * k || expert[c - 1] < e)
+      CHECK(c == offset[t] || expert[c - 1] < e)
           << "experts of token " << t << " don't ascend";
       const int32_t g = e / b;
       Server& server = servers_[layout.server_of_group[g]];

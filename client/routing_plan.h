@@ -31,7 +31,7 @@ class RoutingPlan {
     std::vector<uint32_t> row;
     std::vector<uint32_t> expert;
     std::vector<float> gate;
-    // [p]: position of the choice in the gate's [T, k] arrays.
+    // [p]: position of the choice in the gate's arrays.
     std::vector<int32_t> choice;
     // [q]: tokens of the group's distinct rows, ascending.
     std::vector<int32_t> token;
@@ -44,18 +44,19 @@ class RoutingPlan {
     std::vector<Group> groups;
   };
 
-  // expert, gate: [tokens, k], experts ascending within a token; expert -1: no choice (a
-  // padding token).
-  RoutingPlan(const ExpertLayout& layout, int32_t tokens, int32_t k,
+  // Token t chose the experts [offset[t], offset[t + 1]), any number of them, ascending.
+  // offset: [tokens + 1]; expert, gate: [choices].
+  RoutingPlan(const ExpertLayout& layout, std::span<const int32_t> offset,
               std::span<const int32_t> expert, std::span<const float> gate);
 
   int32_t tokens() const { return tokens_; }
-  int32_t k() const { return k_; }
+  // Pairs of token and expert, over all servers.
+  int64_t choices() const { return choices_; }
   const std::vector<Server>& servers() const { return servers_; }
 
  private:
   int32_t tokens_;
-  int32_t k_;
+  int64_t choices_;
   std::vector<Server> servers_;
 };
 

@@ -252,26 +252,28 @@ class ClusterClientTest : public testing::Test {
   // One replica's micro-batch and its plan.
   struct Batch {
     uint32_t replica;
-    std::vector<int32_t> expert;
+    std::vector<int32_t> offset, expert;
     std::vector<float> gate, x, dy;
     std::vector<double> importance, load;
     std::unique_ptr<RoutingPlan> plan;
     std::vector<float> y, dx, dgate;
   };
-  Batch MakeBatch(uint32_t replica, int32_t tokens, int32_t k) {
+  // Tokens have up to most_experts experts each, one after the other.
+  Batch MakeBatch(uint32_t replica, int32_t tokens, int32_t most_experts) {
     std::mt19937 random(replica + 1);
     std::uniform_real_distribution<float> uniform(-1, 1);
     Batch batch;
     batch.replica = replica;
+    batch.offset.push_back(0);
     for (int32_t t = 0; t < tokens; ++t) {
       std::vector<int32_t> all(kExperts);
       for (int32_t e = 0; e < kExperts; ++e) all[e] = e;
       std::shuffle(all.begin(), all.end(), random);
-      std::sort(all.begin(), all.begin() + k);
-      for (int32_t j = 0; j < k; ++j) {
-        batch.expert.push_back(t % 4 == 3 ? -1 : all[j]);
-        batch.gate.push_back(uniform(random));
-      }
+      const int32_t chosen = t % (most_experts + 1);
+      std::sort(all.begin(), all.begin() + chosen);
+      batch.expert.insert(batch.expert.end(), all.begin(), all.begin() + chosen);
+      batch.offset.push_back(static_cast<int32_t>(batch.expert.size()));
+      for (int32_t j = 0; j < chosen; ++j) batch.gate.push_back(uniform(random));
     }
     for (int64_t i = 0; i < tokens * kWidth; ++i) {
       batch.x.push_back(uniform(random));
@@ -281,8 +283,8 @@ class ClusterClientTest : public testing::Test {
       batch.importance.push_back(e);
       batch.load.push_back(2 * e);
     }
-    batch.plan = std::make_unique<RoutingPlan>(client_->experts().layout(kLayer), tokens,
-                                               k, batch.expert, batch.gate);
+    batch.plan = std::make_unique<RoutingPlan>(client_->experts().layout(kLayer),
+                                               batch.offset, batch.expert, batch.gate);
     batch.y.assign(batch.x.size(), 99);
     batch.dx.assign(batch.x.size(), 99);
     batch.dgate.assign(batch.gate.size(), 99);
@@ -365,14 +367,13 @@ TEST_F(ClusterClientTest, ForwardAddsGroupsInGroupOrderAcrossServers) {
   const absl::Status status = Forward(batches, &totals);
   ASSERT_TRUE(status.ok()) << status;
   for (const Batch& batch : batches) {
-    const int32_t k = batch.plan->k();
     std::vector<float> expected(batch.x.size());
     for (int32_t t = 0; t < batch.plan->tokens(); ++t) {
       for (int32_t g = 0; g < kGroups; ++g) {
         std::vector<float> inner(kWidth);
-        for (int32_t j = t * k; j < (t + 1) * k; ++j) {
+        for (int32_t j = batch.offset[t]; j < batch.offset[t + 1]; ++j) {
           const int32_t e = batch.expert[j];
-          if (e < 0 || e / kPerGroup != g) continue;
+          if (e / kPerGroup != g) continue;
           for (int64_t i = 0; i < kWidth; ++i) {
             inner[i] += batch.gate[j] * Scale(e) * batch.x[t * kWidth + i];
           }
@@ -396,13 +397,8 @@ TEST_F(ClusterClientTest, ForwardAddsGroupsInGroupOrderAcrossServers) {
 TEST_F(ClusterClientTest, FramesWithoutRowsAreSent) {
   Start();
   std::vector<Batch> batches;
-  batches.push_back(MakeBatch(0, 4, 1));
-  batches.push_back(MakeBatch(2, 4, 1));
-  for (Batch& batch : batches) {
-    batch.expert.assign(4, -1);
-    batch.plan = std::make_unique<RoutingPlan>(client_->experts().layout(kLayer), 4, 1,
-                                               batch.expert, batch.gate);
-  }
+  batches.push_back(MakeBatch(0, 4, 0));
+  batches.push_back(MakeBatch(2, 4, 0));
   ASSERT_TRUE(Forward(batches, nullptr).ok());
   EXPECT_EQ(batches[0].y, std::vector<float>(4 * kWidth));
   for (const int s : {0, 1}) {
@@ -433,14 +429,13 @@ TEST_F(ClusterClientTest, BackwardAddsGroupsInOrderAndScattersGateGradients) {
   const absl::Status status = Backward(batches);
   ASSERT_TRUE(status.ok()) << status;
   for (const Batch& batch : batches) {
-    const int32_t k = batch.plan->k();
     std::vector<float> dx(batch.x.size());
     std::vector<float> dgate(batch.gate.size());
     for (int32_t t = 0; t < batch.plan->tokens(); ++t) {
       for (int32_t g = 0; g < kGroups; ++g) {
         float n = 0;
-        for (int32_t j = t * k; j < (t + 1) * k; ++j) {
-          if (batch.expert[j] < 0 || batch.expert[j] / kPerGroup != g) continue;
+        for (int32_t j = batch.offset[t]; j < batch.offset[t + 1]; ++j) {
+          if (batch.expert[j] / kPerGroup != g) continue;
           n += Scale(batch.expert[j]);
           dgate[j] = static_cast<float>(100 * batch.replica + batch.expert[j]);
         }

@@ -14,18 +14,17 @@ using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
 // The plan's lists for one server, each found by a scan over all choices.
-void ExpectServer(const ExpertLayout& layout, int32_t server, int32_t tokens, int32_t k,
-                  const std::vector<int32_t>& expert, const std::vector<float>& gate,
-                  const RoutingPlan::Server& actual) {
+void ExpectServer(const ExpertLayout& layout, int32_t server,
+                  const std::vector<int32_t>& offset, const std::vector<int32_t>& expert,
+                  const std::vector<float>& gate, const RoutingPlan::Server& actual) {
   const int32_t b = layout.experts / layout.groups;
   std::vector<uint32_t> rows;
-  for (int32_t t = 0; t < tokens; ++t) {
+  for (size_t t = 0; t + 1 < offset.size(); ++t) {
     bool here = false;
-    for (int32_t j = 0; j < k; ++j) {
-      const int32_t e = expert[t * k + j];
-      here = here || (e >= 0 && layout.server_of_group[e / b] == server);
+    for (int32_t c = offset[t]; c < offset[t + 1]; ++c) {
+      here = here || layout.server_of_group[expert[c] / b] == server;
     }
-    if (here) rows.push_back(t);
+    if (here) rows.push_back(static_cast<uint32_t>(t));
   }
   EXPECT_EQ(actual.token, rows);
 
@@ -39,8 +38,8 @@ void ExpectServer(const ExpertLayout& layout, int32_t server, int32_t tokens, in
     std::set<int32_t> distinct;
     for (uint32_t row = 0; row < rows.size(); ++row) {
       for (int32_t local = 0; local < b; ++local) {
-        for (int32_t j = 0; j < k; ++j) {
-          const int32_t choice = static_cast<int32_t>(rows[row]) * k + j;
+        for (int32_t choice = offset[rows[row]]; choice < offset[rows[row] + 1];
+             ++choice) {
           if (expert[choice] != g * b + local) continue;
           expected.row.push_back(row);
           expected.expert.push_back(local);
@@ -70,26 +69,27 @@ TEST(RoutingPlan, EqualsTheNaiveLoops) {
       layout.server_of_group.push_back(static_cast<int32_t>(random() % layout.servers));
     }
     const int32_t tokens = static_cast<int32_t>(random() % 40);
-    const int32_t k = 1 + static_cast<int32_t>(random() % layout.experts);
+    std::vector<int32_t> offset = {0};
     std::vector<int32_t> expert;
     std::vector<float> gate;
     for (int32_t t = 0; t < tokens; ++t) {
       std::vector<int32_t> all(layout.experts);
       for (int32_t e = 0; e < layout.experts; ++e) all[e] = e;
       std::shuffle(all.begin(), all.end(), random);
-      std::sort(all.begin(), all.begin() + k);
-      const bool padding = random() % 5 == 0;
-      for (int32_t j = 0; j < k; ++j) {
-        expert.push_back(padding ? -1 : all[j]);
+      const int32_t chosen = static_cast<int32_t>(random() % (layout.experts + 1));
+      std::sort(all.begin(), all.begin() + chosen);
+      expert.insert(expert.end(), all.begin(), all.begin() + chosen);
+      offset.push_back(static_cast<int32_t>(expert.size()));
+      for (int32_t j = 0; j < chosen; ++j) {
         gate.push_back(static_cast<float>(random() % 1000) / 1000);
       }
     }
-    const RoutingPlan plan(layout, tokens, k, expert, gate);
+    const RoutingPlan plan(layout, offset, expert, gate);
     EXPECT_EQ(plan.tokens(), tokens);
-    EXPECT_EQ(plan.k(), k);
+    EXPECT_EQ(plan.choices(), static_cast<int64_t>(expert.size()));
     ASSERT_EQ(plan.servers().size(), static_cast<size_t>(layout.servers));
     for (int32_t s = 0; s < layout.servers; ++s) {
-      ExpectServer(layout, s, tokens, k, expert, gate, plan.servers()[s]);
+      ExpectServer(layout, s, offset, expert, gate, plan.servers()[s]);
     }
     if (testing::Test::HasFailure()) FAIL() << "round " << round;
   }
@@ -98,11 +98,12 @@ TEST(RoutingPlan, EqualsTheNaiveLoops) {
 TEST(RoutingPlan, ATokenGoesOnceToAServerWithSeveralOfItsGroups) {
   const ExpertLayout layout{
       .experts = 6, .groups = 3, .servers = 2, .server_of_group = {1, 0, 1}};
-  // Token 0: experts 0 and 5, both on server 1; token 1: padding; token 2: experts 1
-  // and 2.
-  const std::vector<int32_t> expert = {0, 5, -1, -1, 1, 2};
-  const std::vector<float> gate = {.25f, .75f, 0, 0, .5f, .5f};
-  const RoutingPlan plan(layout, 3, 2, expert, gate);
+  // Token 0: experts 0 and 5, both on server 1; token 1: none; token 2: experts 1 and
+  // 2.
+  const std::vector<int32_t> offset = {0, 2, 2, 4};
+  const std::vector<int32_t> expert = {0, 5, 1, 2};
+  const std::vector<float> gate = {.25f, .75f, .5f, .5f};
+  const RoutingPlan plan(layout, offset, expert, gate);
   const RoutingPlan::Server& s0 = plan.servers()[0];
   const RoutingPlan::Server& s1 = plan.servers()[1];
   EXPECT_THAT(s0.token, ElementsAre(2u));
@@ -111,7 +112,7 @@ TEST(RoutingPlan, ATokenGoesOnceToAServerWithSeveralOfItsGroups) {
   ASSERT_EQ(s1.groups.size(), 2u);
   EXPECT_THAT(s1.groups[0].row, ElementsAre(0u, 1u));
   EXPECT_THAT(s1.groups[0].expert, ElementsAre(0u, 1u));
-  EXPECT_THAT(s1.groups[0].choice, ElementsAre(0, 4));
+  EXPECT_THAT(s1.groups[0].choice, ElementsAre(0, 2));
   EXPECT_THAT(s1.groups[1].row, ElementsAre(0u));
   EXPECT_THAT(s1.groups[1].expert, ElementsAre(1u));
   EXPECT_THAT(s1.groups[1].gate, ElementsAre(.75f));
@@ -120,7 +121,8 @@ TEST(RoutingPlan, ATokenGoesOnceToAServerWithSeveralOfItsGroups) {
 TEST(RoutingPlan, KeepsEmptyGroupsAndEmptyServers) {
   const ExpertLayout layout{
       .experts = 2, .groups = 2, .servers = 3, .server_of_group = {0, 2}};
-  const RoutingPlan plan(layout, 1, 1, std::vector<int32_t>{0}, std::vector<float>{1});
+  const RoutingPlan plan(layout, std::vector<int32_t>{0, 1}, std::vector<int32_t>{0},
+                         std::vector<float>{1});
   ASSERT_EQ(plan.servers().size(), 3u);
   EXPECT_THAT(plan.servers()[1].groups, IsEmpty());
   ASSERT_EQ(plan.servers()[2].groups.size(), 1u);

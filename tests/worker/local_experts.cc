@@ -56,17 +56,17 @@ std::vector<std::vector<float>> LocalExperts::Forward(
     int32_t wave, std::span<const MoeCall* const> calls) {
   Wave& w = waves_[wave];
   w = Wave();
-  w.k = calls[0]->k;
   for (int32_t e = 0; e < experts(); ++e) {
     w.begin.push_back(static_cast<int64_t>(w.pairs.size()));
     for (size_t r = 0; r < calls.size(); ++r) {
       const MoeCall& call = *calls[r];
-      for (int32_t choice = 0; choice < call.tokens * call.k; ++choice) {
-        if (call.expert[choice] != e) continue;
-        const int32_t token = choice / call.k;
-        w.pairs.push_back({static_cast<int32_t>(r), token, choice});
-        AppendRow(call.x, token, d_, &w.x);
-        w.gate.push_back(call.gate[choice]);
+      for (size_t token = 0; token + 1 < call.offset.size(); ++token) {
+        for (int32_t c = call.offset[token]; c < call.offset[token + 1]; ++c) {
+          if (call.expert[c] != e) continue;
+          w.pairs.push_back({static_cast<int32_t>(r), static_cast<int32_t>(token), c});
+          AppendRow(call.x, static_cast<int64_t>(token), d_, &w.x);
+          w.gate.push_back(call.gate[c]);
+        }
       }
     }
   }
@@ -77,8 +77,9 @@ std::vector<std::vector<float>> LocalExperts::Forward(
       importance_[e] += call->importance[e];
       load_[e] += call->load[e];
     }
-    w.tokens.push_back(call->tokens);
-    result.emplace_back(call->tokens * d_);
+    w.tokens.push_back(static_cast<int32_t>(call->offset.size()) - 1);
+    w.choices.push_back(call->expert.size());
+    result.emplace_back(w.tokens.back() * d_);
   }
 
   const Tensor x = Upload(w.x, d_);
@@ -113,10 +114,8 @@ LocalExperts::Gradients LocalExperts::Backward(
   w.dhidden = Download(dhidden);
 
   Gradients result;
-  for (int32_t tokens : w.tokens) {
-    result.dx.emplace_back(tokens * d_);
-    result.dgate.emplace_back(tokens * w.k);
-  }
+  for (int32_t tokens : w.tokens) result.dx.emplace_back(tokens * d_);
+  for (size_t choices : w.choices) result.dgate.emplace_back(choices);
   const std::vector<float> dx_rows = Download(dx);
   const std::vector<float> dgates = Download(dgate);
   for (size_t p = 0; p < w.pairs.size(); ++p) {

@@ -32,7 +32,7 @@ class LocalExperts {
 
   struct Gradients {
     std::vector<std::vector<float>> dx;     // [replicas][T * d]
-    std::vector<std::vector<float>> dgate;  // [replicas][T * k]
+    std::vector<std::vector<float>> dgate;  // [replicas][p]
   };
   // dy: [replicas][T * d].
   Gradients Backward(int32_t wave, std::span<const std::span<const float>> dy);
@@ -59,7 +59,7 @@ class LocalExperts {
   struct Pair {
     int32_t replica = 0;
     int32_t token = 0;
-    int32_t choice = 0;  // position in the call's [T, k] arrays
+    int32_t choice = 0;  // position in the call's arrays
   };
   // p pairs, by expert, then in (replica, token) order. Host copies of device memory.
   struct Wave {
@@ -71,7 +71,7 @@ class LocalExperts {
     std::vector<float> dhidden;   // [p, h]
     std::vector<float> gated_dy;  // [p, d]
     std::vector<int32_t> tokens;  // [replicas]
-    int32_t k = 0;
+    std::vector<size_t> choices;  // [replicas] of each call
   };
   // The step's rows, by expert, then in (wave, replica, token) order.
   struct Batch {

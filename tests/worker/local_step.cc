@@ -145,8 +145,9 @@ LocalModel::StepResult LocalModel::Forward(
       result.choices[segment].resize(replicas_.size());
       for (size_t r = 0; r < replicas_.size(); ++r) {
         replicas_[r]->SetMoeOutput(segment, wave, y[r]);
-        result.choices[segment][r].emplace_back(calls[r]->expert.begin(),
-                                                calls[r]->expert.end());
+        result.choices[segment][r].push_back(
+            {.offset = {calls[r]->offset.begin(), calls[r]->offset.end()},
+             .expert = {calls[r]->expert.begin(), calls[r]->expert.end()}});
       }
     }
   }

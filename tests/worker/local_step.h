@@ -45,8 +45,12 @@ class LocalModel {
     double balance_loss = 0;  // all L_importance and L_load; 0 in evaluation
     double loss = 0;          // loss_sum / tokens + balance_loss
     NamedTensors gradients;   // summed over replicas; training only
-    // [moe layer][replica][wave]: a copy of the choices [T * k].
-    std::vector<std::vector<std::vector<std::vector<int32_t>>>> choices;
+    struct Choices {
+      std::vector<int32_t> offset;  // [T + 1]
+      std::vector<int32_t> expert;  // [p]
+    };
+    // [moe layer][replica][wave]
+    std::vector<std::vector<std::vector<Choices>>> choices;
   };
   // Forward and backward. batches: [replica][wave].
   StepResult Train(uint64_t step, const std::vector<std::vector<LocalBatch>>& batches);

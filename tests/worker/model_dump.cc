@@ -161,7 +161,7 @@ void Run(const std::string& name, const std::string& folder) {
     std::vector<int32_t> rows(job.model().layers(layer).moe().experts(), 0);
     for (const auto& of_replica : result.choices[i]) {
       for (const auto& of_wave : of_replica) {
-        for (int32_t expert : of_wave) ++rows[expert];
+        for (int32_t expert : of_wave.expert) ++rows[expert];
       }
     }
     for (size_t e = 0; e < rows.size(); ++e) {

@@ -34,8 +34,6 @@ NoisyTopKGate::NoisyTopKGate(Backend& backend, uint32_t layer_id,
     wave.threshold = Array<int32_t>(backend, rows * 2);
     wave.importance = Array<double>(backend, experts_);
     wave.load = Array<double>(backend, experts_);
-    wave.choices.expert.resize(rows * k);
-    wave.choices.gate.resize(rows * k);
     wave.choices.importance.resize(experts_);
     wave.choices.load.resize(experts_);
   }
@@ -69,6 +67,12 @@ void NoisyTopKGate::Forward(const Pass& pass, int32_t wave, ConstMatrix x,
   }
   backend_.NoisyTopKForward(Batch(pass, wave));
 
+  w.choices.offset.resize(rows_ + 1);
+  for (int64_t t = 0; t <= rows_; ++t) {
+    w.choices.offset[t] = static_cast<int32_t>(t * k_);
+  }
+  w.choices.expert.resize(rows_ * k_);
+  w.choices.gate.resize(rows_ * k_);
   w.expert.Download(w.choices.expert);
   w.gate.Download(w.choices.gate);
   w.importance.Download(w.choices.importance);
@@ -81,17 +85,20 @@ void NoisyTopKGate::DropPadding(std::span<const int32_t> target, Choices* choice
   if (std::find(target.begin(), target.end(), -1) == target.end()) return;
   std::fill(choices->importance.begin(), choices->importance.end(), 0);
   std::fill(choices->load.begin(), choices->load.end(), 0);
+  int32_t kept = 0;
   for (int64_t t = 0; t < rows_; ++t) {
-    for (int64_t j = t * k_; j < (t + 1) * k_; ++j) {
-      if (target[t] < 0) {
-        choices->expert[j] = -1;
-        choices->gate[j] = 0;
-      } else {
-        choices->importance[choices->expert[j]] += choices->gate[j];
-        choices->load[choices->expert[j]] += 1;
-      }
+    choices->offset[t] = kept;
+    if (target[t] < 0) continue;
+    for (int64_t j = t * k_; j < (t + 1) * k_; ++j, ++kept) {
+      const int32_t expert = choices->expert[kept] = choices->expert[j];
+      const float gate = choices->gate[kept] = choices->gate[j];
+      choices->importance[expert] += gate;
+      choices->load[expert] += 1;
     }
   }
+  choices->offset[rows_] = kept;
+  choices->expert.resize(kept);
+  choices->gate.resize(kept);
 }
 
 void NoisyTopKGate::Backward(const Pass& pass, int32_t wave, ConstMatrix x,

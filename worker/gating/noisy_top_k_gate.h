@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "common/kernels/backend.h"
+#include "worker/gating/choices.h"
 #include "worker/layers/parameter.h"
 #include "worker/layers/pass.h"
 
@@ -19,28 +20,18 @@ class NoisyTopKGate {
     Parameter wnoise;  // [d, n]
   };
 
-  // What the gate chose for one micro-batch. Host memory.
-  struct Choices {
-    std::vector<int32_t> expert;     // [T, k] ascending within a row; -1: none
-    std::vector<float> gate;         // [T, k]
-    std::vector<double> importance;  // [n]
-    std::vector<double> load;        // [n]
-  };
-
   // rows: T.
   NoisyTopKGate(Backend& backend, uint32_t layer_id, const Parameters& parameters,
                 int32_t k, int64_t rows, int32_t waves);
 
-  int32_t k() const { return k_; }
-
   // x: [T, d]. In evaluation there is no noise, and a row whose target (host, [T]) is -1
-  // is padding: it has no expert, and counts in neither importance nor load.
+  // is padding: it has no expert and counts in neither importance nor load.
   void Forward(const Pass& pass, int32_t wave, ConstMatrix x,
                std::span<const int32_t> target);
   // Valid until the next Forward of the wave.
   const Choices& choices(int32_t wave) const { return waves_[wave].choices; }
 
-  // After a Forward in training, with the same pass and x. dgate: [T, k] <dL/dy, E_i(x)>;
+  // After a Forward in training, with the same pass and x. dgate: [p] <dL/dy, E_i(x)>;
   // dimportance, dload: [n] gradients of the balancing losses by the step's totals. Adds
   // to dx.
   void Backward(const Pass& pass, int32_t wave, ConstMatrix x,

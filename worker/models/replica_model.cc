@@ -281,11 +281,10 @@ void ReplicaModel::Impl::ForwardGate(int32_t layer, int32_t wave) {
   moe.gate.Forward(pass_, wave, x, target_[wave]);
   backend_.Download(x.data, moe.x[wave].data(), x.size() * sizeof(float));
 
-  const NoisyTopKGate::Choices& choices = moe.gate.choices(wave);
+  const Choices& choices = moe.gate.choices(wave);
   MoeCall& call = moe.calls[wave];
   call.layer = layer;
-  call.tokens = static_cast<int32_t>(rows_);
-  call.k = moe.gate.k();
+  call.offset = choices.offset;
   call.expert = choices.expert;
   call.gate = choices.gate;
   call.x = moe.x[wave];

@@ -34,15 +34,14 @@
 
 namespace moe {
 
-// What the gate of one MoE layer chose for one micro-batch of T rows. Host memory, owned
-// by the model, valid until the next Forward of the same segment and wave.
+// What the gate of one MoE layer chose for one micro-batch of T tokens: p pairs of token
+// and expert (worker/gating/choices.h). Host memory, owned by the model, valid until the
+// next Forward of the same segment and wave.
 struct MoeCall {
-  int32_t layer = 0;  // index into Model.layers
-  int32_t tokens = 0;
-  int32_t k = 0;
-  std::span<const int32_t>
-      expert;  // [T, k] ascending within a token; -1 for rows without target
-  std::span<const float> gate;         // [T, k]
+  int32_t layer = 0;                   // index into Model.layers
+  std::span<const int32_t> offset;     // [T + 1] of each token's pairs
+  std::span<const int32_t> expert;     // [p] ascending within a token
+  std::span<const float> gate;         // [p]
   std::span<const float> x;            // [T, d_model]
   std::span<const double> importance;  // [n]
   std::span<const double> load;        // [n]
@@ -90,7 +89,7 @@ class ReplicaModel {
   // dL/dy of the MoE layer's output [T, d_model]; after Backward(segment + 1, wave). Host
   // memory, valid until the next Backward of the same segment and wave.
   std::span<const float> moe_output_gradient(int segment, int32_t wave) const;
-  // dx: [T, d_model] through the experts; dgate: [T, k] <dL/dy, E_i(x)>; dimportance and
+  // dx: [T, d_model] through the experts; dgate: [p] <dL/dy, E_i(x)>; dimportance and
   // dload: [n] gradients of the balancing losses with respect to the step's Importance
   // and Load.
   void SetMoeGradient(int segment, int32_t wave, std::span<const float> dx,

@@ -48,11 +48,8 @@ StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& pl
   importance_gradient_.resize(moe_layers);
   load_gradient_.resize(moe_layers);
   const int64_t tokens = int64_t{training.lanes()} / waves_ * training.unroll();
-  int32_t max_k = 0;
-  for (const v1::Layer& layer : job.model().layers())
-    max_k = std::max(max_k, layer.moe().k());
   rows_.assign(owned_.size(), std::vector<float>(tokens * job.model().d_model()));
-  gates_.assign(owned_.size(), std::vector<float>(tokens * max_k));
+  gates_.resize(owned_.size());
 }
 
 v1::FrameId StepRunner::FrameOf(int segment, int32_t wave) const {
@@ -97,8 +94,7 @@ absl::Status StepRunner::SendForward(int segment, int32_t wave) {
   for (size_t i = 0; i < owned_.size(); ++i) {
     const MoeCall& call = models_[i]->moe_call(segment, wave);
     auto& plan = plans_[segment][wave * owned_.size() + i];
-    plan = std::make_unique<RoutingPlan>(layout, call.tokens, call.k, call.expert,
-                                         call.gate);
+    plan = std::make_unique<RoutingPlan>(layout, call.offset, call.expert, call.gate);
     ForwardCall forward;
     forward.replica = owned_[i];
     forward.plan = plan.get();
@@ -174,15 +170,14 @@ absl::Status StepRunner::SendBackward(int segment, int32_t wave) {
 absl::Status StepRunner::AwaitBackward(int segment, int32_t wave) {
   std::vector<BackwardResult> results;
   for (size_t i = 0; i < owned_.size(); ++i) {
-    results.push_back(
-        {owned_[i], &PlanOf(segment, wave, i), rows_[i].data(), gates_[i].data()});
+    const RoutingPlan& plan = PlanOf(segment, wave, i);
+    gates_[i].resize(plan.choices());
+    results.push_back({owned_[i], &plan, rows_[i].data(), gates_[i].data()});
   }
   ActivityScope scope(clock_, Activity::kMoving);
   RETURN_IF_ERROR(experts_.AwaitBackward(FrameOf(segment, wave), results));
   for (size_t i = 0; i < owned_.size(); ++i) {
-    const MoeCall& call = models_[i]->moe_call(segment, wave);
-    models_[i]->SetMoeGradient(segment, wave, rows_[i],
-                               std::span(gates_[i]).first(call.tokens * call.k),
+    models_[i]->SetMoeGradient(segment, wave, rows_[i], gates_[i],
                                importance_gradient_[segment], load_gradient_[segment]);
   }
   return absl::OkStatus();
@@ -211,7 +206,6 @@ PassResult StepRunner::Summarize(std::span<const MicroBatch> batches) const {
       for (int32_t wave = 0; wave < waves_; ++wave) {
         const MoeCall& call = model->moe_call(segment, wave);
         for (size_t j = 0; j < call.expert.size(); ++j) {
-          if (call.expert[j] < 0) continue;
           ++balance.assigned[call.expert[j]];
           balance.importance[call.expert[j]] += call.gate[j];
         }

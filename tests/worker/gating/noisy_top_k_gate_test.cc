@@ -48,7 +48,7 @@ class NoisyTopKGateTest : public ::testing::TestWithParam<uint64_t> {
     std::vector<int32_t> chosen;  // at the point itself
     const auto loss = [&] {
       gate.Forward(pass, 1, x_.view(), {});
-      const NoisyTopKGate::Choices& choices = gate.choices(1);
+      const Choices& choices = gate.choices(1);
       double sum = 0;
       for (size_t j = 0; j < choices.gate.size(); ++j) {
         sum += choices.gate[j] * r[j / k * kExperts + choices.expert[j]];
@@ -58,7 +58,7 @@ class NoisyTopKGateTest : public ::testing::TestWithParam<uint64_t> {
              weights.load * CvSquared(choices.load, 1, &unused);
     };
     loss();
-    const NoisyTopKGate::Choices& choices = gate.choices(1);
+    const Choices& choices = gate.choices(1);
     chosen = choices.expert;
     std::vector<float> dgate;
     for (size_t j = 0; j < chosen.size(); ++j) {
@@ -117,11 +117,12 @@ TEST_P(NoisyTopKGateTest, GradientsWithAllExperts) {
 TEST_P(NoisyTopKGateTest, ChoicesAreAscendingAndSumToOne) {
   NoisyTopKGate gate = MakeGate(3);
   gate.Forward({.seed = GetParam()}, 0, x_.view(), {});
-  const NoisyTopKGate::Choices& choices = gate.choices(0);
+  const Choices& choices = gate.choices(0);
   double importance = 0;
   for (double value : choices.importance) importance += value;
   EXPECT_NEAR(importance, kRows, 1e-5);
   for (int64_t t = 0; t < kRows; ++t) {
+    EXPECT_EQ(choices.offset[t + 1], 3 * (t + 1));
     EXPECT_LT(choices.expert[3 * t], choices.expert[3 * t + 1]);
     EXPECT_LT(choices.expert[3 * t + 1], choices.expert[3 * t + 2]);
     EXPECT_NEAR(choices.gate[3 * t] + choices.gate[3 * t + 1] + choices.gate[3 * t + 2],
@@ -147,25 +148,28 @@ TEST_P(NoisyTopKGateTest, EvaluationHasNoNoiseAndSkipsPadding) {
   const std::vector<int32_t> all_valid(kRows, 1);
   gate.Forward({.mode = PassMode::kEvaluate, .seed = 1}, 0, x_.view(), all_valid);
   gate.Forward({.mode = PassMode::kEvaluate, .seed = 2}, 1, x_.view(), all_valid);
-  const NoisyTopKGate::Choices all = gate.choices(0);
+  const Choices all = gate.choices(0);
   EXPECT_EQ(gate.choices(1).gate, all.gate);
 
   std::vector<int32_t> target = all_valid;
   target[0] = target[5] = -1;
   gate.Forward({.mode = PassMode::kEvaluate}, 0, x_.view(), target);
-  const NoisyTopKGate::Choices& choices = gate.choices(0);
+  const Choices& choices = gate.choices(0);
   std::vector<double> importance(kExperts), load(kExperts);
-  for (int64_t j = 0; j < 2 * kRows; ++j) {
-    if (target[j / 2] < 0) {
-      EXPECT_EQ(choices.expert[j], -1);
-      EXPECT_EQ(choices.gate[j], 0);
-    } else {
-      EXPECT_EQ(choices.expert[j], all.expert[j]);
-      EXPECT_EQ(choices.gate[j], all.gate[j]);
+  Choices expected;
+  expected.offset = {0};
+  for (int64_t t = 0; t < kRows; ++t) {
+    for (int64_t j = 2 * t; j < 2 * (t + 1) && target[t] >= 0; ++j) {
+      expected.expert.push_back(all.expert[j]);
+      expected.gate.push_back(all.gate[j]);
       importance[all.expert[j]] += all.gate[j];
       load[all.expert[j]] += 1;
     }
+    expected.offset.push_back(static_cast<int32_t>(expected.expert.size()));
   }
+  EXPECT_EQ(choices.offset, expected.offset);
+  EXPECT_EQ(choices.expert, expected.expert);
+  EXPECT_EQ(choices.gate, expected.gate);
   EXPECT_EQ(choices.importance, importance);
   EXPECT_EQ(choices.load, load);
 }

@@ -144,9 +144,9 @@ TEST_P(ReplicaModelAgainstReferenceTest, EvaluationWithPadding) {
                                            /*step=*/0, /*training=*/false);
   EXPECT_NEAR(result.loss_sum, expected.loss_sum, 1e-6 * expected.loss_sum);
   for (const auto& layer : result.choices) {
-    const size_t k = layer[1][1].size() / batches[1][1].target.size();
-    for (size_t j = 0; j < layer[1][1].size(); ++j) {
-      EXPECT_EQ(layer[1][1][j] == -1, batches[1][1].target[j / k] == -1);
+    const std::vector<int32_t>& offset = layer[1][1].offset;
+    for (size_t t = 0; t < batches[1][1].target.size(); ++t) {
+      EXPECT_EQ(offset[t] == offset[t + 1], batches[1][1].target[t] == -1);
     }
   }
 }
@@ -241,7 +241,7 @@ TEST_F(ReplicaModelTest, NamesTheFirstLayerThatIsNotFinite) {
   for (float& value : broken["layer1.moe.expert3.w2"]) value = nan;
   model_.SetParameters(broken);
   const auto choices = model_.Evaluate(batches_).choices;
-  ASSERT_THAT(choices[0][0][0], Contains(0));
+  ASSERT_THAT(choices[0][0][0].expert, Contains(0));
   EXPECT_EQ(model_.replica(0).FirstNonFinite(0), "layer1 (moe) output");
 
   for (int r = 0; r < 2; ++r) model_.replica(r).ResetState();
