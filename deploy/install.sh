@@ -2,6 +2,11 @@
 # Installs the Debian packages of deploy/packages.txt that are missing.
 set -euo pipefail
 
+readonly me=install.sh
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+readonly here
+source "$here/lib/messages.sh"
+
 usage() {
   cat <<'END'
 Usage: deploy/install.sh [--check] [--help] [GROUP...]
@@ -22,16 +27,11 @@ for arg in "$@"; do
     --check) check=1 ;;
     -h | --help) usage; exit 0 ;;
     build | runtime | test) groups+=("$arg") ;;
-    *) echo "install.sh: unknown argument: $arg (see --help)" >&2; exit 2 ;;
+    *) die_usage "unknown argument: $arg" ;;
   esac
 done
 
-die() {
-  echo "install.sh: $*" >&2
-  exit 1
-}
-
-list="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/packages.txt"
+readonly list="$here/packages.txt"
 [[ -r $list ]] || die "cannot read $list"
 command -v dpkg-query >/dev/null || die "this needs Debian 12 (no dpkg-query here); install by hand what $list names"
 

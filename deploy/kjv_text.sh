@@ -2,6 +2,9 @@
 # Writes the King James Bible, from Debian's sword-text-kjv, as a text file.
 set -euo pipefail
 
+readonly me=kjv_text.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/messages.sh"
+
 usage() {
   cat <<'END'
 Usage: deploy/kjv_text.sh OUT_FILE
@@ -13,11 +16,6 @@ with
 as deploy/run_local.sh does.
 Needs the Debian packages diatheke and sword-text-kjv (deploy/install.sh runtime).
 END
-}
-
-die() {
-  echo "kjv_text.sh: $*" >&2
-  exit 1
 }
 
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then

@@ -6,6 +6,7 @@ The script runs in a tree of its own with this build's programs: it neither inst
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -21,28 +22,24 @@ class RunLocalTest(c.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.repo = os.path.join(cls.root, "repo")
-        os.makedirs(os.path.join(cls.repo, "deploy"))
         for name in SOURCES:
             os.makedirs(os.path.join(cls.repo, name))
-        cls.script = os.path.join(cls.repo, "deploy", "run_local.sh")
-        with open("deploy/run_local.sh") as source, open(cls.script, "w") as copy:
-            copy.write(source.read())
-        install = os.path.join(cls.repo, "deploy", "install.sh")
+        deploy = os.path.join(cls.repo, "deploy")
+        shutil.copytree("deploy", deploy)
+        cls.script = os.path.join(deploy, "run_local.sh")
+        install = os.path.join(deploy, "install.sh")
         with open(install, "w") as file:
             file.write("#!/bin/sh\n")
-        for path in (cls.script, install):
-            os.chmod(path, 0o755)
+        os.chmod(install, 0o755)
         for program in (c.COORDINATOR, c.EXPERT_SERVER, c.WORKER, c.PREPARE_TEXT):
             link = os.path.join(cls.repo, "bazel-bin", program)
             os.makedirs(os.path.dirname(link), exist_ok=True)
             os.symlink(os.path.abspath(program), link)
         # As the script stamps what it has built.
-        functions = re.search(r"^readonly programs=.*?^\)$", c.read(cls.script), re.M | re.S)
-        stamp = subprocess.run(
-            ["bash", "-c", 'bin=%s/bazel-bin\n%s\nstat -L -c "%%n %%s %%Y" "${programs[@]}"' %
-             (cls.repo, functions[0])], check=True, stdout=subprocess.PIPE).stdout
-        with open(os.path.join(cls.repo, "bazel-bin", "run_local.stamp"), "wb") as file:
-            file.write(stamp)
+        with open(os.path.join(cls.repo, "bazel-bin", "run_local.stamp"), "wb") as stamp:
+            subprocess.run(["bash", "-c", "bin=$1 && source $2 && fingerprint_of_programs", "bash",
+                            os.path.join(cls.repo, "bazel-bin"),
+                            os.path.join(deploy, "lib", "build.sh")], check=True, stdout=stamp)
         cls.text = os.path.join(cls.root, "text", "text.txt")
 
     def setUp(self):
