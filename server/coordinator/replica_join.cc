@@ -7,6 +7,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/moments.h"
 
 namespace moe {
 namespace {
@@ -22,16 +23,6 @@ double MaxOverMean(const google::protobuf::RepeatedField<uint64_t>& assigned) {
 }
 
 }  // namespace
-
-double CoefficientOfVariation(const std::vector<double>& values) {
-  double sum = 0;
-  for (double value : values) sum += value;
-  if (values.empty() || sum == 0) return 0;
-  const double mean = sum / static_cast<double>(values.size());
-  double squares = 0;
-  for (double value : values) squares += (value - mean) * (value - mean);
-  return std::sqrt(squares / static_cast<double>(values.size())) / mean;
-}
 
 absl::Status ReplicaJoin::Add(
     const std::string& member,
@@ -134,10 +125,11 @@ std::vector<v1::BalanceStatus> ReplicaJoin::EvaluationBalance() const {
   for (const v1::LayerBalance& total : TotalBalance()) {
     v1::BalanceStatus& status = balance.emplace_back();
     status.set_layer(total.layer());
-    status.set_cv_importance(
-        CoefficientOfVariation({total.importance().begin(), total.importance().end()}));
-    status.set_cv_load(
-        CoefficientOfVariation({total.assigned().begin(), total.assigned().end()}));
+    const std::vector<double> importance(total.importance().begin(),
+                                         total.importance().end());
+    const std::vector<double> load(total.assigned().begin(), total.assigned().end());
+    status.set_cv_importance(CoefficientOfVariation(importance));
+    status.set_cv_load(CoefficientOfVariation(load));
     status.set_max_over_mean_load(MaxOverMean(total.assigned()));
   }
   return balance;

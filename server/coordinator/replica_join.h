@@ -54,7 +54,4 @@ class ReplicaJoin {
   std::map<std::string, Report> reports_;       // by member
 };
 
-// Standard deviation over the population divided by the mean; 0 if the mean is 0.
-double CoefficientOfVariation(const std::vector<double>& values);
-
 }  // namespace moe

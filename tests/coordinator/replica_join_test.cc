@@ -112,13 +112,5 @@ TEST(ReplicaJoinTest, RefusesOthersReplicasAndLayers) {
             absl::StatusCode::kInvalidArgument);
 }
 
-TEST(CoefficientOfVariationTest, OfThePopulation) {
-  EXPECT_EQ(CoefficientOfVariation({}), 0);
-  EXPECT_EQ(CoefficientOfVariation({0, 0}), 0);
-  EXPECT_EQ(CoefficientOfVariation({3, 3, 3}), 0);
-  EXPECT_EQ(CoefficientOfVariation({1, 3}), 0.5);
-  EXPECT_DOUBLE_EQ(CoefficientOfVariation({4, 0, 0, 0}), std::sqrt(3.0));
-}
-
 }  // namespace
 }  // namespace moe

@@ -2,32 +2,9 @@
 
 #include <cstddef>
 
+#include "common/base/moments.h"
+
 namespace moe {
-
-namespace {
-
-struct Moments {
-  double mean = 0;
-  double variance = 0;  // of the population
-};
-
-Moments MomentsOf(std::span<const double> v) {
-  Moments moments;
-  if (v.empty()) return moments;
-  const double n = static_cast<double>(v.size());
-  for (double x : v) moments.mean += x;
-  moments.mean /= n;
-  for (double x : v) moments.variance += (x - moments.mean) * (x - moments.mean);
-  moments.variance /= n;
-  return moments;
-}
-
-}  // namespace
-
-double CvSquared(std::span<const double> v) {
-  const auto [mean, variance] = MomentsOf(v);
-  return mean == 0 ? 0 : variance / (mean * mean);
-}
 
 double CvSquared(std::span<const double> v, double w, std::vector<double>* gradient) {
   gradient->assign(v.size(), 0);

@@ -22,10 +22,6 @@ void PassResult::Add(const PassResult& other) {
   }
 }
 
-double CoefficientOfVariation(std::span<const double> v) {
-  return std::sqrt(CvSquared(v));
-}
-
 StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& plan,
                        const DenseParameters& parameters, ExpertClient& experts,
                        ActivityClock& clock, std::vector<uint32_t> owned)

@@ -46,9 +46,6 @@ struct PassResult {
   void Add(const PassResult& other);
 };
 
-// Standard deviation (population) divided by the mean; 0 where the mean is 0.
-double CoefficientOfVariation(std::span<const double> v);
-
 class StepRunner {
  public:
   // Everything passed must outlive the runner. owned: replicas, ascending.

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/memory/memory.h"
+#include "common/base/moments.h"
 #include "common/base/status_macros.h"
 #include "common/job/learning_rate.h"
 #include "glog/logging.h"
