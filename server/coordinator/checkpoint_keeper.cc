@@ -1,6 +1,7 @@
 #include "server/coordinator/checkpoint_keeper.h"
 
 #include <glog/logging.h>
+#include <google/protobuf/text_format.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -83,13 +84,16 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
   return DescribeCheckpoints(checkpoint_dir);
 }
 
-CheckpointKeeper::CheckpointKeeper(const v1::Placement& placement,
-                                   std::vector<std::string> workers,
-                                   v1::Manifest manifest)
-    : manifest_(std::move(manifest)), workers_(workers.begin(), workers.end()) {
-  for (const v1::ShardPlacement& shard : placement.shards()) {
+void CheckpointKeeper::Begin(const Layout& layout, uint64_t generation) {
+  manifest_.set_format_version(kManifestVersion);
+  manifest_.set_job_name(layout.job.name());
+  google::protobuf::TextFormat::PrintToString(layout.job, manifest_.mutable_job());
+  manifest_.set_data_sha256(layout.data.sha256());
+  manifest_.set_generation(generation);
+  for (const v1::ShardPlacement& shard : layout.placement.shards()) {
     server_of_[shard.shard()] = shard.server();
   }
+  workers_ = {layout.workers.begin(), layout.workers.end()};
 }
 
 absl::Status CheckpointKeeper::AddShard(const v1::ReportShardFileRequest& request) {
@@ -130,8 +134,13 @@ v1::Manifest CheckpointKeeper::MakeManifest(uint64_t step) const {
   return manifest;
 }
 
-void CheckpointKeeper::Committed(uint64_t step, const v1::CheckpointStatus& checkpoint) {
-  committed_[step] = checkpoint;
+void CheckpointKeeper::Committed(uint64_t step,
+                                 std::vector<v1::CheckpointStatus> present) {
+  present_ = std::move(present);
+  for (const v1::CheckpointStatus& checkpoint : present_) {
+    if (checkpoint.step() == step) committed_[step] = checkpoint;
+  }
+  CHECK(committed_.contains(step));
   cuts_.erase(step);
 }
 

@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,6 +19,7 @@
 #include "proto/moe/v1/checkpoint.pb.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/status.pb.h"
+#include "server/coordinator/layout.h"
 
 namespace moe {
 
@@ -34,10 +36,8 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> DescribeCheckpoints(
 // Not thread-safe.
 class CheckpointKeeper {
  public:
-  CheckpointKeeper() = default;
-  // manifest: what all checkpoints' have in common.
-  CheckpointKeeper(const v1::Placement& placement, std::vector<std::string> workers,
-                   v1::Manifest manifest);
+  // The run begins.
+  void Begin(const Layout& layout, uint64_t generation);
 
   // FAILED_PRECONDITION if the shard isn't the sender's. A repetition changes nothing.
   absl::Status AddShard(const v1::ReportShardFileRequest& request);
@@ -48,9 +48,16 @@ class CheckpointKeeper {
   std::optional<uint64_t> TakeReady();
   // Of a step that TakeReady returned; without digest and perplexity.
   v1::Manifest MakeManifest(uint64_t step) const;
-  void Committed(uint64_t step, const v1::CheckpointStatus& checkpoint);
+  // present: all checkpoints, that of the step among them.
+  void Committed(uint64_t step, std::vector<v1::CheckpointStatus> present);
   // Null if the step isn't committed.
   const v1::CheckpointStatus* Find(uint64_t step) const;
+
+  // The checkpoints in the folder, ascending by step.
+  const std::vector<v1::CheckpointStatus>& present() const { return present_; }
+  void set_present(std::vector<v1::CheckpointStatus> present) {
+    present_ = std::move(present);
+  }
 
   // "the checkpoint of step 2 has waited 10 min 0 s for server/s1 to write dense/0,
   // worker/w2", of one whose first waiter has waited for `timeout`; empty if there is none.
@@ -70,11 +77,12 @@ class CheckpointKeeper {
   // What the step's checkpoint waits for.
   std::string Missing(const Cut& cut) const;
 
-  v1::Manifest manifest_;
+  v1::Manifest manifest_;  // what those of all checkpoints have in common
   std::map<std::string, std::string> server_of_;  // by shard
   std::set<std::string> workers_;
-  std::map<uint64_t, Cut> cuts_;  // by step
-  std::map<uint64_t, v1::CheckpointStatus> committed_;
+  std::map<uint64_t, Cut> cuts_;                        // by step
+  std::map<uint64_t, v1::CheckpointStatus> committed_;  // by step
+  std::vector<v1::CheckpointStatus> present_;
 };
 
 }  // namespace moe

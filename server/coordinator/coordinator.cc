@@ -14,6 +14,7 @@
 #include "common/io/file.h"
 #include "common/job/job_file.h"
 #include "server/coordinator/file_store.h"
+#include "server/coordinator/run_options.h"
 
 namespace moe {
 namespace {
@@ -85,7 +86,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
     RETURN_IF_ERROR(PrepareCheckpointDir(options.checkpoint_dir, restore));
   }
 
-  JobController::Options controller;
+  RunOptions controller;
   controller.job = options.job;
   controller.servers = options.servers;
   controller.workers = options.workers;

@@ -1,24 +1,15 @@
 #include "server/coordinator/job_controller.h"
 
 #include <glog/logging.h>
-#include <google/protobuf/text_format.h>
-#include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
-#include <cmath>
-#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
-#include "common/checkpoint/manifest.h"
-#include "common/job/model_plan.h"
-#include "common/net/channel.h"
-#include "server/coordinator/placement.h"
 
 namespace moe {
 namespace {
@@ -26,242 +17,113 @@ namespace {
 // How often a held call looks whether its caller is still there.
 constexpr absl::Duration kLook = absl::Milliseconds(200);
 
-double Work(const v1::MemberTimes& times) { return times.computing() + times.moving(); }
-
-// "computing"
-std::string Doing(const MemberRecord& member) {
-  return member.waiting_for.empty() ? "computing"
-                                    : absl::StrCat("waiting for ", member.waiting_for);
-}
-
-absl::StatusOr<uint64_t> GetCounter(Store& store, const std::string& key) {
-  ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store.Get(key));
-  uint64_t count = 0;
-  if (entry.has_value() && !absl::SimpleAtoi(entry->value, &count)) {
-    return absl::DataLossError(absl::StrCat("state key ", key, " holds no number"));
-  }
-  return count;
-}
-
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<JobController>> JobController::Create(Options options,
+absl::StatusOr<std::unique_ptr<JobController>> JobController::Create(RunOptions options,
                                                                      Store& store) {
-  if (options.servers < 1)
-    return absl::InvalidArgumentError("--servers must be at least 1");
-  if (options.workers < 1)
-    return absl::InvalidArgumentError("--workers must be at least 1");
-  if (options.workers > options.job.training().replicas()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--workers is ", options.workers, ", but the job's training.replicas is ",
-        options.job.training().replicas(), ", and a worker owns at least one replica"));
-  }
-  if (options.heartbeat <= absl::ZeroDuration() ||
-      options.lease < 2 * options.heartbeat) {
-    return absl::InvalidArgumentError(
-        "--heartbeat_ms must be positive, and --lease_ms at least twice as long");
-  }
-  if (options.mode == v1::RUN_MODE_EVALUATE && !options.restore.has_value()) {
-    return absl::InvalidArgumentError(
-        "there is no checkpoint to evaluate; give --checkpoint");
-  }
-  if (options.restore.has_value()) {
-    RETURN_IF_ERROR(CheckSameJob(*options.restore, options.job));
-    if (options.job.model().vocabulary() == 0) {
-      options.job.mutable_model()->set_vocabulary(
-          options.restore->job.model().vocabulary());
-    }
-  }
-  if (!options.now) options.now = [] { return absl::Now(); };
-  if (!options.print) options.print = [](const std::string&) {};
-
+  RETURN_IF_ERROR(CompleteRunOptions(options));
   auto controller =
       std::unique_ptr<JobController>(new JobController(std::move(options), store));
   absl::MutexLock lock(&controller->mutex_);
-  const Options& kept = controller->options_;
-  ASSIGN_OR_RETURN(uint64_t generation, GetCounter(store, "job/generation"));
-  if (kept.restore.has_value()) {
-    generation = std::max(generation, kept.restore->manifest.generation());
-  }
-  controller->generation_ = generation + 1;
-  RETURN_IF_ERROR(controller->Put("job/generation", absl::StrCat(generation + 1)));
-  RETURN_IF_ERROR(controller->Put("job/name", kept.job.name()));
-  RETURN_IF_ERROR(controller->Put("job/phase", v1::Phase_Name(v1::PHASE_WAITING)));
+  RETURN_IF_ERROR(controller->life_.Begin());
+  const RunOptions& kept = controller->options_;
   if (kept.mode == v1::RUN_MODE_TRAIN) {
-    ASSIGN_OR_RETURN(controller->checkpoints_, DescribeCheckpoints(kept.checkpoint_dir));
+    ASSIGN_OR_RETURN(std::vector<v1::CheckpointStatus> present,
+                     DescribeCheckpoints(kept.checkpoint_dir));
+    controller->checkpoints_.set_present(std::move(present));
   }
-  if (kept.restore.has_value()) {
-    controller->progress_.Line(
-        absl::StrCat("starting from ", kept.restore->folder, "  digest ",
-                     kept.restore->manifest.digest().substr(0, 16)));
-  }
-  controller->PrintWaiting();
   return controller;
 }
 
-JobController::JobController(Options options, Store& store)
+JobController::JobController(RunOptions options, Store& store)
     : options_(std::move(options)),
-      store_(store),
-      job_(options_.job),
-      members_({.servers = options_.servers,
-                .workers = options_.workers,
-                .allow_mixed_numerics = options_.job.allow_mixed_numerics(),
-                .vocabulary = options_.job.model().vocabulary(),
-                .data_sha256 = options_.restore.has_value()
-                                   ? options_.restore->manifest.data_sha256()
-                                   : ""}),
-      last_tick_(options_.now()),
-      progress_(options_.print) {}
+      progress_(options_.print),
+      life_(options_, store, progress_),
+      record_(progress_),
+      last_tick_(options_.now()) {}
 
 absl::StatusOr<v1::RegisterResponse> JobController::Register(
     const v1::RegisterRequest& request) {
   absl::MutexLock lock(&mutex_);
-  const std::string id = MemberId(request.kind(), request.name());
-  bool repeated = false;
-  if (absl::Status refusal = members_.Check(request, &repeated); !refusal.ok()) {
-    LOG(WARNING) << "refused: " << refusal.message();
-    return refusal;
-  }
-  if (over()) {
-    return absl::FailedPreconditionError(
-        phase_ == v1::PHASE_FINISHED
-            ? absl::StrCat(id, " comes too late: the job is finished")
-            : absl::StrCat(id, " comes too late: the job failed: ", failure_));
-  }
-  if (!repeated) {
-    const std::string key = absl::StrCat("members/", id);
-    ASSIGN_OR_RETURN(const uint64_t incarnation, GetCounter(store_, key));
-    RETURN_IF_ERROR(Put(key, absl::StrCat(incarnation + 1)));
-    const MemberRecord& member = members_.Add(request, incarnation + 1, options_.now());
-    LOG(INFO) << Describe(member) << " has joined"
-              << (request.address().empty() ? "" : " at ") << request.address();
-    Advance();
-    PrintWaiting();
-  }
+  ASSIGN_OR_RETURN(const MemberRecord* const member, life_.Join(request));
   v1::RegisterResponse response;
-  response.set_member(id);
-  response.set_incarnation(members_.Find(id)->incarnation);
+  response.set_member(member->id);
+  response.set_incarnation(member->incarnation);
   response.set_heartbeat_ms(absl::ToInt64Milliseconds(options_.heartbeat));
   response.set_lease_ms(absl::ToInt64Milliseconds(options_.lease));
+  Advance();
+  life_.PrintWaiting();
   return response;
 }
 
 absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
     const v1::HeartbeatRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
-  MemberRecord* member = members_.Find(request.member());
+  MemberRecord* member = life_.members().Find(request.member());
   if (member == nullptr || member->incarnation != request.incarnation()) {
-    return absl::NotFoundError(
-        absl::StrCat(request.member(), " isn't a member of this cluster",
-                     failure_.empty() ? " (any more)" : absl::StrCat(": ", failure_)));
+    return absl::NotFoundError(absl::StrCat(
+        request.member(), " isn't a member of this cluster",
+        life_.failure().empty() ? " (any more)" : absl::StrCat(": ", life_.failure())));
   }
-  member->last_heartbeat = options_.now();
-  // A heartbeat may overtake an older one.
-  member->ready_generation =
-      std::max(member->ready_generation, request.ready_generation());
-  member->waiting_for = request.waiting_for();
+  const bool worked = TakeHeartbeat(request, options_.now(), *member);
   // Servers work for workers alone, so one that does shows that those live; an evaluation
   // is reported only when it is over.
-  if (member->registration.kind() == v1::MEMBER_KIND_SERVER &&
-      Work(request.times()) > Work(member->times)) {
-    last_progress_ = options_.now();
+  if (worked && member->registration.kind() == v1::MEMBER_KIND_SERVER) {
+    record_.NoteSign(options_.now());
   }
-  member->times = request.times();
   Advance();
 
-  const absl::Time deadline = absl::Now() + options_.heartbeat;
-  while (request.seen_phase() == phase_ && request.seen_generation() == generation_) {
-    if (cancelled()) return absl::CancelledError("the member gave up the call");
-    const absl::Time look = std::min(deadline, absl::Now() + kLook);
-    if (changed_.WaitWithDeadline(&mutex_, look) && look == deadline) break;
-  }
-  if (cancelled()) return absl::CancelledError("the member gave up the call");
-
-  if (over()) {
-    if (member = members_.Find(request.member()); member != nullptr) {
+  RETURN_IF_ERROR(Hold(cancelled, absl::Now() + options_.heartbeat, [&] {
+    return request.seen_phase() != life_.phase() ||
+           request.seen_generation() != life_.generation();
+  }));
+  if (life_.over()) {
+    if (member = life_.members().Find(request.member()); member != nullptr) {
       member->saw_end = true;
-      changed_.SignalAll();
     }
   }
   v1::HeartbeatResponse response;
-  *response.mutable_state() = State();
+  *response.mutable_state() = life_.State();
   return response;
 }
 
 void JobController::Leave(const v1::LeaveRequest& request) {
   absl::MutexLock lock(&mutex_);
-  const MemberRecord* member = members_.Find(request.member());
+  const MemberRecord* member = life_.members().Find(request.member());
   if (member == nullptr || member->incarnation != request.incarnation()) return;
   LOG(INFO) << Describe(*member) << " leaves";
-  LoseMember(request.member(), "left before the job was finished");
+  life_.Lose(request.member(), "left before the job was finished");
 }
 
 void JobController::FailJob(const v1::FailJobRequest& request) {
   absl::MutexLock lock(&mutex_);
-  const bool named =
-      absl::StartsWith(request.cause(), absl::StrCat(request.member(), ":")) ||
-      absl::StartsWith(request.cause(), absl::StrCat(request.member(), " "));
-  const std::string cause =
-      absl::StrCat(named ? "" : absl::StrCat(request.member(), ": "), request.cause());
-  if (members_.Find(request.member()) == nullptr) {
-    LOG(WARNING) << "ignored, from a stranger: " << cause;
-    return;
-  }
-  Fail(cause);
+  life_.FailBy(request.member(), request.cause());
 }
 
 absl::Status JobController::ReportStep(const v1::ReportStepRequest& request) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
-  if (request.step() < steps_taken_) return absl::OkStatus();
-  ReplicaJoin& join = steps_.try_emplace(request.step(), assignments_).first->second;
-  RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
-  if (!join.complete()) return absl::OkStatus();
-
-  CompletedStep step;
-  step.step = request.step() + 1;
-  step.total_steps = request.total_steps();
-  step.loss_sum = join.loss_sum();
-  step.tokens = join.tokens();
-  step.learning_rate = request.learning_rate();
-  step.balance = join.StepBalance();
-  if (!std::isfinite(step.loss_sum)) {
-    // Counted from 0, as workers count.
-    Fail(absl::StrCat("training diverged: the loss of step ", request.step(),
-                      " isn't finite"));
-    return absl::OkStatus();
-  }
-  progress_.Step(step, options_.now());
-  if (evaluations_.empty()) balance_ = step.balance;
-  steps_taken_ = step.step;
-  steps_.erase(steps_.begin(), steps_.lower_bound(steps_taken_));
-  return absl::OkStatus();
+  absl::Status status = record_.AddStep(request, options_.now());
+  if (absl::IsAborted(status)) life_.Fail(std::string(status.message()));
+  return status;
 }
 
 absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
     const v1::ReportEvaluationRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
-  ReplicaJoin& join =
-      evaluations_.Join(request.step(), request.split(), assignments_, options_.now());
-  const bool was_complete = join.complete();
-  RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
-  if (join.complete() && !was_complete) {
-    balance_ = join.EvaluationBalance();
-    progress_.Evaluation(request.step(), request.split(), join.perplexity(), balance_,
-                         options_.now());
-    changed_.SignalAll();
-  }
-  RETURN_IF_ERROR(Hold(cancelled, [&] { return join.complete(); }));
+  ASSIGN_OR_RETURN(const ReplicaJoin* const join,
+                   record_.AddEvaluation(request, options_.now()));
+  RETURN_IF_ERROR(HoldReport(cancelled, [join] { return join->complete(); }));
   v1::ReportEvaluationResponse response;
-  response.set_perplexity(join.perplexity());
+  response.set_perplexity(join->perplexity());
   return response;
 }
 
 absl::Status JobController::ReportShardFile(const v1::ReportShardFileRequest& request) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_SERVER));
-  RETURN_IF_ERROR(checkpoint_keeper_.AddShard(request));
+  RETURN_IF_ERROR(checkpoints_.AddShard(request));
   CommitReady();
   return absl::OkStatus();
 }
@@ -270,26 +132,23 @@ absl::StatusOr<v1::AwaitCheckpointResponse> JobController::AwaitCheckpoint(
     const v1::AwaitCheckpointRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
-  checkpoint_keeper_.AddWaiter(request.member(), request.step(), options_.now());
+  checkpoints_.AddWaiter(request.member(), request.step(), options_.now());
   CommitReady();
-  RETURN_IF_ERROR(Hold(
-      cancelled, [&] { return checkpoint_keeper_.Find(request.step()) != nullptr; }));
+  RETURN_IF_ERROR(HoldReport(
+      cancelled, [&] { return checkpoints_.Find(request.step()) != nullptr; }));
   v1::AwaitCheckpointResponse response;
-  response.set_folder(checkpoint_keeper_.Find(request.step())->folder());
-  response.set_digest(checkpoint_keeper_.Find(request.step())->digest());
+  response.set_folder(checkpoints_.Find(request.step())->folder());
+  response.set_digest(checkpoints_.Find(request.step())->digest());
   return response;
 }
 
 absl::Status JobController::FinishWork(const v1::FinishWorkRequest& request) {
   absl::MutexLock lock(&mutex_);
-  if (phase_ == v1::PHASE_FINISHED) return absl::OkStatus();
+  if (life_.phase() == v1::PHASE_FINISHED) return absl::OkStatus();
   RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
-  members_.Find(request.member())->finished = true;
-  for (const std::string& worker : members_.Ids(v1::MEMBER_KIND_WORKER)) {
-    if (!members_.Find(worker)->finished) return absl::OkStatus();
-  }
-  EnterPhase(v1::PHASE_FINISHED);
-  for (const std::string& line : SummaryLines(job_.name(), Summary())) {
+  life_.FinishWork(request.member());
+  if (life_.phase() != v1::PHASE_FINISHED) return absl::OkStatus();
+  for (const std::string& line : SummaryLines(options_.job.name(), Summary())) {
     progress_.Line(line);
   }
   return absl::OkStatus();
@@ -298,23 +157,13 @@ absl::Status JobController::FinishWork(const v1::FinishWorkRequest& request) {
 v1::GetClusterStatusResponse JobController::GetClusterStatus() {
   absl::MutexLock lock(&mutex_);
   v1::GetClusterStatusResponse response;
-  *response.mutable_state() = State();
-  for (const auto& [id, member] : members_.members()) {
-    v1::MemberStatus* status = response.add_members();
-    status->set_member(id);
-    status->set_kind(member.registration.kind());
-    status->set_address(member.registration.address());
-    status->set_host(member.registration.host());
-    status->set_pid(member.registration.pid());
-    status->set_numerics(member.registration.numerics());
-    status->set_numerics_description(member.registration.numerics_description());
-    status->set_seconds_since_heartbeat(
-        absl::ToDoubleSeconds(options_.now() - member.last_heartbeat));
-    status->set_waiting_for(member.waiting_for);
-    *status->mutable_times() = member.times;
+  *response.mutable_state() = life_.State();
+  for (const auto& [id, member] : life_.members().members()) {
+    *response.add_members() = StatusOf(member, options_.now());
   }
   *response.mutable_progress() = progress_.progress();
-  response.mutable_checkpoints()->Assign(checkpoints_.begin(), checkpoints_.end());
+  const std::vector<v1::CheckpointStatus>& present = checkpoints_.present();
+  response.mutable_checkpoints()->Assign(present.begin(), present.end());
   return response;
 }
 
@@ -325,57 +174,48 @@ void JobController::Tick() {
   // silent.
   const absl::Duration pause = now - std::exchange(last_tick_, now);
   if (pause > options_.lease / 2) {
-    for (auto& [id, member] : members_.members()) member.last_heartbeat += pause;
-    last_progress_ += pause;
-    checkpoint_keeper_.Excuse(pause);
-    evaluations_.Excuse(pause);
+    life_.members().Excuse(pause);
+    record_.Excuse(pause);
+    checkpoints_.Excuse(pause);
   }
-  if (over()) {
-    changed_.SignalAll();
-    return;
-  }
+  if (life_.over()) return;
 
-  std::vector<std::pair<std::string, std::string>> lost;
-  for (const auto& [id, member] : members_.members()) {
-    const absl::Duration silence = now - member.last_heartbeat;
-    if (silence < options_.lease) continue;
-    lost.emplace_back(id,
-                      absl::StrFormat("was lost: no heartbeat for %.1f s; it was last %s",
-                                      absl::ToDoubleSeconds(silence), Doing(member)));
+  for (const auto& [id, how] : life_.members().Silent(now, options_.lease)) {
+    life_.Lose(id, how);
   }
-  for (const auto& [id, how] : lost) LoseMember(id, how);
-
   for (const std::string& overdue :
-       {evaluations_.Overdue(now, options_.report_timeout),
-        checkpoint_keeper_.Overdue(now, options_.report_timeout)}) {
-    if (!overdue.empty()) Fail(overdue);
+       {record_.Overdue(now, options_.report_timeout),
+        checkpoints_.Overdue(now, options_.report_timeout)}) {
+    if (!overdue.empty()) life_.Fail(overdue);
   }
-  if (phase_ == v1::PHASE_RUNNING && now - last_progress_ >= options_.report_timeout) {
-    Fail(absl::StrCat("no step, evaluation or checkpoint for ",
-                      FormatTimeSpan(now - last_progress_), "; ", WhatWorkersDo(),
-                      " (if one takes that long, raise --report_timeout_s)"));
+  if (const absl::Duration silence = record_.Silence(now);
+      life_.phase() == v1::PHASE_RUNNING && silence >= options_.report_timeout) {
+    life_.Fail(absl::StrCat("no step, evaluation or checkpoint for ",
+                            FormatTimeSpan(silence), "; ",
+                            life_.members().WhatWorkersDo(),
+                            " (if one takes that long, raise --report_timeout_s)"));
   }
-  PrintWaiting();
+  life_.PrintWaiting();
 }
 
 void JobController::Stop(const std::string& cause) {
   absl::MutexLock lock(&mutex_);
-  End("stopped", cause);
+  life_.Stop(cause);
 }
 
 absl::Status JobController::WaitUntilOver() {
+  const auto all_know = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!life_.over()) return false;
+    const auto& members = life_.members().members();
+    // Looked at again with each tick.
+    return options_.now() - life_.over_since() >= options_.lease ||
+           std::all_of(members.begin(), members.end(),
+                       [](const auto& entry) { return entry.second.saw_end; });
+  };
   absl::MutexLock lock(&mutex_);
-  while (true) {
-    if (over()) {
-      const auto& members = members_.members();
-      const bool all_know =
-          std::all_of(members.begin(), members.end(),
-                      [](const auto& entry) { return entry.second.saw_end; });
-      if (all_know || options_.now() - over_since_ >= options_.lease) break;
-    }
-    changed_.Wait(&mutex_);
-  }
-  return phase_ == v1::PHASE_FINISHED ? absl::OkStatus() : absl::AbortedError(failure_);
+  mutex_.Await(absl::Condition(&all_know));
+  return life_.phase() == v1::PHASE_FINISHED ? absl::OkStatus()
+                                             : absl::AbortedError(life_.failure());
 }
 
 RunSummary JobController::summary() {
@@ -384,236 +224,87 @@ RunSummary JobController::summary() {
 }
 
 absl::Status JobController::TakeReport(const std::string& member, v1::MemberKind kind) {
-  if (phase_ == v1::PHASE_FAILED) return absl::AbortedError(failure_);
-  const MemberRecord* record = members_.Find(member);
-  if (record == nullptr || record->registration.kind() != kind) {
-    return absl::NotFoundError(absl::StrCat(
-        member, " is no ", kind == v1::MEMBER_KIND_SERVER ? "server" : "worker",
-        " of this cluster"));
-  }
-  if (phase_ != v1::PHASE_RUNNING) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(member, " reported while the job isn't running"));
-  }
-  last_progress_ = options_.now();
+  RETURN_IF_ERROR(life_.CheckReporter(member, kind));
+  record_.NoteSign(options_.now());
   return absl::OkStatus();
 }
 
-absl::Status JobController::Hold(const Cancelled& cancelled,
+absl::Status JobController::Hold(const Cancelled& cancelled, absl::Time deadline,
                                  const std::function<bool()>& done) {
-  while (!done()) {
-    if (phase_ == v1::PHASE_FAILED) return absl::AbortedError(failure_);
-    if (over()) return absl::FailedPreconditionError("the job is finished");
+  const absl::Condition condition(&done);
+  bool waiting = true;
+  while (waiting) {
+    const absl::Time look = std::min(deadline, absl::Now() + kLook);
+    waiting = !mutex_.AwaitWithDeadline(condition, look) && look < deadline;
     if (cancelled()) return absl::CancelledError("the member gave up the call");
-    changed_.WaitWithTimeout(&mutex_, kLook);
   }
   return absl::OkStatus();
 }
 
-void JobController::EnterPhase(v1::Phase phase) {
-  phase_ = phase;
-  LOG(INFO) << "the job " << job_.name() << " enters " << v1::Phase_Name(phase);
-  if (phase == v1::PHASE_RUNNING) running_since_ = last_progress_ = options_.now();
-  if (over()) over_since_ = options_.now();
-  changed_.SignalAll();
-  if (const absl::Status status = Put("job/phase", v1::Phase_Name(phase)); !status.ok()) {
-    // When the job is over there is nothing left to protect.
-    if (over()) {
-      LOG(ERROR) << "cannot record the end of the job: " << status.message();
-    } else {
-      Fail(absl::StrCat("coordinator: ", std::string(status.message())));
-    }
+absl::Status JobController::HoldReport(const Cancelled& cancelled,
+                                       const std::function<bool()>& done) {
+  if (!done()) {
+    RETURN_IF_ERROR(
+        Hold(cancelled, absl::InfiniteFuture(), [&] { return done() || life_.over(); }));
   }
-}
-
-void JobController::Fail(const std::string& cause) { End("failed", cause); }
-
-void JobController::End(const char* how, const std::string& cause) {
-  if (over()) {
-    LOG(WARNING) << "after the end of the job: " << cause;
-    return;
-  }
-  failure_ = cause;
-  EnterPhase(v1::PHASE_FAILED);
-  progress_.Line(absl::StrCat(how, ": ", cause));
+  if (done()) return absl::OkStatus();
+  return life_.phase() == v1::PHASE_FAILED
+             ? absl::AbortedError(life_.failure())
+             : absl::FailedPreconditionError("the job is finished");
 }
 
 void JobController::Advance() {
-  if (phase_ == v1::PHASE_WAITING && members_.complete()) StartLoading();
-  if (phase_ == v1::PHASE_LOADING) {
-    for (const std::string& id : members_.Ids(v1::MEMBER_KIND_SERVER)) {
-      if (members_.Find(id)->ready_generation != generation_) return;
-    }
-    EnterPhase(v1::PHASE_RUNNING);
-    if (phase_ != v1::PHASE_RUNNING) return;
-    const uint64_t start_step =
-        options_.restore.has_value() ? options_.restore->manifest.step() : 0;
-    steps_taken_ = start_step;
-    progress_.Begin(start_step, data_.train_tokens(), running_since_);
-    progress_.Line(absl::StrCat(
-        options_.mode == v1::RUN_MODE_EVALUATE
-            ? absl::StrCat("evaluating on the ", SplitName(options_.evaluate_split),
-                           " text")
-            : absl::StrCat("training ", job_.name()),
-        " on ", options_.servers, options_.servers == 1 ? " server" : " servers", " and ",
-        options_.workers, options_.workers == 1 ? " worker" : " workers"));
-  }
-}
-
-void JobController::StartLoading() {
-  const std::vector<std::string> servers = members_.Ids(v1::MEMBER_KIND_SERVER);
-  const std::vector<std::string> workers = members_.Ids(v1::MEMBER_KIND_WORKER);
-  data_ = members_.Find(workers.front())->registration.data();
-  if (job_.model().vocabulary() == 0) {
-    job_.mutable_model()->set_vocabulary(static_cast<int32_t>(data_.vocabulary()));
-  }
-  const ModelPlan plan = MakeModelPlan(job_);
-  if (const absl::Status status = CheckShardSizes(plan, kMaxMessageBytes); !status.ok()) {
-    Fail(std::string(status.message()));
-    return;
-  }
-  placement_ = MakePlacement(plan, servers);
-  assignments_ = AssignReplicas(job_.training().replicas(), workers);
-  for (const std::string& server : servers) {
-    addresses_[server] = members_.Find(server)->registration.address();
-  }
-  v1::Manifest manifest;
-  manifest.set_format_version(kManifestVersion);
-  manifest.set_job_name(job_.name());
-  google::protobuf::TextFormat::PrintToString(job_, manifest.mutable_job());
-  manifest.set_data_sha256(data_.sha256());
-  manifest.set_generation(generation_);
-  checkpoint_keeper_ = CheckpointKeeper(placement_, workers, std::move(manifest));
-
-  std::string placement;
-  CHECK(google::protobuf::util::MessageToJsonString(placement_, &placement).ok());
-  if (const absl::Status status = Put("job/placement", placement); !status.ok()) {
-    Fail(absl::StrCat("coordinator: ", std::string(status.message())));
-    return;
-  }
-  EnterPhase(v1::PHASE_LOADING);
-}
-
-void JobController::LoseMember(const std::string& id, const std::string& how) {
-  const std::string text = absl::StrCat(Describe(*members_.Find(id)), " ", how);
-  members_.Remove(id);
-  if (phase_ == v1::PHASE_WAITING) {
-    // Nothing is lost yet, so another process may take the place.
-    progress_.Line(text);
-  } else if (!over()) {
-    Fail(text);
-  }
-  changed_.SignalAll();
+  const bool was_running = life_.phase() == v1::PHASE_RUNNING;
+  life_.Advance();
+  if (was_running || life_.phase() != v1::PHASE_RUNNING) return;
+  const Layout& layout = life_.layout();
+  record_.Begin(layout.replicas, life_.start_step(), layout.data.train_tokens(),
+                life_.running_since());
+  checkpoints_.Begin(layout, life_.generation());
 }
 
 void JobController::CommitReady() {
-  const std::optional<uint64_t> step = checkpoint_keeper_.TakeReady();
+  const std::optional<uint64_t> step = checkpoints_.TakeReady();
   if (!step.has_value()) return;
-  v1::Manifest manifest = checkpoint_keeper_.MakeManifest(*step);
-  manifest.set_validation_perplexity(
-      evaluations_.Perplexity(*step, v1::SPLIT_VALIDATION).value_or(0));
+  v1::Manifest manifest = checkpoints_.MakeManifest(*step);
+  manifest.set_validation_perplexity(record_.ValidationPerplexity(*step).value_or(0));
 
   // Heartbeats go on while the disk works.
   mutex_.Unlock();
-  absl::StatusOr<std::vector<v1::CheckpointStatus>> committed =
+  absl::StatusOr<std::vector<v1::CheckpointStatus>> present =
       CommitCheckpoint(options_.checkpoint_dir, std::move(manifest));
   mutex_.Lock();
-  if (!committed.ok()) {
-    Fail(absl::StrCat("the checkpoint of step ", *step,
-                      " failed: ", std::string(committed.status().message())));
+  if (!present.ok()) {
+    life_.Fail(absl::StrCat("the checkpoint of step ", *step,
+                            " failed: ", std::string(present.status().message())));
     return;
   }
-  checkpoints_ = *std::move(committed);
-  for (const v1::CheckpointStatus& checkpoint : checkpoints_) {
-    if (checkpoint.step() != *step) continue;
-    checkpoint_keeper_.Committed(*step, checkpoint);
-    progress_.Checkpoint(checkpoint, options_.now());
-  }
-  changed_.SignalAll();
-}
-
-std::string JobController::WaitingFor() const {
-  if (phase_ == v1::PHASE_WAITING)
-    return absl::StrCat("waiting for ", members_.Missing());
-  if (phase_ != v1::PHASE_LOADING) return "";
-  std::vector<std::string> loading;
-  for (const auto& [id, member] : members_.members()) {
-    if (member.registration.kind() == v1::MEMBER_KIND_SERVER &&
-        member.ready_generation != generation_) {
-      loading.push_back(id);
-    }
-  }
-  return absl::StrCat("waiting for ", absl::StrJoin(loading, ", "), " to load shards");
-}
-
-std::string JobController::WhatWorkersDo() const {
-  std::vector<std::string> doings;
-  for (const auto& [id, member] : members_.members()) {
-    if (member.registration.kind() != v1::MEMBER_KIND_WORKER) continue;
-    doings.push_back(absl::StrCat(id, " is ", Doing(member)));
-  }
-  return absl::StrJoin(doings, ", ");
-}
-
-v1::ClusterState JobController::State() const {
-  v1::ClusterState state;
-  state.set_phase(phase_);
-  state.set_generation(generation_);
-  state.set_failure(failure_);
-  state.set_waiting_for(WaitingFor());
-  if (phase_ == v1::PHASE_WAITING || assignments_.empty()) return state;
-  *state.mutable_job() = job_;
-  state.set_mode(options_.mode);
-  state.set_evaluate_split(options_.evaluate_split);
-  *state.mutable_placement() = placement_;
-  state.mutable_replicas()->Assign(assignments_.begin(), assignments_.end());
-  for (const auto& [server, address] : addresses_) {
-    v1::ServerAddress* entry = state.add_servers();
-    entry->set_server(server);
-    entry->set_address(address);
-  }
-  if (options_.restore.has_value()) {
-    state.set_restore_from(options_.restore->folder);
-    state.set_start_step(options_.restore->manifest.step());
-  }
-  state.set_checkpoint_dir(options_.checkpoint_dir);
-  return state;
+  checkpoints_.Committed(*step, *std::move(present));
+  progress_.Checkpoint(*checkpoints_.Find(*step), options_.now());
 }
 
 RunSummary JobController::Summary() const {
   RunSummary summary;
-  summary.phase = phase_;
-  summary.failure = failure_;
+  summary.phase = life_.phase();
+  summary.failure = life_.failure();
   summary.test_perplexity = progress_.progress().test_perplexity();
   summary.validation_perplexity = progress_.progress().validation_perplexity();
   if (options_.restore.has_value()) {
     summary.digest = options_.restore->manifest.digest();
     summary.checkpoint = options_.restore->folder;
   }
-  if (options_.mode == v1::RUN_MODE_TRAIN && !checkpoints_.empty()) {
-    summary.digest = checkpoints_.back().digest();
-    summary.checkpoint = checkpoints_.back().folder();
+  if (!checkpoints_.present().empty()) {
+    summary.digest = checkpoints_.present().back().digest();
+    summary.checkpoint = checkpoints_.present().back().folder();
   }
-  summary.balance = balance_;
+  summary.balance = record_.balance();
   summary.step = progress_.progress().step();
   summary.words_per_second = progress_.mean_words_per_second();
-  if (running_since_ != absl::InfiniteFuture()) {
-    summary.seconds = absl::ToDoubleSeconds(
-        (over_since_ == absl::InfiniteFuture() ? options_.now() : over_since_) -
-        running_since_);
+  if (life_.running_since() != absl::InfiniteFuture()) {
+    const absl::Time end = std::min(life_.over_since(), options_.now());
+    summary.seconds = absl::ToDoubleSeconds(end - life_.running_since());
   }
   return summary;
-}
-
-void JobController::PrintWaiting() {
-  const std::string waiting_for = WaitingFor();
-  if (!waiting_for.empty()) progress_.Waiting(waiting_for, options_.now());
-}
-
-absl::Status JobController::Put(const std::string& key, const std::string& value) {
-  ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store_.Get(key));
-  return store_.CompareAndSwap(key, entry.has_value() ? entry->version : 0, value)
-      .status();
 }
 
 }  // namespace moe

@@ -7,6 +7,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
@@ -29,6 +30,14 @@ std::string Numerics(const std::string& id, const v1::RegisterRequest& registrat
                       registration.numerics().substr(0, 12), ")");
 }
 
+double Work(const v1::MemberTimes& times) { return times.computing() + times.moving(); }
+
+// "computing"
+std::string Doing(const MemberRecord& member) {
+  return member.waiting_for.empty() ? "computing"
+                                    : absl::StrCat("waiting for ", member.waiting_for);
+}
+
 }  // namespace
 
 std::string MemberId(v1::MemberKind kind, const std::string& name) {
@@ -38,6 +47,32 @@ std::string MemberId(v1::MemberKind kind, const std::string& name) {
 std::string Describe(const MemberRecord& member) {
   return absl::StrCat(member.id, " (", member.registration.host(), " pid ",
                       member.registration.pid(), ")");
+}
+
+bool TakeHeartbeat(const v1::HeartbeatRequest& request, absl::Time now,
+                   MemberRecord& member) {
+  const bool worked = Work(request.times()) > Work(member.times);
+  member.last_heartbeat = now;
+  // A heartbeat may overtake an older one.
+  member.ready_generation = std::max(member.ready_generation, request.ready_generation());
+  member.waiting_for = request.waiting_for();
+  member.times = request.times();
+  return worked;
+}
+
+v1::MemberStatus StatusOf(const MemberRecord& member, absl::Time now) {
+  v1::MemberStatus status;
+  status.set_member(member.id);
+  status.set_kind(member.registration.kind());
+  status.set_address(member.registration.address());
+  status.set_host(member.registration.host());
+  status.set_pid(member.registration.pid());
+  status.set_numerics(member.registration.numerics());
+  status.set_numerics_description(member.registration.numerics_description());
+  status.set_seconds_since_heartbeat(absl::ToDoubleSeconds(now - member.last_heartbeat));
+  status.set_waiting_for(member.waiting_for);
+  *status.mutable_times() = member.times;
+  return status;
 }
 
 absl::Status MemberTable::Check(const v1::RegisterRequest& request,
@@ -147,6 +182,11 @@ MemberRecord* MemberTable::Find(const std::string& id) {
   return found == members_.end() ? nullptr : &found->second;
 }
 
+const MemberRecord* MemberTable::Find(const std::string& id) const {
+  const auto found = members_.find(id);
+  return found == members_.end() ? nullptr : &found->second;
+}
+
 std::vector<std::string> MemberTable::Ids(v1::MemberKind kind) const {
   std::vector<std::string> ids;
   for (const auto& [id, member] : members_) {
@@ -173,6 +213,31 @@ std::string MemberTable::Missing() const {
     }
   }
   return absl::StrJoin(missing, " and ");
+}
+
+std::map<std::string, std::string> MemberTable::Silent(absl::Time now,
+                                                       absl::Duration lease) const {
+  std::map<std::string, std::string> silent;
+  for (const auto& [id, member] : members_) {
+    const absl::Duration silence = now - member.last_heartbeat;
+    if (silence < lease) continue;
+    silent[id] = absl::StrFormat("was lost: no heartbeat for %.1f s; it was last %s",
+                                 absl::ToDoubleSeconds(silence), Doing(member));
+  }
+  return silent;
+}
+
+void MemberTable::Excuse(absl::Duration pause) {
+  for (auto& [id, member] : members_) member.last_heartbeat += pause;
+}
+
+std::string MemberTable::WhatWorkersDo() const {
+  std::vector<std::string> doings;
+  for (const auto& [id, member] : members_) {
+    if (member.registration.kind() != v1::MEMBER_KIND_WORKER) continue;
+    doings.push_back(absl::StrCat(id, " is ", Doing(member)));
+  }
+  return absl::StrJoin(doings, ", ");
 }
 
 }  // namespace moe

@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/status.pb.h"
 
 namespace moe {
 
@@ -31,6 +32,10 @@ struct MemberRecord {
 std::string MemberId(v1::MemberKind kind, const std::string& name);
 // "worker/w1 (host7 pid 123)"
 std::string Describe(const MemberRecord& member);
+// Takes what a heartbeat says. Returns whether the member has worked since the one before.
+bool TakeHeartbeat(const v1::HeartbeatRequest& request, absl::Time now,
+                   MemberRecord& member);
+v1::MemberStatus StatusOf(const MemberRecord& member, absl::Time now);
 
 // Not thread-safe.
 class MemberTable {
@@ -57,6 +62,7 @@ class MemberTable {
 
   // Null if there is none.
   MemberRecord* Find(const std::string& id);
+  const MemberRecord* Find(const std::string& id) const;
   std::vector<std::string> Ids(v1::MemberKind kind) const;  // ascending
   int count(v1::MemberKind kind) const;
   bool complete() const;
@@ -64,7 +70,13 @@ class MemberTable {
   // complete.
   std::string Missing() const;
 
-  std::map<std::string, MemberRecord>& members() { return members_; }
+  // Of the members that have been silent for a lease: by id, how they were lost.
+  std::map<std::string, std::string> Silent(absl::Time now, absl::Duration lease) const;
+  // Time in which nobody could be heard.
+  void Excuse(absl::Duration pause);
+  // "worker/w0 is computing, worker/w1 is waiting for ..."
+  std::string WhatWorkersDo() const;
+
   const std::map<std::string, MemberRecord>& members() const { return members_; }
 
  private:

@@ -227,7 +227,7 @@ class ControllerFixture : public ::testing::Test {
   absl::Time now_ = absl::FromUnixSeconds(1'000'000);
   std::vector<std::string> lines_;
   MemoryStore store_;
-  JobController::Options options_;
+  RunOptions options_;
   std::map<std::string, uint64_t> incarnations_;  // by member
   std::unique_ptr<JobController> controller_;
 };

@@ -1,0 +1,96 @@
+// The life of a job: WAITING -> LOADING -> RUNNING -> FINISHED | FAILED.
+//
+//   WAITING   members join. One that leaves or is lost is forgotten.
+//   LOADING   all are there; the layout is fixed; servers make their shards.
+//   RUNNING   all servers have reported this generation's shards; workers train.
+//   FINISHED  all workers have finished their work.
+//   FAILED    a member was lost, left or reported that it can't go on, or nobody reported
+//             anything for too long; the first cause stands.
+//
+// What must outlive the coordinator is in the store before anybody can see it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "proto/moe/v1/coordinator.pb.h"
+#include "server/coordinator/layout.h"
+#include "server/coordinator/member_table.h"
+#include "server/coordinator/progress.h"
+#include "server/coordinator/run_options.h"
+#include "server/coordinator/store.h"
+
+namespace moe {
+
+// Not thread-safe.
+class JobLifecycle {
+ public:
+  // options: complete. All outlive this object.
+  JobLifecycle(const RunOptions& options, Store& store, ProgressReporter& progress);
+
+  // To be called first: opens a new generation.
+  absl::Status Begin();
+
+  // Makes the process a member, or says why it can't be one. A repetition of the request
+  // changes nothing.
+  absl::StatusOr<const MemberRecord*> Join(const v1::RegisterRequest& request);
+  // A member has left or was lost.
+  void Lose(const std::string& id, const std::string& how);
+  // Enters the phases whose conditions are met: LOADING when the members are complete,
+  // RUNNING when all servers are ready.
+  void Advance();
+  // A worker's work is done. FINISHED when that of all is.
+  void FinishWork(const std::string& worker);
+  void Fail(const std::string& cause);
+  // A member can't go on, or what says that it is one; the cause that stands names it.
+  void FailBy(const std::string& member, const std::string& cause);
+  // Fails the job, but doesn't call it a failure.
+  void Stop(const std::string& cause);
+  // OK if `member` is one of that kind and the job is running; ABORTED with the cause if
+  // it has failed.
+  absl::Status CheckReporter(const std::string& member, v1::MemberKind kind) const;
+  // Says to people whom the job waits for, if it waits.
+  void PrintWaiting();
+
+  v1::Phase phase() const { return phase_; }
+  bool over() const { return phase_ == v1::PHASE_FINISHED || phase_ == v1::PHASE_FAILED; }
+  uint64_t generation() const { return generation_; }
+  // Why the phase is FAILED.
+  const std::string& failure() const { return failure_; }
+  MemberTable& members() { return members_; }
+  const MemberTable& members() const { return members_; }
+  // From LOADING on; stays where it is.
+  const Layout& layout() const { return *layout_; }
+  // Steps taken before this run.
+  uint64_t start_step() const;
+  // InfiniteFuture before RUNNING and before the end.
+  absl::Time running_since() const { return running_since_; }
+  absl::Time over_since() const { return over_since_; }
+  // What members get as the answer to a heartbeat.
+  v1::ClusterState State() const;
+
+ private:
+  void Enter(v1::Phase phase);
+  // The job is FAILED from here on; people read "<how>: <cause>".
+  void End(const char* how, const std::string& cause);
+  void StartLoading();
+  void StartRunning();
+  std::string WaitingFor() const;
+
+  const RunOptions& options_;
+  Store& store_;
+  ProgressReporter& progress_;
+  MemberTable members_;
+  std::optional<Layout> layout_;
+  v1::Phase phase_ = v1::PHASE_WAITING;
+  uint64_t generation_ = 0;
+  std::string failure_;
+  absl::Time running_since_ = absl::InfiniteFuture();
+  absl::Time over_since_ = absl::InfiniteFuture();
+};
+
+}  // namespace moe

@@ -1,0 +1,30 @@
+// How a job lies on the members of its cluster: fixed when all of them are there.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/job.pb.h"
+#include "server/coordinator/member_table.h"
+
+namespace moe {
+
+struct Layout {
+  // With the vocabulary of the data where it said none.
+  v1::Job job;
+  v1::Placement placement;
+  // [replicas], ascending.
+  std::vector<v1::ReplicaAssignment> replicas;
+  std::map<std::string, std::string> addresses;  // by server
+  std::vector<std::string> workers;              // ascending
+  // Of all workers.
+  v1::DataDescription data;
+};
+
+// members: complete. FAILED_PRECONDITION if they can't run the job.
+absl::StatusOr<Layout> MakeLayout(const v1::Job& job, const MemberTable& members);
+
+}  // namespace moe

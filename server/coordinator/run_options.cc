@@ -1,0 +1,40 @@
+#include "server/coordinator/run_options.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/status_macros.h"
+
+namespace moe {
+
+absl::Status CompleteRunOptions(RunOptions& options) {
+  if (options.servers < 1)
+    return absl::InvalidArgumentError("--servers must be at least 1");
+  if (options.workers < 1)
+    return absl::InvalidArgumentError("--workers must be at least 1");
+  if (options.workers > options.job.training().replicas()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--workers is ", options.workers, ", but the job's training.replicas is ",
+        options.job.training().replicas(), ", and a worker owns at least one replica"));
+  }
+  if (options.heartbeat <= absl::ZeroDuration() ||
+      options.lease < 2 * options.heartbeat) {
+    return absl::InvalidArgumentError(
+        "--heartbeat_ms must be positive, and --lease_ms at least twice as long");
+  }
+  if (options.mode == v1::RUN_MODE_EVALUATE && !options.restore.has_value()) {
+    return absl::InvalidArgumentError(
+        "there is no checkpoint to evaluate; give --checkpoint");
+  }
+  if (options.restore.has_value()) {
+    RETURN_IF_ERROR(CheckSameJob(*options.restore, options.job));
+    if (options.job.model().vocabulary() == 0) {
+      options.job.mutable_model()->set_vocabulary(
+          options.restore->job.model().vocabulary());
+    }
+  }
+  if (!options.now) options.now = [] { return absl::Now(); };
+  if (!options.print) options.print = [](const std::string&) {};
+  return absl::OkStatus();
+}
+
+}  // namespace moe

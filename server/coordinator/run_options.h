@@ -1,0 +1,39 @@
+// What a coordinator runs, and with how many members.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/job.pb.h"
+#include "server/coordinator/restore.h"
+
+namespace moe {
+
+struct RunOptions {
+  v1::Job job;
+  int servers = 1;
+  int workers = 1;
+  v1::RunMode mode = v1::RUN_MODE_TRAIN;
+  v1::Split evaluate_split = v1::SPLIT_TEST;
+  std::optional<RestorePoint> restore;
+  std::string checkpoint_dir;
+  absl::Duration heartbeat = absl::Milliseconds(500);
+  absl::Duration lease = absl::Seconds(5);
+  // How long the first worker to report an evaluation or to await a checkpoint waits
+  // for the rest, and how long a job may run without any report.
+  absl::Duration report_timeout = absl::Minutes(10);
+  // The clock; null is absl::Now. Called under the controller's lock.
+  std::function<absl::Time()> now;
+  // Gets lines for people; null is nobody. Called under the controller's lock.
+  std::function<void(const std::string&)> print;
+};
+
+// Fills in what follows from the rest (the vocabulary of a checkpoint, the functions), or
+// says which options don't go together.
+absl::Status CompleteRunOptions(RunOptions& options);
+
+}  // namespace moe

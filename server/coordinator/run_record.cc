@@ -1,0 +1,61 @@
+#include "server/coordinator/run_record.h"
+
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace moe {
+
+void RunRecord::Begin(const std::vector<v1::ReplicaAssignment>& replicas,
+                      uint64_t start_step, uint64_t words_per_epoch, absl::Time now) {
+  replicas_ = &replicas;
+  steps_taken_ = start_step;
+  progress_.Begin(start_step, words_per_epoch, now);
+  NoteSign(now);
+}
+
+absl::Status RunRecord::AddStep(const v1::ReportStepRequest& request, absl::Time now) {
+  if (request.step() < steps_taken_) return absl::OkStatus();
+  ReplicaJoin& join = steps_.try_emplace(request.step(), *replicas_).first->second;
+  RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
+  if (!join.complete()) return absl::OkStatus();
+
+  CompletedStep step;
+  step.step = request.step() + 1;
+  step.total_steps = request.total_steps();
+  step.loss_sum = join.loss_sum();
+  step.tokens = join.tokens();
+  step.learning_rate = request.learning_rate();
+  step.balance = join.StepBalance();
+  if (!std::isfinite(step.loss_sum)) {
+    // Counted from 0, as workers count.
+    return absl::AbortedError(absl::StrCat("training diverged: the loss of step ",
+                                           request.step(), " isn't finite"));
+  }
+  progress_.Step(step, now);
+  if (evaluations_.empty()) balance_ = step.balance;
+  steps_taken_ = step.step;
+  steps_.erase(steps_.begin(), steps_.lower_bound(steps_taken_));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<const ReplicaJoin*> RunRecord::AddEvaluation(
+    const v1::ReportEvaluationRequest& request, absl::Time now) {
+  ReplicaJoin& join = evaluations_.Join(request.step(), request.split(), *replicas_, now);
+  const bool was_complete = join.complete();
+  RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
+  if (join.complete() && !was_complete) {
+    balance_ = join.EvaluationBalance();
+    progress_.Evaluation(request.step(), request.split(), join.perplexity(), balance_,
+                         now);
+  }
+  return &join;
+}
+
+void RunRecord::Excuse(absl::Duration pause) {
+  last_sign_ += pause;
+  evaluations_.Excuse(pause);
+}
+
+}  // namespace moe

@@ -1,0 +1,67 @@
+// What the workers of a run report, joined over the replicas: steps and evaluations, and
+// from both how balanced the experts are.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/status.pb.h"
+#include "server/coordinator/evaluations.h"
+#include "server/coordinator/progress.h"
+#include "server/coordinator/replica_join.h"
+
+namespace moe {
+
+// Not thread-safe.
+class RunRecord {
+ public:
+  // progress, which gets all that is complete, outlives this object.
+  explicit RunRecord(ProgressReporter& progress) : progress_(progress) {}
+
+  // The workers begin. replicas: ascending; outlives this object. words_per_epoch: of the
+  // training text.
+  void Begin(const std::vector<v1::ReplicaAssignment>& replicas, uint64_t start_step,
+             uint64_t words_per_epoch, absl::Time now);
+
+  // ABORTED with the cause if the step shows that the job can't go on. A repetition
+  // changes nothing.
+  absl::Status AddStep(const v1::ReportStepRequest& request, absl::Time now);
+  // The evaluation that the report is of, which stays valid.
+  absl::StatusOr<const ReplicaJoin*> AddEvaluation(
+      const v1::ReportEvaluationRequest& request, absl::Time now);
+  // None unless all workers have reported it.
+  std::optional<double> ValidationPerplexity(uint64_t step) const {
+    return evaluations_.Perplexity(step, v1::SPLIT_VALIDATION);
+  }
+  // Of the last evaluation, or of the last step if there was none.
+  const std::vector<v1::BalanceStatus>& balance() const { return balance_; }
+
+  // Somebody has reported, or was seen to work.
+  void NoteSign(absl::Time now) { last_sign_ = now; }
+  // How long that was ago; negative before Begin.
+  absl::Duration Silence(absl::Time now) const { return now - last_sign_; }
+  // As in Evaluations.
+  std::string Overdue(absl::Time now, absl::Duration timeout) const {
+    return evaluations_.Overdue(now, timeout);
+  }
+  // Time that doesn't count.
+  void Excuse(absl::Duration pause);
+
+ private:
+  ProgressReporter& progress_;
+  const std::vector<v1::ReplicaAssignment>* replicas_ = nullptr;
+  std::map<uint64_t, ReplicaJoin> steps_;  // incomplete ones
+  uint64_t steps_taken_ = 0;
+  Evaluations evaluations_;
+  std::vector<v1::BalanceStatus> balance_;
+  absl::Time last_sign_ = absl::InfiniteFuture();
+};
+
+}  // namespace moe

@@ -1,0 +1,167 @@
+#include "server/coordinator/job_lifecycle.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+
+#include "tests/coordinator/controller_fixture.h"
+
+namespace moe {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+using JobLifecycleTest = ControllerFixture;
+
+TEST_F(JobLifecycleTest, NamesWhomItWaitsFor) {
+  Create();
+  EXPECT_EQ(State().waiting_for(), "waiting for 2 of 2 servers and 2 of 2 workers");
+  ASSERT_TRUE(Join("server/a").ok());
+  EXPECT_EQ(State().waiting_for(), "waiting for 1 of 2 servers and 2 of 2 workers");
+  ASSERT_TRUE(Join("worker/a").ok());
+  ASSERT_TRUE(Join("worker/b").ok());
+  EXPECT_EQ(State().waiting_for(), "waiting for 1 of 2 servers");
+  EXPECT_FALSE(State().has_job());
+  ASSERT_TRUE(Join("server/b").ok());
+  EXPECT_EQ(State().phase(), v1::PHASE_LOADING);
+  EXPECT_EQ(State().waiting_for(), "waiting for server/a, server/b to load shards");
+  ASSERT_TRUE(Beat("server/b", 1).ok());
+  EXPECT_EQ(State().waiting_for(), "waiting for server/a to load shards");
+  ASSERT_TRUE(Beat("server/a", 1).ok());
+  EXPECT_EQ(State().phase(), v1::PHASE_RUNNING);
+  EXPECT_EQ(State().waiting_for(), "");
+}
+
+TEST_F(JobLifecycleTest, GivesOutPlacementAndReplicas) {
+  Create();
+  JoinAll();
+  const v1::ClusterState state = *Beat("worker/a");
+  EXPECT_EQ(state.generation(), 1);
+  EXPECT_EQ(state.mode(), v1::RUN_MODE_TRAIN);
+  EXPECT_EQ(state.start_step(), 0);
+  EXPECT_EQ(state.restore_from(), "");
+  EXPECT_EQ(state.checkpoint_dir(), dir_);
+  EXPECT_EQ(state.job().model().vocabulary(), 20) << "filled in from the data";
+  EXPECT_EQ(state.placement().shards_size(), 2 + 4 + 3);
+  std::set<std::string> servers;
+  for (const auto& shard : state.placement().shards()) servers.insert(shard.server());
+  EXPECT_THAT(servers, testing::ElementsAre("server/a", "server/b"));
+  ASSERT_EQ(state.servers_size(), 2);
+  EXPECT_EQ(state.servers(0).address(), "a:1");
+  ASSERT_EQ(state.replicas_size(), 3);
+  EXPECT_EQ(state.replicas(1).worker(), "worker/a");
+  EXPECT_EQ(state.replicas(2).worker(), "worker/b");
+}
+
+TEST_F(JobLifecycleTest, RefusesShardsThatNoMessageHolds) {
+  options_.job.mutable_model()->set_vocabulary(100'000'000);
+  options_.servers = 1;
+  options_.workers = 1;
+  Create();
+  ASSERT_TRUE(Join("server/a").ok());
+  v1::RegisterRequest worker = Registration("worker/a");
+  worker.mutable_data()->set_vocabulary(100'000'000);
+  ASSERT_TRUE(Join(worker).ok());
+  EXPECT_EQ(State().phase(), v1::PHASE_FAILED);
+  EXPECT_THAT(State().failure(),
+              AllOf(HasSubstr("dense shard dense/0 has 1,6"),
+                    HasSubstr("and a message holds 1,073,740,800: "),
+                    HasSubstr("embedding [100000000, 4] alone is larger")));
+}
+
+TEST_F(JobLifecycleTest, LosesASilentMember) {
+  StartJob();
+  for (int i = 0; i < 8; ++i) {
+    Advance(absl::Seconds(1));
+    for (const char* id : {"server/a", "worker/a", "worker/b"})
+      ASSERT_TRUE(Beat(id).ok());
+    if (i < 4) {
+      ASSERT_TRUE(Beat("server/b", 0, "wave 1 of step 2 from worker/a").ok());
+    }
+  }
+  ASSERT_EQ(State().phase(), v1::PHASE_RUNNING);
+  Advance(absl::Seconds(1));
+  const v1::ClusterState state = State();
+  EXPECT_EQ(state.phase(), v1::PHASE_FAILED);
+  EXPECT_EQ(
+      state.failure(),
+      "server/b (host pid 123) was lost: no heartbeat for 5.0 s; it was last waiting for "
+      "wave 1 of step 2 from worker/a");
+  EXPECT_EQ(Beat("server/b").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Beat("worker/a")->failure(), state.failure());
+}
+
+TEST_F(JobLifecycleTest, MemberThatLeavesEarlyFailsTheJob) {
+  StartJob();
+  LeaveCluster("worker/b");
+  EXPECT_EQ(State().failure(),
+            "worker/b (host pid 123) left before the job was finished");
+}
+
+TEST_F(JobLifecycleTest, MemberThatIsLostWhileWaitingMayBeReplaced) {
+  Create();
+  ASSERT_TRUE(Join("worker/a").ok());
+  ASSERT_TRUE(Join("worker/b").ok());
+  Advance(absl::Seconds(6));
+  EXPECT_EQ(State().phase(), v1::PHASE_WAITING);
+  EXPECT_EQ(State().waiting_for(), "waiting for 2 of 2 servers and 2 of 2 workers");
+  JoinAll();
+  EXPECT_EQ(State().phase(), v1::PHASE_LOADING);
+  EXPECT_EQ(incarnations_["worker/a"], 2);
+}
+
+TEST_F(JobLifecycleTest, FirstCauseStands) {
+  StartJob();
+  v1::FailJobRequest request;
+  request.set_member("worker/stranger");
+  request.set_cause("mischief");
+  controller_->FailJob(request);
+  EXPECT_EQ(State().phase(), v1::PHASE_RUNNING);
+  request.set_member("worker/b");
+  request.set_cause("the disk is full");
+  controller_->FailJob(request);
+  request.set_member("server/a");
+  request.set_cause("worker/b is gone");
+  controller_->FailJob(request);
+  EXPECT_EQ(State().failure(), "worker/b: the disk is full");
+  EXPECT_THAT(Printed(), HasSubstr("failed: worker/b: the disk is full\n"));
+  const absl::Status status = controller_->ReportStep(StepReport("worker/a", 0));
+  EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(status.message(), "worker/b: the disk is full");
+}
+
+TEST_F(JobLifecycleTest, ACauseNamesItsMemberOnce) {
+  StartJob();
+  v1::FailJobRequest request;
+  request.set_member("worker/b");
+  request.set_cause("worker/b: the disk is full");
+  controller_->FailJob(request);
+  EXPECT_EQ(State().failure(), "worker/b: the disk is full");
+}
+
+TEST_F(JobLifecycleTest, ReportsNeedARunningJob) {
+  Create();
+  ASSERT_TRUE(Join("worker/a").ok());
+  EXPECT_EQ(controller_->ReportStep(StepReport("worker/a", 0)).code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(controller_->ReportStep(StepReport("worker/b", 0)).code(),
+            absl::StatusCode::kNotFound);
+}
+
+TEST_F(JobLifecycleTest, StoreRemembers) {
+  StartJob();
+  EXPECT_EQ(store_.Get("job/name")->value().value, "small");
+  EXPECT_EQ(store_.Get("job/phase")->value().value, "PHASE_RUNNING");
+  EXPECT_EQ(store_.Get("job/generation")->value().value, "1");
+  EXPECT_EQ(store_.Get("members/server/a")->value().value, "1");
+  EXPECT_THAT(store_.Get("job/placement")->value().value, HasSubstr("layer1/group3"));
+  Create();
+  EXPECT_EQ(State().generation(), 2);
+  EXPECT_EQ(store_.Get("job/phase")->value().value, "PHASE_WAITING");
+}
+
+}  // namespace
+}  // namespace moe
