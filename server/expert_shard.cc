@@ -16,24 +16,45 @@ void DownloadRows(Backend& backend, const Tensor& matrix, int64_t begin, int64_t
   backend.Download(matrix.view().row(begin), bytes->data(), bytes->size());
 }
 
+// Of the experts of a shard.
+std::vector<int64_t> HiddenWidths(const ModelPlan& plan, const ShardSpec& spec) {
+  const size_t matrices = (spec.tensors.size() - spec.gate_tensors) / spec.experts;
+  std::vector<int64_t> widths;
+  for (size_t i = 0; i + 1 < matrices; ++i) {
+    widths.push_back(plan.tensors[spec.tensors[spec.gate_tensors + i]].cols);
+  }
+  return widths;
+}
+
 }  // namespace
 
 ExpertShard::ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpec& spec,
                          const v1::Job& job)
     : backend_(backend),
       spec_(spec),
-      width_(plan.tensors[spec.tensors[0]].rows),
-      hidden_(plan.tensors[spec.tensors[0]].cols),
+      width_(plan.tensors[spec.tensors[spec.gate_tensors]].rows),
+      hidden_(HiddenWidths(plan, spec)),
       parameters_(backend, plan, spec, job.optimizer()),
       last_rows_(spec.experts),
       total_rows_(spec.experts) {
-  CHECK_EQ(parameters_.tensors(), 2 * spec.experts);
+  CHECK_EQ(parameters_.tensors(), FirstMatrix(spec.experts));
+  for (int i = 0; i < parameters_.tensors(); ++i) {
+    w_.push_back(parameters_.w(i));
+    m_.push_back(parameters_.m(i));
+    v_.push_back(parameters_.v(i));
+  }
 }
 
 ExpertShard::~ExpertShard() = default;
 
 ExpertRows ExpertShard::RowsOf(int32_t expert, int64_t begin, int64_t rows) const {
-  return {parameters_.w(2 * expert), parameters_.w(2 * expert + 1), begin, rows};
+  return {OfExpert(w_, expert), begin, rows};
+}
+
+std::vector<Tensor> ExpertShard::HiddenTensors(int64_t rows) const {
+  std::vector<Tensor> tensors;
+  for (int64_t width : hidden_) tensors.emplace_back(backend_, rows, width);
+  return tensors;
 }
 
 std::vector<ExpertRows> ExpertShard::ExpertsOf(const WaveBatch& batch) const {
@@ -113,13 +134,14 @@ std::vector<v1::GroupOutput> ExpertShard::Forward(
 
   if (batch.pairs() > 0) {
     Tensor x(backend_, batch.pairs(), width_);
-    batch.hidden = Tensor(backend_, batch.pairs(), hidden_);
+    batch.hidden = HiddenTensors(batch.pairs());
     Tensor y(backend_, batch.pairs(), width_);
     Tensor combined(backend_, batch.rows(), width_);
     Array<float> pair_gate(backend_, batch.pairs());
     pair_gate.Upload(host_gate);
     backend_.GatherRows(rows.x.view(), batch.source, nullptr, x.view());
-    backend_.ExpertForward(ExpertsOf(batch), x.view(), batch.hidden.view(), y.view());
+    backend_.ExpertForward(ExpertsOf(batch), x.view(), Views<Matrix>(batch.hidden),
+                           y.view());
     backend_.CombineRows(y.view(), batch.offset, batch.position, pair_gate.data(),
                          combined.view());
     for (size_t r = 0; r < pairs.size(); ++r) {
@@ -149,14 +171,14 @@ std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave,
   if (batch.pairs() == 0) return gradients;
 
   Tensor dy(backend_, batch.pairs(), width_);
-  batch.dhidden = Tensor(backend_, batch.pairs(), hidden_);
+  batch.dhidden = HiddenTensors(batch.pairs());
   Tensor dx(backend_, batch.pairs(), width_);
   Tensor combined(backend_, batch.rows(), width_);
   Array<float> dgate(backend_, batch.pairs());
   backend_.GatherRows(rows.dy.view(), batch.source, nullptr, dy.view());
   backend_.ExpertBackward(ExpertsOf(batch), dy.view(), batch.gate.data(),
-                          batch.hidden.view(), dgate.data(), batch.dhidden.view(),
-                          dx.view());
+                          Views<ConstMatrix>(batch.hidden), dgate.data(),
+                          Views<Matrix>(batch.dhidden), dx.view());
   backend_.CombineRows(dx.view(), batch.offset, batch.position, nullptr, combined.view());
   std::vector<float> host_dgate(batch.pairs());
   dgate.Download(host_dgate);
@@ -191,10 +213,9 @@ const ExpertShard::StepBatch& ExpertShard::Gather(std::span<const WaveRows> wave
   const int64_t size = begin.back();
   if (size == 0) return step;
   step.x = Tensor(backend_, size, width_);
-  step.hidden = Tensor(backend_, size, hidden_);
-  step.dhidden = Tensor(backend_, size, hidden_);
+  step.hidden = HiddenTensors(size);
+  step.dhidden = HiddenTensors(size);
   step.gated_dy = Tensor(backend_, size, width_);
-  const int64_t hidden_bytes = hidden_ * sizeof(float);
   backend_.parallel().For(step.experts.size(), [&](int64_t i) {
     const int32_t e = step.expert[i];
     int64_t to = begin[e];
@@ -207,10 +228,13 @@ const ExpertShard::StepBatch& ExpertShard::Gather(std::span<const WaveRows> wave
       backend_.GatherRows(waves[w].x.view(), source, nullptr, step.x.Rows(to, rows));
       backend_.GatherRows(waves[w].dy.view(), source, batch.gate.data() + from,
                           step.gated_dy.Rows(to, rows));
-      backend_.Copy(batch.hidden.view().row(from), step.hidden.view().row(to),
-                    rows * hidden_bytes);
-      backend_.Copy(batch.dhidden.view().row(from), step.dhidden.view().row(to),
-                    rows * hidden_bytes);
+      for (size_t l = 0; l < hidden_.size(); ++l) {
+        const size_t bytes = rows * hidden_[l] * sizeof(float);
+        backend_.Copy(batch.hidden[l].view().row(from), step.hidden[l].view().row(to),
+                      bytes);
+        backend_.Copy(batch.dhidden[l].view().row(from), step.dhidden[l].view().row(to),
+                      bytes);
+      }
       to += rows;
     }
   });
@@ -221,13 +245,17 @@ void ExpertShard::AppendSquareSums(std::span<const WaveRows> waves,
                                    std::vector<v1::TensorSquareSum>* sums) {
   const StepBatch& step = Gather(waves);
   if (step.experts.empty()) return;
-  std::vector<double> values(2 * step.experts.size());
-  backend_.ExpertSquareSums(step.experts, step.x.view(), step.hidden.view(),
-                            step.dhidden.view(), step.gated_dy.view(), values);
-  for (size_t i = 0; i < values.size(); ++i) {
-    v1::TensorSquareSum& sum = sums->emplace_back();
-    sum.set_tensor(spec_.tensors[2 * step.expert[i / 2] + i % 2]);
-    sum.set_sum(values[i]);
+  std::vector<double> values(matrices() * step.experts.size());
+  backend_.ExpertSquareSums(step.experts, step.x.view(), Views<ConstMatrix>(step.hidden),
+                            Views<ConstMatrix>(step.dhidden), step.gated_dy.view(),
+                            values);
+  auto value = values.begin();
+  for (int32_t e : step.expert) {
+    for (int i = 0; i < matrices(); ++i) {
+      v1::TensorSquareSum& sum = sums->emplace_back();
+      sum.set_tensor(spec_.tensors[FirstMatrix(e) + i]);
+      sum.set_sum(*value++);
+    }
   }
 }
 
@@ -237,23 +265,21 @@ void ExpertShard::Apply(std::span<const WaveRows> waves, double rate, double sca
   std::vector<ExpertUpdate> updates;
   for (size_t i = 0; i < step.experts.size(); ++i) {
     const int32_t e = step.expert[i];
-    const int w1 = 2 * e;
-    const int w2 = 2 * e + 1;
     ExpertUpdate update;
     update.expert = step.experts[i];
-    update.m1 = parameters_.m(w1);
-    update.v1 = parameters_.v(w1);
-    update.m2 = parameters_.m(w2);
-    update.v2 = parameters_.v(w2);
-    update.step = parameters_.NextUpdate(w1, rate, scale);
-    parameters_.NextUpdate(w2, rate, scale);
+    update.m = OfExpert(m_, e);
+    update.v = OfExpert(v_, e);
+    // All matrices of an expert have been updated equally often.
+    for (int j = 0; j < matrices(); ++j) {
+      update.step = parameters_.NextUpdate(FirstMatrix(e) + j, rate, scale);
+    }
     updates.push_back(update);
     last_rows_[e] = step.experts[i].rows;
     total_rows_[e] += step.experts[i].rows;
   }
   if (!updates.empty()) {
-    backend_.ExpertUpdates(updates, step.x.view(), step.hidden.view(),
-                           step.dhidden.view(), step.gated_dy.view());
+    backend_.ExpertUpdates(updates, step.x.view(), Views<ConstMatrix>(step.hidden),
+                           Views<ConstMatrix>(step.dhidden), step.gated_dy.view());
   }
   step_.reset();
   waves_.clear();
@@ -269,7 +295,7 @@ void ExpertShard::FillStatus(v1::ShardStatus* status) const {
     expert->set_expert(spec_.first_expert + e);
     expert->set_last_rows(last_rows_[e]);
     expert->set_total_rows(total_rows_[e]);
-    expert->set_updates(parameters_.count(2 * e));
+    expert->set_updates(parameters_.count(FirstMatrix(e)));
   }
 }
 

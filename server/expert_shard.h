@@ -1,4 +1,4 @@
-// One group's experts: ReLU(x W1) W2 on the combined batch of all replicas.
+// One group's experts: ReLU(x W_1) W_2, or deeper, on the combined batch of all replicas.
 //
 // A batch is expert-major; the rows of an expert are in (replica, token) order, and at
 // the end of a step in (wave, replica, token) order, so that nothing depends on who sent
@@ -73,8 +73,8 @@ class ExpertShard : public Shard {
     // [R + 1] first pair and first distinct row of each replica.
     std::vector<int64_t> replica_pair;
     std::vector<int64_t> replica_row;
-    Tensor hidden;   // [p, h]
-    Tensor dhidden;  // [p, h]; from the backward pass on
+    std::vector<Tensor> hidden;   // [p, h_i]
+    std::vector<Tensor> dhidden;  // [p, h_i]; from the backward pass on
 
     int64_t pairs() const { return static_cast<int64_t>(position.size()); }
     int64_t rows() const { return static_cast<int64_t>(offset.size()) - 1; }
@@ -84,15 +84,28 @@ class ExpertShard : public Shard {
     // Experts with rows, and their numbers in the group.
     std::vector<ExpertRows> experts;
     std::vector<int32_t> expert;
-    Tensor x;         // [p, d]
-    Tensor hidden;    // [p, h]
-    Tensor dhidden;   // [p, h]
-    Tensor gated_dy;  // [p, d]
+    Tensor x;                     // [p, d]
+    std::vector<Tensor> hidden;   // [p, h_i]
+    std::vector<Tensor> dhidden;  // [p, h_i]
+    Tensor gated_dy;              // [p, d]
   };
 
   // pair_gate: gates by pair.
   WaveBatch Join(const WaveRows& rows, std::span<const GroupPairs* const> pairs,
                  std::vector<float>* pair_gate);
+  // Matrices of an expert.
+  int matrices() const { return static_cast<int>(hidden_.size()) + 1; }
+  // The shard's tensor that is the expert's first matrix; the others follow.
+  int FirstMatrix(int32_t expert) const {
+    return spec_.gate_tensors + expert * matrices();
+  }
+  // The expert's part of pointers by tensor.
+  std::span<float* const> OfExpert(const std::vector<float*>& pointers,
+                                   int32_t expert) const {
+    return std::span(pointers).subspan(FirstMatrix(expert), matrices());
+  }
+  // [rows, h_i] of each hidden layer.
+  std::vector<Tensor> HiddenTensors(int64_t rows) const;
   ExpertRows RowsOf(int32_t expert, int64_t begin, int64_t rows) const;
   std::vector<ExpertRows> ExpertsOf(const WaveBatch& batch) const;
   void AddTotals(uint32_t wave, std::span<const GroupPairs* const> pairs);
@@ -100,9 +113,13 @@ class ExpertShard : public Shard {
 
   Backend& backend_;
   const ShardSpec spec_;
-  const int64_t width_;   // d
-  const int64_t hidden_;  // h
+  const int64_t width_;                // d
+  const std::vector<int64_t> hidden_;  // width of each hidden layer
   ParameterBlock parameters_;
+  // Parameters and Adam's moments of each tensor.
+  std::vector<float*> w_;
+  std::vector<float*> m_;
+  std::vector<float*> v_;
 
   // The step in progress.
   std::vector<WaveBatch> waves_;

@@ -424,13 +424,6 @@ absl::Status CheckTrainable(const v1::Job& job) {
                                                    v1::Gating_Name(layer.moe().gating()),
                                                    ": this version does not train it"));
     }
-    if (layer.moe().hidden_size() > 1) {
-      return absl::UnimplementedError(
-          absl::StrCat(path, ".moe.hidden has ", layer.moe().hidden_size(),
-                       " layers: this version counts experts with several hidden layers "
-                       "but does not train "
-                       "them; to train, give one"));
-    }
   }
   return absl::OkStatus();
 }

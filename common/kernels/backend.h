@@ -22,6 +22,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "common/random/random.h"
 #include "common/tensor/matrix.h"
@@ -30,11 +31,12 @@ namespace moe {
 
 enum class Transpose { kNo, kYes };
 
-// One expert's rows within an expert-major batch of p rows.
+// One expert's rows within an expert-major batch of p rows. An expert with m hidden layers of the
+// widths h_1 .. h_m has m + 1 matrices.
 struct ExpertRows {
-  float* w1 = nullptr;  // [d, h]
-  float* w2 = nullptr;  // [h, d]
-  int64_t begin = 0;    // first row of the expert in the batch
+  // Host memory, the caller's: W_1 [d, h_1], W_2 [h_1, h_2], .., W_(m+1) [h_m, d].
+  std::span<float* const> w;
+  int64_t begin = 0;  // first row of the expert in the batch
   int64_t rows = 0;
 };
 
@@ -59,11 +61,9 @@ struct OptimizerStep {
 // One expert's update from the rows of a whole step.
 struct ExpertUpdate {
   ExpertRows expert;
-  // Adam's moments, [d, h] and [h, d]; unused for SGD.
-  float* m1 = nullptr;
-  float* v1 = nullptr;
-  float* m2 = nullptr;
-  float* v2 = nullptr;
+  // Adam's moments of each matrix, host memory; unused for SGD.
+  std::span<float* const> m;
+  std::span<float* const> v;
   OptimizerStep step;
 };
 
@@ -171,23 +171,30 @@ class Backend {
   virtual void NoisyTopKBackward(const GateBatch& batch, const float* dgate, const float* dload,
                                  Matrix dclean, Matrix draw) = 0;
 
-  // ---- experts: ReLU(x W1) W2 on an expert-major batch of p rows; experts in parallel
-  // x: [p, d]; hidden: [p, h] out; y: [p, d] out.
-  virtual void ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x, Matrix hidden,
-                             Matrix y) = 0;
-  // dy: [p, d] dL/d(layer output) of each row, ungated. gate: [p]. With u = dy W2^T:
-  // dgate [p] = <hidden, u>, dhidden [p, h] = gate * u * 1[hidden > 0], dx [p, d] = dhidden W1^T.
+  // ---- experts: ReLU(.. ReLU(x W_1) .. W_m) W_(m+1) on an expert-major batch of p rows; experts
+  // in parallel. hidden, dhidden: one matrix for each hidden layer, first to last; m >= 1.
+  // x: [p, d]; hidden: m times [p, h_i] out; y: [p, d] out.
+  virtual void ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x,
+                             std::span<const Matrix> hidden, Matrix y) = 0;
+  // dy: [p, d] dL/d(layer output) of each row, ungated. gate: [p]. With u = dy W_(m+1)^T:
+  // dgate [p] = <hidden_m, u>, dhidden_m [p, h_m] = gate * u * 1[hidden_m > 0],
+  // dhidden_(i-1) = dhidden_i W_i^T * 1[hidden_(i-1) > 0], dx [p, d] = dhidden_1 W_1^T.
   virtual void ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix dy,
-                              const float* gate, ConstMatrix hidden, float* dgate, Matrix dhidden,
+                              const float* gate, std::span<const ConstMatrix> hidden,
+                              float* dgate, std::span<const Matrix> dhidden,
                               Matrix dx) = 0;
-  // Forms dW1 = x^T dhidden and dW2 = hidden^T gated_dy (gated_dy = gate * dy) over each expert's
-  // rows and applies the optimizer at once; no gradient is kept. Experts without rows are untouched.
+  // Forms dW_1 = x^T dhidden_1, dW_i = hidden_(i-1)^T dhidden_i and dW_(m+1) = hidden_m^T gated_dy
+  // (gated_dy = gate * dy) over each expert's rows and applies the optimizer at once; no gradient
+  // is kept. Experts without rows are untouched.
   virtual void ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x,
-                             ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy) = 0;
-  // The square sums of dW1 and dW2 of each expert: sums[2 i], sums[2 i + 1], host memory.
+                             std::span<const ConstMatrix> hidden,
+                             std::span<const ConstMatrix> dhidden,
+                             ConstMatrix gated_dy) = 0;
+  // The square sums of each expert's dW_1 .. dW_(m+1): sums[(m + 1) e + i], host memory.
   virtual void ExpertSquareSums(std::span<const ExpertRows> experts, ConstMatrix x,
-                                ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy,
-                                std::span<double> sums) = 0;
+                                std::span<const ConstMatrix> hidden,
+                                std::span<const ConstMatrix> dhidden,
+                                ConstMatrix gated_dy, std::span<double> sums) = 0;
 
   // ---- optimizers; w, g, m, v: [n]; m and v unused for SGD
   virtual void OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g, float* w,
@@ -252,6 +259,14 @@ class Tensor {
   int64_t rows_ = 0;
   int64_t cols_ = 0;
 };
+
+// The views of tensors, as Matrix or as ConstMatrix.
+template <typename View, typename Tensors>
+std::vector<View> Views(const Tensors& tensors) {
+  std::vector<View> views;
+  for (const auto& tensor : tensors) views.push_back(tensor.view());
+  return views;
+}
 
 // The CPU backend; threads >= 1 counts the calling thread. Fails only if the processor lacks AVX2
 // or FMA: then it returns null and sets *error.

@@ -163,6 +163,7 @@ void AddExperts(Backend& backend, Probe& probe, Hash& hash) {
   for (int64_t rows : {1, 3, 9, 40}) {
     const Tensor w1 = probe.Make(d, h);
     const Tensor w2 = probe.Make(h, d);
+    float* const weights[] = {w1.data(), w2.data()};
     const Tensor x = probe.Make(rows, d);
     const Tensor hidden = probe.Make(rows, h);
     const Tensor y = probe.Make(rows, d);
@@ -170,15 +171,18 @@ void AddExperts(Backend& backend, Probe& probe, Hash& hash) {
     const Tensor dgate = probe.Make(1, rows);
     const Tensor dhidden = probe.Make(rows, h);
     const Tensor dx = probe.Make(rows, d);
-    const ExpertRows expert{.w1 = w1.data(), .w2 = w2.data(), .begin = 0, .rows = rows};
-    backend.ExpertForward({&expert, 1}, x.view(), hidden.view(), y.view());
-    backend.ExpertBackward({&expert, 1}, y.view(), gate.data(), hidden.view(),
-                           dgate.data(), dhidden.view(), dx.view());
+    const ExpertRows expert{.w = weights, .begin = 0, .rows = rows};
+    const Matrix hidden_out[] = {hidden.view()};
+    const ConstMatrix hidden_in[] = {hidden.view()};
+    const Matrix dhidden_out[] = {dhidden.view()};
+    const ConstMatrix dhidden_in[] = {dhidden.view()};
+    backend.ExpertForward({&expert, 1}, x.view(), hidden_out, y.view());
+    backend.ExpertBackward({&expert, 1}, y.view(), gate.data(), hidden_in, dgate.data(),
+                           dhidden_out, dx.view());
     ExpertUpdate update;
     update.expert = expert;
     update.step.adam.rate = 0.01f;
-    backend.ExpertUpdates({&update, 1}, x.view(), hidden.view(), dhidden.view(),
-                          y.view());
+    backend.ExpertUpdates({&update, 1}, x.view(), hidden_in, dhidden_in, y.view());
     for (const Tensor* out : {&hidden, &y, &dgate, &dhidden, &dx, &w1, &w2})
       hash.Add(*out);
   }

@@ -75,22 +75,29 @@ struct ExpertBench {
         x(MakeNormal(backend, total, d)),
         dy(MakeNormal(backend, total, d)),
         gate(MakeNormal(backend, 1, total)),
-        hidden(MakeNormal(backend, total, h)),
         y(backend, total, d),
         dgate(backend, 1, total),
-        dhidden(MakeNormal(backend, total, h)),
         dx(backend, total, d) {
+    hidden.push_back(MakeNormal(backend, total, h));
+    dhidden.push_back(MakeNormal(backend, total, h));
     for (int64_t e = 0; e < count; ++e) {
-      for (int i = 0; i < 2; ++i) weights.push_back(MakeNormal(backend, d, h, 0.02f));
-      for (int i = 0; i < 4; ++i) moments.emplace_back(backend, d, h).Zero();
-      experts.push_back(
-          {weights[2 * e].data(), weights[2 * e + 1].data(), e * rows, rows});
+      for (int i = 0; i < 2; ++i) {
+        w.push_back(weights.emplace_back(MakeNormal(backend, d, h, 0.02f)).data());
+      }
+      for (std::vector<float*>* pointers : {&m, &v}) {
+        for (int i = 0; i < 2; ++i) {
+          Tensor& moment = moments.emplace_back(backend, d, h);
+          moment.Zero();
+          pointers->push_back(moment.data());
+        }
+      }
+    }
+    for (int64_t e = 0; e < count; ++e) {
+      experts.push_back({std::span(w).subspan(2 * e, 2), e * rows, rows});
       ExpertUpdate update;
       update.expert = experts.back();
-      update.m1 = moments[4 * e].data();
-      update.v1 = moments[4 * e + 1].data();
-      update.m2 = moments[4 * e + 2].data();
-      update.v2 = moments[4 * e + 3].data();
+      update.m = std::span(m).subspan(2 * e, 2);
+      update.v = std::span(v).subspan(2 * e, 2);
       update.step.kind = OptimizerStep::Kind::kAdam;
       update.step.adam.rate = 1e-6f;
       updates.push_back(update);
@@ -99,8 +106,10 @@ struct ExpertBench {
   double flops() const { return 4.0 * total * d * h; }
 
   int64_t d, h, count, total;
-  Tensor x, dy, gate, hidden, y, dgate, dhidden, dx;
+  Tensor x, dy, gate, y, dgate, dx;
+  std::vector<Tensor> hidden, dhidden;
   std::vector<Tensor> weights, moments;
+  std::vector<float*> w, m, v;
   std::vector<ExpertRows> experts;
   std::vector<ExpertUpdate> updates;
 };
@@ -109,7 +118,7 @@ void ExpertForward(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
   const ExpertBench b(backend, state.range(1), state.range(2), state.range(3));
   for (auto _ : state) {
-    backend.ExpertForward(b.experts, b.x.view(), b.hidden.view(), b.y.view());
+    backend.ExpertForward(b.experts, b.x.view(), Views<Matrix>(b.hidden), b.y.view());
   }
   SetRate(state, "GFLOP/s", b.flops());
   SetRate(state, "weightGB/s", 8.0 * b.count * b.d * b.h);
@@ -119,8 +128,9 @@ void ExpertBackward(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
   const ExpertBench b(backend, state.range(1), state.range(2), state.range(3));
   for (auto _ : state) {
-    backend.ExpertBackward(b.experts, b.dy.view(), b.gate.data(), b.hidden.view(),
-                           b.dgate.data(), b.dhidden.view(), b.dx.view());
+    backend.ExpertBackward(b.experts, b.dy.view(), b.gate.data(),
+                           Views<ConstMatrix>(b.hidden), b.dgate.data(),
+                           Views<Matrix>(b.dhidden), b.dx.view());
   }
   SetRate(state, "GFLOP/s", b.flops());
   SetRate(state, "weightGB/s", 8.0 * b.count * b.d * b.h);
@@ -130,8 +140,8 @@ void ExpertUpdates(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
   const ExpertBench b(backend, state.range(1), state.range(2), state.range(3));
   for (auto _ : state) {
-    backend.ExpertUpdates(b.updates, b.x.view(), b.hidden.view(), b.dhidden.view(),
-                          b.dy.view());
+    backend.ExpertUpdates(b.updates, b.x.view(), Views<ConstMatrix>(b.hidden),
+                          Views<ConstMatrix>(b.dhidden), b.dy.view());
   }
   SetRate(state, "GFLOP/s", b.flops());
   SetRate(state, "weightGB/s", 48.0 * b.count * b.d * b.h);

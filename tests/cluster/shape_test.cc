@@ -39,7 +39,7 @@ constexpr char kAdam[] = R"(
   }
 )";
 
-// A second MoE layer, and clipping that bites.
+// A second MoE layer, with deep experts, and clipping that bites.
 constexpr char kTwoMoeLayers[] = R"(
   name: "two-layers" seed: 8
   model {
@@ -51,7 +51,9 @@ constexpr char kTwoMoeLayers[] = R"(
     }
     layers { lstm { hidden: 8 } residual: true }
     layers {
-      moe { experts: 4 k: 1 hidden: 8 groups: 4 gating: GATING_NOISY_TOP_K w_load: 0.2 }
+      moe {
+        experts: 4 k: 1 hidden: [12, 6, 8] groups: 4 gating: GATING_NOISY_TOP_K w_load: 0.2
+      }
       dropout: 0.1 residual: true
     }
   }
@@ -169,7 +171,7 @@ TEST_F(ShapeTest, MoreWorkersThanReplicasIsRefused) {
 
 TEST_F(ShapeTest, ModelsThatAreOnlyCountedAreRefused) {
   std::string job = absl::StrCat(kModel, kAdam, Training(2, 4));
-  job.replace(job.find("hidden: 24"), 10, "hidden: 24 hidden: 24");
+  job.replace(job.find("hidden: 16"), 10, "hidden: 24 projection: 16");
   const LocalClusterResult result = Run(job, {1, 1, 1}, "refused");
   EXPECT_EQ(result.status.code(), absl::StatusCode::kUnimplemented) << result.status;
 }

@@ -17,7 +17,8 @@ class Outputs {
     Elementwise();
     Softmax();
     Gating();
-    Experts();
+    Experts({300});
+    Experts({300, 70});
   }
 
   // Names of the outputs that differ.
@@ -140,37 +141,52 @@ class Outputs {
     Keep("dclean", dclean);
     Keep("draw", draw);
   }
-  void Experts() {
-    const int64_t d = 130, h = 300;
+  void Experts(const std::vector<int64_t>& hidden_widths) {
+    const int64_t d = 130;
+    std::vector<int64_t> widths = {d};
+    widths.insert(widths.end(), hidden_widths.begin(), hidden_widths.end());
+    widths.push_back(d);
+    const size_t matrices = widths.size() - 1;
+    const std::vector<int64_t> expert_rows = {1, 4, 0, 9, 33, 700};
     std::vector<DeviceMatrix> weights;
+    std::vector<float*> pointers;
+    for (size_t e = 0; e < expert_rows.size(); ++e) {
+      for (size_t i = 0; i < matrices; ++i) {
+        weights.emplace_back(backend_, random_.Normal(widths[i], widths[i + 1], 0.1f));
+        pointers.push_back(weights.back().data());
+      }
+    }
     std::vector<ExpertRows> experts;
     std::vector<ExpertUpdate> updates;
     int64_t total = 0;
-    for (int64_t rows : {1, 4, 0, 9, 33, 700}) {
-      weights.emplace_back(backend_, random_.Normal(d, h));
-      weights.emplace_back(backend_, random_.Normal(h, d));
+    for (size_t e = 0; e < expert_rows.size(); ++e) {
       experts.push_back(
-          {weights[weights.size() - 2].data(), weights.back().data(), total, rows});
+          {std::span(pointers).subspan(e * matrices, matrices), total, expert_rows[e]});
       updates.emplace_back().expert = experts.back();
       updates.back().step.adam.rate = 0.01f;
-      total += rows;
+      total += expert_rows[e];
     }
-    const DeviceMatrix x = Make(total, d), hidden = Make(total, h), y = Make(total, d);
-    const DeviceMatrix dhidden = Make(total, h), dx = Make(total, d);
+    const DeviceMatrix x = Make(total, d), y = Make(total, d), dx = Make(total, d);
+    std::vector<DeviceMatrix> hidden, dhidden;
+    for (int64_t width : hidden_widths) {
+      hidden.push_back(Make(total, width));
+      dhidden.push_back(Make(total, width));
+    }
     const DeviceMatrix gate(backend_, random_.Normal(1, total)),
         dgate(backend_, 1, total);
-    backend_.ExpertForward(experts, x.view(), hidden.view(), y.view());
+    backend_.ExpertForward(experts, x.view(), Views<Matrix>(hidden), y.view());
     Keep("ExpertForward", y);
-    backend_.ExpertBackward(experts, y.view(), gate.data(), hidden.view(), dgate.data(),
-                            dhidden.view(), dx.view());
+    backend_.ExpertBackward(experts, y.view(), gate.data(), Views<ConstMatrix>(hidden),
+                            dgate.data(), Views<Matrix>(dhidden), dx.view());
     Keep("dgate", dgate);
-    Keep("dhidden", dhidden);
+    for (const DeviceMatrix& gradient : dhidden) Keep("dhidden", gradient);
     Keep("ExpertBackward", dx);
-    std::vector<double> sums(2 * experts.size());
-    backend_.ExpertSquareSums(experts, x.view(), hidden.view(), dhidden.view(), y.view(),
-                              sums);
+    std::vector<double> sums(matrices * experts.size());
+    backend_.ExpertSquareSums(experts, x.view(), Views<ConstMatrix>(hidden),
+                              Views<ConstMatrix>(dhidden), y.view(), sums);
     Keep("ExpertSquareSums", sums);
-    backend_.ExpertUpdates(updates, x.view(), hidden.view(), dhidden.view(), y.view());
+    backend_.ExpertUpdates(updates, x.view(), Views<ConstMatrix>(hidden),
+                           Views<ConstMatrix>(dhidden), y.view());
     for (const DeviceMatrix& w : weights) Keep("ExpertUpdates", w);
   }
 

@@ -6,11 +6,20 @@ namespace moe {
 namespace {
 
 using ExpertsTest = KernelTest;
+using Row = std::vector<double>;
 
 struct Sizes {
   std::vector<int64_t> rows;  // of each expert
-  int64_t d, h, gap;
+  int64_t d;
+  std::vector<int64_t> hidden;  // width of each hidden layer
+  int64_t gap;
 };
+
+std::string Describe(const Sizes& s) {
+  std::string text = std::to_string(s.rows.size()) + " experts, d " + std::to_string(s.d);
+  for (int64_t width : s.hidden) text += ", h " + std::to_string(width);
+  return text;
+}
 
 // The experts' weights and the rows that they work on.
 struct Batch {
@@ -21,159 +30,273 @@ struct Batch {
     x = random.Normal(total, s.d);
     dy = random.Normal(total, s.d);
     gate = random.Normal(1, total);
+    std::vector<int64_t> widths = {s.d};
+    widths.insert(widths.end(), s.hidden.begin(), s.hidden.end());
+    widths.push_back(s.d);
+    matrices = s.hidden.size() + 1;
     int64_t end = total;
     for (int64_t rows : s.rows) {
-      w1.push_back(random.Normal(s.d, s.h, 0.3f));
-      w2.push_back(random.Normal(s.h, s.d, 0.3f));
-      device_weights.emplace_back(backend, w1.back());
-      device_weights.emplace_back(backend, w2.back());
+      std::vector<HostMatrix>& of_expert = w.emplace_back();
+      for (size_t i = 0; i < matrices; ++i) {
+        // So that values neither grow nor shrink from layer to layer.
+        const float scale = std::sqrt(2.0f / static_cast<float>(widths[i]));
+        of_expert.push_back(random.Normal(widths[i], widths[i + 1], scale));
+        device_weights.emplace_back(backend, of_expert.back());
+        pointers.push_back(device_weights.back().data());
+      }
       end -= rows;
       begins.push_back(end);
     }
     for (size_t e = 0; e < s.rows.size(); ++e) {
-      experts.push_back({device_weights[2 * e].data(), device_weights[2 * e + 1].data(),
-                         begins[e], s.rows[e]});
+      experts.push_back(
+          {std::span(pointers).subspan(e * matrices, matrices), begins[e], s.rows[e]});
+    }
+    for (int64_t width : s.hidden) {
+      hidden.emplace_back(backend, total, width, s.gap);
+      dhidden.emplace_back(backend, total, width, s.gap);
     }
   }
 
   int64_t total = 0;
+  size_t matrices = 0;
   HostMatrix x, dy, gate;
-  std::vector<HostMatrix> w1, w2;
+  std::vector<std::vector<HostMatrix>> w;  // [experts][matrices]
   std::vector<int64_t> begins;
-  std::vector<DeviceMatrix> device_weights;
+  std::vector<DeviceMatrix> device_weights;  // expert by expert
+  std::vector<float*> pointers;
   std::vector<ExpertRows> experts;
+  std::vector<DeviceMatrix> hidden, dhidden;
 };
 
-const Sizes kSizes[] = {
-    {{1}, 1, 1, 0},         {{7}, 5, 33, 0},   {{3, 0, 1, 9}, 33, 20, 3},
-    {{2, 5, 8}, 64, 96, 1}, {{0, 0}, 8, 8, 0}, {{1200, 3}, 9, 17, 0},
-    {{5, 40}, 270, 300, 2}};
+const Sizes kSizes[] = {{{1}, 1, {1}, 0},
+                        {{7}, 5, {33}, 0},
+                        {{3, 0, 1, 9}, 33, {20}, 3},
+                        {{2, 5, 8}, 64, {96}, 1},
+                        {{0, 0}, 8, {8}, 0},
+                        {{1200, 3}, 9, {17}, 0},
+                        {{5, 40}, 270, {300}, 2},
+                        {{1}, 1, {1, 1}, 0},
+                        {{3, 0, 1, 9}, 33, {20, 41}, 3},
+                        {{5, 40}, 30, {300, 270}, 2},
+                        {{1200, 3, 0, 12}, 9, {17, 5, 40, 8}, 1}};
+
+// x W
+Row Product(const Row& x, const HostMatrix& w) {
+  Row y(w.cols);
+  for (int64_t i = 0; i < w.rows; ++i) {
+    for (int64_t j = 0; j < w.cols; ++j) y[j] += x[i] * w(i, j);
+  }
+  return y;
+}
+
+// x W^T
+Row ProductTransposed(const Row& x, const HostMatrix& w) {
+  Row y(w.rows);
+  for (int64_t i = 0; i < w.rows; ++i) {
+    for (int64_t j = 0; j < w.cols; ++j) y[i] += x[j] * w(i, j);
+  }
+  return y;
+}
+
+Row RowOf(const HostMatrix& x, int64_t r) {
+  return Row(x.values.begin() + r * x.cols, x.values.begin() + (r + 1) * x.cols);
+}
+
+void ExpectRow(const Row& expected, const HostMatrix& actual, int64_t r,
+               double tolerance) {
+  for (size_t j = 0; j < expected.size(); ++j) {
+    ASSERT_NEAR(actual(r, j), expected[j], tolerance * (1 + std::abs(expected[j])));
+  }
+}
+
+std::vector<HostMatrix> GetAll(const std::vector<DeviceMatrix>& matrices) {
+  std::vector<HostMatrix> all;
+  for (const DeviceMatrix& matrix : matrices) all.push_back(matrix.Get());
+  return all;
+}
 
 TEST_P(ExpertsTest, ForwardAndBackward) {
   for (const Sizes& s : kSizes) {
-    SCOPED_TRACE(testing::Message()
-                 << s.rows.size() << " experts, d " << s.d << ", h " << s.h);
+    SCOPED_TRACE(Describe(s));
     Batch b(backend(), s);
     const DeviceMatrix x(backend(), b.x, s.gap), dy(backend(), b.dy, s.gap);
-    const DeviceMatrix gate(backend(), b.gate);
-    const DeviceMatrix hidden(backend(), b.total, s.h, s.gap),
-        y(backend(), b.total, s.d, s.gap);
-    const DeviceMatrix dgate(backend(), 1, b.total),
-        dhidden(backend(), b.total, s.h, s.gap);
-    const DeviceMatrix dx(backend(), b.total, s.d, s.gap);
-    backend().ExpertForward(b.experts, x.view(), hidden.view(), y.view());
-    backend().ExpertBackward(b.experts, dy.view(), gate.data(), hidden.view(),
-                             dgate.data(), dhidden.view(), dx.view());
-    const HostMatrix got_hidden = hidden.Get(), got_y = y.Get(), got_dgate = dgate.Get();
-    const HostMatrix got_dhidden = dhidden.Get(), got_dx = dx.Get();
+    const DeviceMatrix gate(backend(), b.gate), dgate(backend(), 1, b.total);
+    const DeviceMatrix y(backend(), b.total, s.d, s.gap),
+        dx(backend(), b.total, s.d, s.gap);
+    backend().ExpertForward(b.experts, x.view(), Views<Matrix>(b.hidden), y.view());
+    backend().ExpertBackward(b.experts, dy.view(), gate.data(),
+                             Views<ConstMatrix>(b.hidden), dgate.data(),
+                             Views<Matrix>(b.dhidden), dx.view());
+    const HostMatrix got_y = y.Get(), got_dgate = dgate.Get(), got_dx = dx.Get();
+    const std::vector<HostMatrix> hidden = GetAll(b.hidden), dhidden = GetAll(b.dhidden);
+    const size_t depth = s.hidden.size();
     for (size_t e = 0; e < s.rows.size(); ++e) {
       for (int64_t r = b.begins[e]; r < b.begins[e] + s.rows[e]; ++r) {
-        std::vector<double> a(s.h), u(s.h), out(s.d), back(s.d);
+        // The sign of a sum near zero may differ from the device's.
+        const auto relu = [&](size_t layer, Row* values) {
+          for (size_t j = 0; j < values->size(); ++j) {
+            if (hidden[layer](r, j) <= 0) (*values)[j] = 0;
+          }
+        };
+        Row in = RowOf(b.x, r);
+        for (size_t i = 0; i < depth; ++i) {
+          in = Product(in, b.w[e][i]);
+          for (size_t j = 0; j < in.size(); ++j) {
+            ASSERT_NEAR(hidden[i](r, j), std::max(in[j], 0.0), 2e-5);
+          }
+          relu(i, &in);
+        }
+        ExpectRow(Product(in, b.w[e][depth]), got_y, r, 2e-5);
+
+        Row gradient = ProductTransposed(RowOf(b.dy, r), b.w[e][depth]);
         double dot = 0;
-        for (int64_t j = 0; j < s.h; ++j) {
-          for (int64_t i = 0; i < s.d; ++i) {
-            a[j] += static_cast<double>(b.x(r, i)) * b.w1[e](i, j);
-            u[j] += static_cast<double>(b.dy(r, i)) * b.w2[e](j, i);
-          }
-          // The sign of a sum near zero may differ from the device's.
-          const bool active = got_hidden(r, j) > 0;
-          ASSERT_NEAR(got_hidden(r, j), std::max(a[j], 0.0), 2e-5);
-          if (!active) a[j] = 0;
-          dot += a[j] * u[j];
-          u[j] = active ? b.gate(0, r) * u[j] : 0;
-          ASSERT_NEAR(got_dhidden(r, j), u[j], 2e-5 * (1 + std::abs(u[j])));
-          for (int64_t i = 0; i < s.d; ++i) {
-            out[i] += a[j] * b.w2[e](j, i);
-            back[i] += u[j] * b.w1[e](i, j);
-          }
+        for (size_t j = 0; j < in.size(); ++j) {
+          dot += in[j] * gradient[j];
+          gradient[j] *= b.gate(0, r);
         }
-        ASSERT_NEAR(got_dgate(0, r), dot, 2e-4 * (1 + std::abs(dot)));
-        for (int64_t i = 0; i < s.d; ++i) {
-          ASSERT_NEAR(got_y(r, i), out[i], 1e-4 * (1 + std::abs(out[i])));
-          ASSERT_NEAR(got_dx(r, i), back[i], 1e-4 * (1 + std::abs(back[i])));
+        ASSERT_NEAR(got_dgate(0, r), dot, 5e-5 * (1 + std::abs(dot)));
+        for (size_t i = depth; i-- > 0;) {
+          relu(i, &gradient);
+          ExpectRow(gradient, dhidden[i], r, 2e-5);
+          gradient = ProductTransposed(gradient, b.w[e][i]);
         }
+        ExpectRow(gradient, got_dx, r, 2e-5);
       }
     }
   }
 }
 
-// The gate times the output, and its gradient by x and the gate, for one expert.
-TEST_P(ExpertsTest, BackwardAgreesWithFiniteDifferences) {
-  const int64_t p = 4, d = 5, h = 7;
-  Batch b(backend(), {{p}, d, h, 0});
-  const auto loss = [&](const std::vector<double>& x, const std::vector<double>& gate) {
-    double sum = 0;
+// The gate times the output, and its gradient by x, the gate and every matrix, for one expert.
+TEST_P(ExpertsTest, GradientsAgreeWithFiniteDifferences) {
+  const int64_t p = 4, d = 5;
+  for (const std::vector<int64_t>& widths :
+       std::vector<std::vector<int64_t>>{{7}, {7, 6}, {6, 4, 8, 7}}) {
+    const Sizes s{{p}, d, widths, 0};
+    SCOPED_TRACE(Describe(s));
+    Batch b(backend(), s);
+    HostMatrix gated_dy = b.dy;
     for (int64_t r = 0; r < p; ++r) {
-      for (int64_t j = 0; j < h; ++j) {
-        double a = 0;
-        for (int64_t i = 0; i < d; ++i) a += x[r * d + i] * b.w1[0](i, j);
-        if (a <= 0) continue;
-        for (int64_t i = 0; i < d; ++i) sum += gate[r] * a * b.w2[0](j, i) * b.dy(r, i);
-      }
+      for (int64_t i = 0; i < d; ++i) gated_dy(r, i) *= b.gate(0, r);
     }
-    return sum;
-  };
-  const DeviceMatrix x(backend(), b.x), dy(backend(), b.dy), gate(backend(), b.gate);
-  const DeviceMatrix hidden(backend(), p, h), y(backend(), p, d), dgate(backend(), 1, p);
-  const DeviceMatrix dhidden(backend(), p, h), dx(backend(), p, d);
-  backend().ExpertForward(b.experts, x.view(), hidden.view(), y.view());
-  backend().ExpertBackward(b.experts, dy.view(), gate.data(), hidden.view(), dgate.data(),
-                           dhidden.view(), dx.view());
-  ExpectGradient([&](const auto& v) { return loss(v, Doubles(b.gate)); }, b.x, dx.Get(),
-                 1e-5, "x");
-  ExpectGradient([&](const auto& v) { return loss(Doubles(b.x), v); }, b.gate,
-                 dgate.Get(), 1e-5, "gate");
+    struct Point {
+      Row x, gate;
+      std::vector<Row> w;
+    };
+    const auto loss = [&](const Point& at) {
+      double sum = 0;
+      for (int64_t r = 0; r < p; ++r) {
+        Row in(at.x.begin() + r * d, at.x.begin() + (r + 1) * d);
+        for (size_t i = 0; i < b.matrices; ++i) {
+          Row out(b.w[0][i].cols);
+          for (size_t j = 0; j < in.size() * out.size(); ++j) {
+            out[j % out.size()] += in[j / out.size()] * at.w[i][j];
+          }
+          if (i < widths.size()) {
+            for (double& value : out) value = std::max(value, 0.0);
+          }
+          in = out;
+        }
+        for (int64_t i = 0; i < d; ++i) sum += at.gate[r] * in[i] * b.dy(r, i);
+      }
+      return sum;
+    };
+    Point point{Doubles(b.x), Doubles(b.gate), {}};
+    for (const HostMatrix& w : b.w[0]) point.w.push_back(Doubles(w));
+
+    const DeviceMatrix x(backend(), b.x), dy(backend(), b.dy), gate(backend(), b.gate);
+    const DeviceMatrix device_gated_dy(backend(), gated_dy);
+    const DeviceMatrix y(backend(), p, d), dgate(backend(), 1, p), dx(backend(), p, d);
+    const std::vector<ConstMatrix> hidden = Views<ConstMatrix>(b.hidden);
+    backend().ExpertForward(b.experts, x.view(), Views<Matrix>(b.hidden), y.view());
+    backend().ExpertBackward(b.experts, dy.view(), gate.data(), hidden, dgate.data(),
+                             Views<Matrix>(b.dhidden), dx.view());
+    // At a rate of 1 the gradient is what a matrix loses.
+    ExpertUpdate update;
+    update.expert = b.experts[0];
+    update.step.adam.rate = 1;
+    backend().ExpertUpdates({&update, 1}, x.view(), hidden, Views<ConstMatrix>(b.dhidden),
+                            device_gated_dy.view());
+
+    const auto check = [&](Row& part, const HostMatrix& gradient,
+                           const std::string& what) {
+      const Row original = part;
+      const auto at = [&](const Row& moved) {
+        part = moved;
+        return loss(point);
+      };
+      HostMatrix values(gradient.rows, gradient.cols);
+      std::copy(original.begin(), original.end(), values.values.begin());
+      ExpectGradient(at, values, gradient, 1e-5, what);
+      part = original;
+    };
+    check(point.x, dx.Get(), "x");
+    check(point.gate, dgate.Get(), "gate");
+    for (size_t i = 0; i < b.matrices; ++i) {
+      HostMatrix gradient = b.w[0][i];
+      const HostMatrix after = b.device_weights[i].Get();
+      for (size_t j = 0; j < gradient.values.size(); ++j) {
+        gradient.values[j] -= after.values[j];
+      }
+      check(point.w[i], gradient, "w" + std::to_string(i + 1));
+    }
+  }
 }
 
 TEST_P(ExpertsTest, UpdatesAndSquareSums) {
   for (const Sizes& s : kSizes) {
     for (OptimizerStep::Kind kind :
          {OptimizerStep::Kind::kSgd, OptimizerStep::Kind::kAdam}) {
-      SCOPED_TRACE(testing::Message()
-                   << s.rows.size() << " experts, d " << s.d << ", h " << s.h);
+      SCOPED_TRACE(Describe(s));
       Batch b(backend(), s);
       Random random(2);
-      const HostMatrix hidden = random.Normal(b.total, s.h),
-                       dhidden = random.Normal(b.total, s.h);
+      std::vector<HostMatrix> left = {b.x}, right;
+      b.hidden.clear();
+      b.dhidden.clear();
+      for (int64_t width : s.hidden) {
+        left.push_back(random.Normal(b.total, width));
+        right.push_back(random.Normal(b.total, width));
+        b.hidden.emplace_back(backend(), left.back(), s.gap);
+        b.dhidden.emplace_back(backend(), right.back(), s.gap);
+      }
+      right.push_back(b.dy);
       const DeviceMatrix dx(backend(), b.x, s.gap), ddy(backend(), b.dy, s.gap);
-      const DeviceMatrix dh(backend(), hidden, s.gap), ddh(backend(), dhidden, s.gap);
       std::vector<DeviceMatrix> m, v;
+      std::vector<float*> first, second;
+      for (const std::vector<HostMatrix>& of_expert : b.w) {
+        for (const HostMatrix& w : of_expert) {
+          HostMatrix moment(w.rows, w.cols);
+          first.push_back(m.emplace_back(backend(), moment).data());
+          std::fill(moment.values.begin(), moment.values.end(), 0.5f);
+          second.push_back(v.emplace_back(backend(), moment).data());
+        }
+      }
       std::vector<ExpertUpdate> updates;
       for (size_t e = 0; e < s.rows.size(); ++e) {
-        for (int which : {0, 1}) {
-          HostMatrix moment(which == 0 ? s.d : s.h, which == 0 ? s.h : s.d);
-          m.emplace_back(backend(), moment);
-          std::fill(moment.values.begin(), moment.values.end(), 0.5f);
-          v.emplace_back(backend(), moment);
-        }
         ExpertUpdate update;
         update.expert = b.experts[e];
-        update.m1 = m[2 * e].data();
-        update.v1 = v[2 * e].data();
-        update.m2 = m[2 * e + 1].data();
-        update.v2 = v[2 * e + 1].data();
+        update.m = std::span(first).subspan(e * b.matrices, b.matrices);
+        update.v = std::span(second).subspan(e * b.matrices, b.matrices);
         update.step.kind = kind;
         update.step.adam.rate = 0.1f;
         update.step.adam.count = 3;
         update.step.gradient_scale = 0.5f;
         updates.push_back(update);
       }
-      std::vector<double> sums(2 * s.rows.size(), NAN);
-      backend().ExpertSquareSums(b.experts, dx.view(), dh.view(), ddh.view(), ddy.view(),
-                                 sums);
-      backend().ExpertUpdates(updates, dx.view(), dh.view(), ddh.view(), ddy.view());
+      const std::vector<ConstMatrix> hidden = Views<ConstMatrix>(b.hidden);
+      const std::vector<ConstMatrix> dhidden = Views<ConstMatrix>(b.dhidden);
+      std::vector<double> sums(b.matrices * s.rows.size(), NAN);
+      backend().ExpertSquareSums(b.experts, dx.view(), hidden, dhidden, ddy.view(), sums);
+      backend().ExpertUpdates(updates, dx.view(), hidden, dhidden, ddy.view());
       for (size_t e = 0; e < s.rows.size(); ++e) {
-        for (int which : {0, 1}) {
-          const HostMatrix& left = which == 0 ? b.x : hidden;
-          const HostMatrix& right = which == 0 ? dhidden : b.dy;
-          const HostMatrix& before = which == 0 ? b.w1[e] : b.w2[e];
-          const HostMatrix after = b.device_weights[2 * e + which].Get();
+        for (size_t i = 0; i < b.matrices; ++i) {
+          const HostMatrix& before = b.w[e][i];
+          const HostMatrix after = b.device_weights[e * b.matrices + i].Get();
           double square = 0;
-          for (int64_t i = 0; i < before.rows; ++i) {
-            for (int64_t j = 0; j < before.cols; ++j) {
+          for (int64_t row = 0; row < before.rows; ++row) {
+            for (int64_t col = 0; col < before.cols; ++col) {
               double g = 0;
               for (int64_t r = b.begins[e]; r < b.begins[e] + s.rows[e]; ++r) {
-                g += static_cast<double>(left(r, i)) * right(r, j);
+                g += static_cast<double>(left[i](r, row)) * right[i](r, col);
               }
               square += g * g;
               g *= 0.5;
@@ -185,10 +308,11 @@ TEST_P(ExpertsTest, UpdatesAndSquareSums) {
                 step = 0.1 * mean / (std::sqrt(v2) + 1e-8);
               }
               if (s.rows[e] == 0) step = 0;
-              ASSERT_NEAR(after(i, j), before(i, j) - step, 3e-5 * (1 + std::abs(step)));
+              ASSERT_NEAR(after(row, col), before(row, col) - step,
+                          3e-5 * (1 + std::abs(step)));
             }
           }
-          ExpectNear(square, sums[2 * e + which], 1e-5);
+          ExpectNear(square, sums[e * b.matrices + i], 1e-5);
         }
       }
     }

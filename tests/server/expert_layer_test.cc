@@ -18,7 +18,6 @@ namespace {
 using testing::Floats;
 using testing::kExperts;
 using testing::kGroups;
-using testing::kHidden;
 using testing::kIdleExpert;
 using testing::kPerGroup;
 using testing::kReplicas;
@@ -30,53 +29,67 @@ constexpr double kTolerance = 2e-5;
 constexpr double kRate = 0.1;
 constexpr double kScale = 0.5;
 
-// One expert's weights and gradients, as the paper writes them.
+// One expert's weights and gradients, as the paper writes them: W_1 [5, h_1], W_2
+// [h_1, h_2], ..
 struct SlowExpert {
-  std::vector<double> w1 = std::vector<double>(kWidth * kHidden);
-  std::vector<double> w2 = std::vector<double>(kHidden * kWidth);
-  std::vector<double> dw1 = std::vector<double>(kWidth * kHidden);
-  std::vector<double> dw2 = std::vector<double>(kHidden * kWidth);
+  std::vector<std::vector<double>> w;
+  std::vector<std::vector<double>> dw;
 
-  std::vector<double> Hidden(const float* x) const {
-    std::vector<double> hidden(kHidden);
-    for (int j = 0; j < kHidden; ++j) {
-      double sum = 0;
-      for (int i = 0; i < kWidth; ++i) sum += x[i] * w1[i * kHidden + j];
-      hidden[j] = std::max(0.0, sum);
+  // [0] x, then each hidden layer, then the output.
+  std::vector<std::vector<double>> Activations(const float* x) const {
+    std::vector<std::vector<double>> all = {std::vector<double>(x, x + kWidth)};
+    for (size_t l = 0; l < w.size(); ++l) {
+      const std::vector<double>& in = all.back();
+      std::vector<double> out(w[l].size() / in.size());
+      for (size_t j = 0; j < out.size(); ++j) {
+        for (size_t i = 0; i < in.size(); ++i) out[j] += in[i] * w[l][i * out.size() + j];
+        if (l + 1 < w.size()) out[j] = std::max(0.0, out[j]);
+      }
+      all.push_back(out);
     }
-    return hidden;
+    return all;
   }
 
   void AddForward(const float* x, double gate, double* y) const {
-    const std::vector<double> hidden = Hidden(x);
-    for (int i = 0; i < kWidth; ++i) {
-      for (int j = 0; j < kHidden; ++j) y[i] += gate * hidden[j] * w2[j * kWidth + i];
-    }
+    const std::vector<double> out = Activations(x).back();
+    for (int i = 0; i < kWidth; ++i) y[i] += gate * out[i];
   }
 
   // Returns dL/dgate.
   double AddBackward(const float* x, const float* dy, double gate, double* dx) {
-    const std::vector<double> hidden = Hidden(x);
+    const std::vector<std::vector<double>> activations = Activations(x);
     double dgate = 0;
-    for (int j = 0; j < kHidden; ++j) {
-      double dhidden = 0;
-      for (int i = 0; i < kWidth; ++i) {
-        const double dE = gate * dy[i];
-        dgate += dy[i] * hidden[j] * w2[j * kWidth + i];
-        dhidden += dE * w2[j * kWidth + i];
-        dw2[j * kWidth + i] += hidden[j] * dE;
-      }
-      if (hidden[j] <= 0) continue;
-      for (int i = 0; i < kWidth; ++i) {
-        dx[i] += dhidden * w1[i * kHidden + j];
-        dw1[i * kHidden + j] += x[i] * dhidden;
-      }
+    std::vector<double> dout;
+    for (int i = 0; i < kWidth; ++i) {
+      dgate += dy[i] * activations.back()[i];
+      dout.push_back(gate * dy[i]);
     }
+    for (size_t l = w.size(); l-- > 0;) {
+      const std::vector<double>& in = activations[l];
+      std::vector<double> din(in.size());
+      for (size_t i = 0; i < in.size(); ++i) {
+        for (size_t j = 0; j < dout.size(); ++j) {
+          dw[l][i * dout.size() + j] += in[i] * dout[j];
+          if (l == 0 || in[i] > 0) din[i] += dout[j] * w[l][i * dout.size() + j];
+        }
+      }
+      dout = din;
+    }
+    for (int i = 0; i < kWidth; ++i) dx[i] += dout[i];
     return dgate;
+  }
+
+  // w -= step(dw) for every element.
+  template <typename Step>
+  void Update(const Step& step) {
+    for (size_t l = 0; l < w.size(); ++l) {
+      for (size_t i = 0; i < w[l].size(); ++i) w[l][i] -= step(dw[l][i]);
+    }
   }
 };
 
-class ExpertLayerTest : public ::testing::Test {
+// The parameter: the experts' hidden layers.
+class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override { Load("adam {}", 1); }
 
@@ -85,7 +98,7 @@ class ExpertLayerTest : public ::testing::Test {
     std::string error;
     backend_ = MakeCpuBackend(threads, &error);
     ASSERT_NE(backend_, nullptr) << error;
-    const v1::Job job = testing::MadeJob(optimizer);
+    const v1::Job job = testing::MadeJob(optimizer, GetParam());
     plan_ = MakeModelPlan(job);
     std::vector<std::unique_ptr<ExpertShard>> shards;
     for (const ShardSpec& spec : plan_.shards) {
@@ -97,15 +110,12 @@ class ExpertLayerTest : public ::testing::Test {
     slow_.assign(kExperts, {});
     for (const TensorSpec& tensor : plan_.tensors) {
       for (int e = 0; e < kExperts; ++e) {
-        const std::string prefix = "layer1.moe.expert" + std::to_string(e) + ".w";
+        const std::string prefix = "layer1.moe.expert" + std::to_string(e) + ".";
+        if (!tensor.name.starts_with(prefix)) continue;
         std::vector<float> values(tensor.size());
-        if (tensor.name == prefix + "1") {
-          FillInitialValues(job.seed(), tensor, values.data());
-          slow_[e].w1.assign(values.begin(), values.end());
-        } else if (tensor.name == prefix + "2") {
-          FillInitialValues(job.seed(), tensor, values.data());
-          slow_[e].w2.assign(values.begin(), values.end());
-        }
+        FillInitialValues(job.seed(), tensor, values.data());
+        slow_[e].w.emplace_back(values.begin(), values.end());
+        slow_[e].dw.emplace_back(values.size());
       }
     }
   }
@@ -215,7 +225,7 @@ class ExpertLayerTest : public ::testing::Test {
   std::vector<SlowExpert> slow_;
 };
 
-TEST_F(ExpertLayerTest, ForwardIsTheGatedSumOfEachGroup) {
+TEST_P(ExpertLayerTest, ForwardIsTheGatedSumOfEachGroup) {
   for (uint32_t w = 0; w < kWaves; ++w) {
     const std::vector<v1::ForwardReply> replies = Forward(v1::MODE_TRAIN, 0, w);
     ASSERT_EQ(replies.size(), kReplicas);
@@ -226,7 +236,7 @@ TEST_F(ExpertLayerTest, ForwardIsTheGatedSumOfEachGroup) {
   }
 }
 
-TEST_F(ExpertLayerTest, TotalsGrowFromWaveToWave) {
+TEST_P(ExpertLayerTest, TotalsGrowFromWaveToWave) {
   std::vector<double> importance(kExperts);
   std::vector<double> load(kExperts);
   uint64_t tokens = 0;
@@ -251,7 +261,7 @@ TEST_F(ExpertLayerTest, TotalsGrowFromWaveToWave) {
   }
 }
 
-TEST_F(ExpertLayerTest, EvaluationKeepsNothingAndHasNoTotals) {
+TEST_P(ExpertLayerTest, EvaluationKeepsNothingAndHasNoTotals) {
   Forward(v1::MODE_TRAIN, 0, 0);
   const std::vector<v1::ForwardReply> replies = Forward(v1::MODE_EVALUATE, 5, 1);
   for (uint32_t r = 0; r < kReplicas; ++r) {
@@ -269,7 +279,7 @@ TEST_F(ExpertLayerTest, EvaluationKeepsNothingAndHasNoTotals) {
   EXPECT_EQ(Digests(), disturbed);
 }
 
-TEST_F(ExpertLayerTest, BackwardAndSgdUpdateAreExact) {
+TEST_P(ExpertLayerTest, BackwardAndSgdUpdateAreExact) {
   Load("sgd {}", 2);
   for (uint32_t w = 0; w < kWaves; ++w) Forward(v1::MODE_TRAIN, 0, w);
   // Layers and waves come back in any order.
@@ -289,21 +299,15 @@ TEST_F(ExpertLayerTest, BackwardAndSgdUpdateAreExact) {
 
   for (int e = 0; e < kExperts; ++e) {
     const ShardSpec& spec = layer_->shards()[e / kPerGroup]->spec();
-    const int64_t w1 = spec.tensors[2 * (e % kPerGroup)];
-    if (e == kIdleExpert) {
-      EXPECT_FALSE(by_tensor.contains(w1));
-      continue;
+    const size_t matrices = slow_[e].w.size();
+    for (size_t l = 0; l < matrices; ++l) {
+      const int64_t tensor = spec.tensors[matrices * (e % kPerGroup) + l];
+      EXPECT_EQ(by_tensor.contains(tensor), e != kIdleExpert) << tensor;
+      double expected = 0;
+      for (double g : slow_[e].dw[l]) expected += g * g;
+      EXPECT_NEAR(by_tensor[tensor], expected, kTolerance);
     }
-    double expected = 0;
-    for (double g : slow_[e].dw1) expected += g * g;
-    EXPECT_NEAR(by_tensor[w1], expected, kTolerance);
-    expected = 0;
-    for (double g : slow_[e].dw2) expected += g * g;
-    EXPECT_NEAR(by_tensor[w1 + 1], expected, kTolerance);
-    for (size_t i = 0; i < slow_[e].w1.size(); ++i) {
-      slow_[e].w1[i] -= kRate * kScale * slow_[e].dw1[i];
-      slow_[e].w2[i] -= kRate * kScale * slow_[e].dw2[i];
-    }
+    slow_[e].Update([](double g) { return kRate * kScale * g; });
   }
   // The next step computes with the new weights.
   const std::vector<v1::ForwardReply> next = Forward(v1::MODE_TRAIN, 1, 0);
@@ -312,7 +316,7 @@ TEST_F(ExpertLayerTest, BackwardAndSgdUpdateAreExact) {
   }
 }
 
-TEST_F(ExpertLayerTest, AdamCountsTheUpdatesOfEachExpert) {
+TEST_P(ExpertLayerTest, AdamCountsTheUpdatesOfEachExpert) {
   const auto before = Digests();
   RunStep(0);
   layer_->Apply(kRate, 1);
@@ -324,7 +328,6 @@ TEST_F(ExpertLayerTest, AdamCountsTheUpdatesOfEachExpert) {
     EXPECT_EQ(StatusOf(e).last_rows() == 0, e == kIdleExpert) << e;
   }
   // Adam's first update moves every weight that has a gradient by the rate.
-  for (SlowExpert& expert : slow_) expert.dw1.assign(expert.dw1.size(), 0);
   for (uint32_t w = 0; w < kWaves; ++w) {
     for (uint32_t r = 0; r < kReplicas; ++r) {
       const MadeFrame frame = testing::MakeFrame(0, r, w);
@@ -337,11 +340,7 @@ TEST_F(ExpertLayerTest, AdamCountsTheUpdatesOfEachExpert) {
     }
   }
   for (SlowExpert& expert : slow_) {
-    for (size_t i = 0; i < expert.w1.size(); ++i) {
-      const auto step = [](double g) { return kRate * g / (std::abs(g) + 1e-8); };
-      expert.w1[i] -= step(expert.dw1[i]);
-      expert.w2[i] -= step(expert.dw2[i]);
-    }
+    expert.Update([](double g) { return kRate * g / (std::abs(g) + 1e-8); });
   }
   const std::vector<v1::ForwardReply> next = Forward(v1::MODE_TRAIN, 1, 0);
   for (uint32_t r = 0; r < kReplicas; ++r) {
@@ -349,7 +348,7 @@ TEST_F(ExpertLayerTest, AdamCountsTheUpdatesOfEachExpert) {
   }
 }
 
-TEST_F(ExpertLayerTest, ThreadsChangeNoBit) {
+TEST_P(ExpertLayerTest, ThreadsChangeNoBit) {
   std::vector<std::map<std::string, std::string>> digests;
   for (int threads : {1, 2, 3}) {
     Load("adam {}", threads);
@@ -362,6 +361,11 @@ TEST_F(ExpertLayerTest, ThreadsChangeNoBit) {
   EXPECT_EQ(digests[0], digests[1]);
   EXPECT_EQ(digests[0], digests[2]);
 }
+
+INSTANTIATE_TEST_SUITE_P(HiddenLayers, ExpertLayerTest, ::testing::Values("7", "7, 4, 8"),
+                         [](const auto& info) {
+                           return info.index == 0 ? "One" : "Three";
+                         });
 
 }  // namespace
 }  // namespace moe

@@ -49,13 +49,14 @@ v1::FrameId IdOf(uint64_t step, uint32_t wave, v1::Mode mode) {
 
 }  // namespace
 
-v1::Job MadeJob(const std::string& optimizer) {
+v1::Job MadeJob(const std::string& optimizer, const std::string& hidden) {
   absl::StatusOr<v1::Job> job = ParseJob(
       "name: \"made\" seed: 5 "
       "model { d_model: 5 vocabulary: 9 layers { lstm { hidden: 5 } } "
-      "  layers { moe { experts: 6 k: 2 hidden: 7 groups: 2 gating: GATING_NOISY_TOP_K } "
-      "} } "
-      "optimizer { " +
+      "  layers { moe { experts: 6 k: 2 groups: 2 gating: GATING_NOISY_TOP_K hidden: [" +
+          hidden +
+          "] } } } "
+          "optimizer { " +
           optimizer +
           " schedule { base_rate: 0.1 } } "
           "training { replicas: 3 waves: 2 lanes: 4 unroll: 3 steps: 4 dense_shards: 2 }",

@@ -18,12 +18,12 @@
 
 namespace moe::testing {
 
-// Layer 1 is an MoE of 6 experts in 2 groups, d_model 5 and hidden 7; 3 replicas, 2
-// waves. optimizer: fields of Optimizer beside the schedule.
-v1::Job MadeJob(const std::string& optimizer = "adam {}");
+// Layer 1 is an MoE of 6 experts in 2 groups, d_model 5; 3 replicas, 2 waves. optimizer:
+// fields of Optimizer beside the schedule; hidden: the experts' hidden layers.
+v1::Job MadeJob(const std::string& optimizer = "adam {}",
+                const std::string& hidden = "7");
 inline constexpr uint32_t kLayer = 1;
 inline constexpr int32_t kWidth = 5;
-inline constexpr int32_t kHidden = 7;
 inline constexpr int32_t kExperts = 6;
 inline constexpr int32_t kGroups = 2;
 inline constexpr int32_t kPerGroup = kExperts / kGroups;

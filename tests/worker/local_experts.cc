@@ -25,16 +25,24 @@ std::vector<float> Download(const Tensor& tensor) {
 LocalExperts::LocalExperts(Backend& backend, const v1::Job& job, int32_t layer)
     : backend_(backend),
       d_(job.model().d_model()),
-      h_(job.model().layers(layer).moe().hidden(0)),
+      hidden_(job.model().layers(layer).moe().hidden().begin(),
+              job.model().layers(layer).moe().hidden().end()),
       waves_(job.training().waves()) {
   for (int32_t e = 0; e < job.model().layers(layer).moe().experts(); ++e) {
-    experts_.push_back({Tensor(backend, d_, h_), Tensor(backend, h_, d_)});
+    int64_t in = d_;
+    std::vector<Tensor>& weights = weights_.emplace_back();
+    std::vector<float*>& pointers = pointers_.emplace_back();
+    for (size_t i = 0; i <= hidden_.size(); ++i) {
+      const int64_t out = i < hidden_.size() ? hidden_[i] : d_;
+      pointers.push_back(weights.emplace_back(backend, in, out).data());
+      in = out;
+    }
   }
 }
 
 void LocalExperts::BeginStep() {
-  importance_.assign(experts_.size(), 0);
-  load_.assign(experts_.size(), 0);
+  importance_.assign(weights_.size(), 0);
+  load_.assign(weights_.size(), 0);
 }
 
 Tensor LocalExperts::Upload(const std::vector<float>& values, int64_t cols) const {
@@ -43,11 +51,29 @@ Tensor LocalExperts::Upload(const std::vector<float>& values, int64_t cols) cons
   return tensor;
 }
 
+std::vector<Tensor> LocalExperts::HiddenTensors(int64_t rows) const {
+  std::vector<Tensor> tensors;
+  for (int64_t width : hidden_) tensors.emplace_back(backend_, rows, width);
+  return tensors;
+}
+
+std::vector<Tensor> LocalExperts::UploadHidden(
+    const std::vector<std::vector<float>>& values) const {
+  std::vector<Tensor> tensors;
+  for (size_t i = 0; i < hidden_.size(); ++i) {
+    tensors.push_back(Upload(values[i], hidden_[i]));
+  }
+  return tensors;
+}
+
+ExpertRows LocalExperts::RowsOf(int32_t expert, int64_t begin, int64_t rows) const {
+  return {pointers_[expert], begin, rows};
+}
+
 std::vector<ExpertRows> LocalExperts::RowsOf(const Wave& wave) const {
   std::vector<ExpertRows> rows;
-  for (size_t e = 0; e < experts_.size(); ++e) {
-    rows.push_back({experts_[e].w1.data(), experts_[e].w2.data(), wave.begin[e],
-                    wave.begin[e + 1] - wave.begin[e]});
+  for (int32_t e = 0; e < experts(); ++e) {
+    rows.push_back(RowsOf(e, wave.begin[e], wave.begin[e + 1] - wave.begin[e]));
   }
   return rows;
 }
@@ -73,7 +99,7 @@ std::vector<std::vector<float>> LocalExperts::Forward(
   w.begin.push_back(static_cast<int64_t>(w.pairs.size()));
   std::vector<std::vector<float>> result;
   for (const MoeCall* call : calls) {
-    for (size_t e = 0; e < experts_.size(); ++e) {
+    for (size_t e = 0; e < weights_.size(); ++e) {
       importance_[e] += call->importance[e];
       load_[e] += call->load[e];
     }
@@ -83,10 +109,10 @@ std::vector<std::vector<float>> LocalExperts::Forward(
   }
 
   const Tensor x = Upload(w.x, d_);
-  Tensor hidden(backend_, x.rows(), h_);
+  const std::vector<Tensor> hidden = HiddenTensors(x.rows());
   Tensor y(backend_, x.rows(), d_);
-  backend_.ExpertForward(RowsOf(w), x.view(), hidden.view(), y.view());
-  w.hidden = Download(hidden);
+  backend_.ExpertForward(RowsOf(w), x.view(), Views<Matrix>(hidden), y.view());
+  for (const Tensor& layer : hidden) w.hidden.push_back(Download(layer));
   const std::vector<float> rows = Download(y);
   for (size_t p = 0; p < w.pairs.size(); ++p) {
     float* to = result[w.pairs[p].replica].data() + w.pairs[p].token * d_;
@@ -105,13 +131,14 @@ LocalExperts::Gradients LocalExperts::Backward(
 
   const Tensor device_dy = Upload(rows, d_);
   const Tensor gate = Upload(w.gate, 1);
-  const Tensor hidden = Upload(w.hidden, h_);
+  const std::vector<Tensor> hidden = UploadHidden(w.hidden);
+  const std::vector<Tensor> dhidden = HiddenTensors(device_dy.rows());
   Tensor dgate(backend_, gate.rows(), 1);
-  Tensor dhidden(backend_, hidden.rows(), h_);
   Tensor dx(backend_, device_dy.rows(), d_);
-  backend_.ExpertBackward(RowsOf(w), device_dy.view(), gate.data(), hidden.view(),
-                          dgate.data(), dhidden.view(), dx.view());
-  w.dhidden = Download(dhidden);
+  backend_.ExpertBackward(RowsOf(w), device_dy.view(), gate.data(),
+                          Views<ConstMatrix>(hidden), dgate.data(),
+                          Views<Matrix>(dhidden), dx.view());
+  for (const Tensor& layer : dhidden) w.dhidden.push_back(Download(layer));
 
   Gradients result;
   for (int32_t tokens : w.tokens) result.dx.emplace_back(tokens * d_);
@@ -135,58 +162,64 @@ int64_t LocalExperts::rows(int32_t expert) const {
 
 LocalExperts::Batch LocalExperts::Close() const {
   Batch batch;
-  std::vector<float> x, hidden, dhidden, gated_dy;
+  std::vector<float> x, gated_dy;
+  std::vector<std::vector<float>> hidden(hidden_.size()), dhidden(hidden_.size());
   int64_t begin = 0;
   for (int32_t e = 0; e < experts(); ++e) {
     for (const Wave& wave : waves_) {
       for (int64_t p = wave.begin[e]; p < wave.begin[e + 1]; ++p) {
         AppendRow(wave.x, p, d_, &x);
-        AppendRow(wave.hidden, p, h_, &hidden);
-        AppendRow(wave.dhidden, p, h_, &dhidden);
+        for (size_t i = 0; i < hidden_.size(); ++i) {
+          AppendRow(wave.hidden[i], p, hidden_[i], &hidden[i]);
+          AppendRow(wave.dhidden[i], p, hidden_[i], &dhidden[i]);
+        }
         AppendRow(wave.gated_dy, p, d_, &gated_dy);
       }
     }
-    batch.experts.push_back(
-        {experts_[e].w1.data(), experts_[e].w2.data(), begin, rows(e)});
+    batch.experts.push_back(RowsOf(e, begin, rows(e)));
     begin += rows(e);
   }
   batch.x = Upload(x, d_);
-  batch.hidden = Upload(hidden, h_);
-  batch.dhidden = Upload(dhidden, h_);
+  batch.hidden = UploadHidden(hidden);
+  batch.dhidden = UploadHidden(dhidden);
   batch.gated_dy = Upload(gated_dy, d_);
   return batch;
 }
 
-LocalExperts::ExpertGradient LocalExperts::WeightGradients(int32_t expert) const {
+std::vector<Tensor> LocalExperts::WeightGradients(int32_t expert) const {
   const Batch batch = Close();
   const ExpertRows& rows = batch.experts[expert];
-  ExpertGradient gradient{Tensor(backend_, d_, h_), Tensor(backend_, h_, d_)};
-  gradient.dw1.Zero();
-  gradient.dw2.Zero();
-  if (rows.rows == 0) return gradient;
-  const auto of = [&](const Tensor& tensor) {
-    return tensor.Rows(rows.begin, rows.rows);
-  };
-  backend_.Gemm(Transpose::kYes, Transpose::kNo, 1, of(batch.x), of(batch.dhidden), 0,
-                gradient.dw1.view());
-  backend_.Gemm(Transpose::kYes, Transpose::kNo, 1, of(batch.hidden), of(batch.gated_dy),
-                0, gradient.dw2.view());
-  return gradient;
+  std::vector<Tensor> gradients;
+  for (size_t i = 0; i <= hidden_.size(); ++i) {
+    const Tensor& left = i == 0 ? batch.x : batch.hidden[i - 1];
+    const Tensor& right = i < hidden_.size() ? batch.dhidden[i] : batch.gated_dy;
+    Tensor& gradient = gradients.emplace_back(backend_, left.cols(), right.cols());
+    gradient.Zero();
+    if (rows.rows == 0) continue;
+    backend_.Gemm(Transpose::kYes, Transpose::kNo, 1, left.Rows(rows.begin, rows.rows),
+                  right.Rows(rows.begin, rows.rows), 0, gradient.view());
+  }
+  return gradients;
 }
 
 void LocalExperts::Update(const OptimizerStep& step, std::span<const Moments> moments) {
   const Batch batch = Close();
-  std::vector<ExpertUpdate> updates;
-  for (size_t e = 0; e < experts_.size(); ++e) {
-    updates.push_back({.expert = batch.experts[e],
-                       .m1 = moments[e].m1.data(),
-                       .v1 = moments[e].v1.data(),
-                       .m2 = moments[e].m2.data(),
-                       .v2 = moments[e].v2.data(),
-                       .step = step});
+  const auto pointers = [](const std::vector<Tensor>& tensors) {
+    std::vector<float*> data;
+    for (const Tensor& tensor : tensors) data.push_back(tensor.data());
+    return data;
+  };
+  std::vector<std::vector<float*>> m, v;
+  for (const Moments& of_expert : moments) {
+    m.push_back(pointers(of_expert.m));
+    v.push_back(pointers(of_expert.v));
   }
-  backend_.ExpertUpdates(updates, batch.x.view(), batch.hidden.view(),
-                         batch.dhidden.view(), batch.gated_dy.view());
+  std::vector<ExpertUpdate> updates;
+  for (int32_t e = 0; e < experts(); ++e) {
+    updates.push_back({.expert = batch.experts[e], .m = m[e], .v = v[e], .step = step});
+  }
+  backend_.ExpertUpdates(updates, batch.x.view(), Views<ConstMatrix>(batch.hidden),
+                         Views<ConstMatrix>(batch.dhidden), batch.gated_dy.view());
 }
 
 }  // namespace moe::testing

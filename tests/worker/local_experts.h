@@ -18,9 +18,9 @@ class LocalExperts {
   // layer: index into Model.layers.
   LocalExperts(Backend& backend, const v1::Job& job, int32_t layer);
 
-  int32_t experts() const { return static_cast<int32_t>(experts_.size()); }
-  Tensor& w1(int32_t expert) { return experts_[expert].w1; }
-  Tensor& w2(int32_t expert) { return experts_[expert].w2; }
+  int32_t experts() const { return static_cast<int32_t>(weights_.size()); }
+  // The expert's matrices W_1, W_2, ...
+  std::vector<Tensor>& weights(int32_t expert) { return weights_[expert]; }
 
   void BeginStep();
   // calls: [replicas]. Returns [replicas][T * d].
@@ -39,23 +39,15 @@ class LocalExperts {
 
   // At the close, over the rows of all waves.
   int64_t rows(int32_t expert) const;
-  struct ExpertGradient {
-    Tensor dw1;  // [d, h]
-    Tensor dw2;  // [h, d]
-  };
-  ExpertGradient WeightGradients(int32_t expert) const;
+  // By matrix.
+  std::vector<Tensor> WeightGradients(int32_t expert) const;
   struct Moments {
-    Tensor m1, v1;  // [d, h]
-    Tensor m2, v2;  // [h, d]
+    std::vector<Tensor> m, v;  // by matrix
   };
   // moments: [experts].
   void Update(const OptimizerStep& step, std::span<const Moments> moments);
 
  private:
-  struct Expert {
-    Tensor w1;  // [d, h]
-    Tensor w2;  // [h, d]
-  };
   struct Pair {
     int32_t replica = 0;
     int32_t token = 0;
@@ -64,29 +56,35 @@ class LocalExperts {
   // p pairs, by expert, then in (replica, token) order. Host copies of device memory.
   struct Wave {
     std::vector<Pair> pairs;
-    std::vector<int64_t> begin;   // [experts + 1] of each expert's pairs
-    std::vector<float> x;         // [p, d]
-    std::vector<float> gate;      // [p]
-    std::vector<float> hidden;    // [p, h]
-    std::vector<float> dhidden;   // [p, h]
-    std::vector<float> gated_dy;  // [p, d]
-    std::vector<int32_t> tokens;  // [replicas]
-    std::vector<size_t> choices;  // [replicas] of each call
+    std::vector<int64_t> begin;               // [experts + 1] of each expert's pairs
+    std::vector<float> x;                     // [p, d]
+    std::vector<float> gate;                  // [p]
+    std::vector<std::vector<float>> hidden;   // [p, h] of each hidden layer
+    std::vector<std::vector<float>> dhidden;  // [p, h]
+    std::vector<float> gated_dy;              // [p, d]
+    std::vector<int32_t> tokens;              // [replicas]
+    std::vector<size_t> choices;              // [replicas] of each call
   };
   // The step's rows, by expert, then in (wave, replica, token) order.
   struct Batch {
     std::vector<ExpertRows> experts;
-    Tensor x, hidden, dhidden, gated_dy;
+    Tensor x, gated_dy;
+    std::vector<Tensor> hidden, dhidden;
   };
 
   std::vector<ExpertRows> RowsOf(const Wave& wave) const;
+  ExpertRows RowsOf(int32_t expert, int64_t begin, int64_t rows) const;
   Tensor Upload(const std::vector<float>& values, int64_t cols) const;
+  // Of each hidden layer.
+  std::vector<Tensor> HiddenTensors(int64_t rows) const;
+  std::vector<Tensor> UploadHidden(const std::vector<std::vector<float>>& values) const;
   Batch Close() const;
 
   Backend& backend_;
   const int64_t d_;
-  const int64_t h_;
-  std::vector<Expert> experts_;
+  std::vector<int64_t> hidden_;                // width of each hidden layer
+  std::vector<std::vector<Tensor>> weights_;   // [experts][matrices]
+  std::vector<std::vector<float*>> pointers_;  // to them
   std::vector<Wave> waves_;
   std::vector<double> importance_;
   std::vector<double> load_;

@@ -15,8 +15,9 @@ bool IsExpert(const TensorSpec& tensor) {
   return tensor.name.find(".expert") != std::string::npos;
 }
 
-std::string ExpertName(int32_t layer, int32_t expert, const char* matrix) {
-  return absl::StrCat("layer", layer, ".moe.expert", expert, ".", matrix);
+// matrix: from 0.
+std::string ExpertName(int32_t layer, int32_t expert, size_t matrix) {
+  return absl::StrCat("layer", layer, ".moe.expert", expert, ".w", matrix + 1);
 }
 
 std::vector<float> Download(const Tensor& tensor) {
@@ -86,8 +87,10 @@ void LocalModel::SetParameters(const NamedTensors& parameters) {
   for (size_t i = 0; i < experts_.size(); ++i) {
     const int32_t layer = replicas_[0]->moe_layer(i);
     for (int32_t e = 0; e < experts_[i].experts(); ++e) {
-      experts_[i].w1(e).Upload(parameters.at(ExpertName(layer, e, "w1")));
-      experts_[i].w2(e).Upload(parameters.at(ExpertName(layer, e, "w2")));
+      std::vector<Tensor>& weights = experts_[i].weights(e);
+      for (size_t j = 0; j < weights.size(); ++j) {
+        weights[j].Upload(parameters.at(ExpertName(layer, e, j)));
+      }
     }
   }
 }
@@ -104,8 +107,10 @@ NamedTensors LocalModel::GetParameters() {
   for (size_t i = 0; i < experts_.size(); ++i) {
     const int32_t layer = replicas_[0]->moe_layer(i);
     for (int32_t e = 0; e < experts_[i].experts(); ++e) {
-      parameters[ExpertName(layer, e, "w1")] = Download(experts_[i].w1(e));
-      parameters[ExpertName(layer, e, "w2")] = Download(experts_[i].w2(e));
+      const std::vector<Tensor>& weights = experts_[i].weights(e);
+      for (size_t j = 0; j < weights.size(); ++j) {
+        parameters[ExpertName(layer, e, j)] = Download(weights[j]);
+      }
     }
   }
   return parameters;
@@ -213,9 +218,10 @@ void LocalModel::Backward(StepResult* result) {
   for (size_t i = 0; i < experts_.size(); ++i) {
     const int32_t layer = replicas_[0]->moe_layer(i);
     for (int32_t e = 0; e < experts_[i].experts(); ++e) {
-      const LocalExperts::ExpertGradient gradient = experts_[i].WeightGradients(e);
-      gradients_[ExpertName(layer, e, "w1")] = Download(gradient.dw1);
-      gradients_[ExpertName(layer, e, "w2")] = Download(gradient.dw2);
+      const std::vector<Tensor> gradients = experts_[i].WeightGradients(e);
+      for (size_t j = 0; j < gradients.size(); ++j) {
+        gradients_[ExpertName(layer, e, j)] = Download(gradients[j]);
+      }
     }
   }
   result->gradients = gradients_;
@@ -259,21 +265,20 @@ void LocalModel::Update(const OptimizerStep& step, NamedTensors* m, NamedTensors
   }
   for (size_t i = 0; i < experts_.size(); ++i) {
     const int32_t layer = replicas_[0]->moe_layer(i);
-    const auto upload = [&](const NamedTensors& from, int32_t e, const char* matrix) {
-      const std::string name = ExpertName(layer, e, matrix);
-      return Upload(*specs.at(name), from.at(name));
-    };
-    std::vector<LocalExperts::Moments> moments;
+    std::vector<LocalExperts::Moments> moments(experts_[i].experts());
     for (int32_t e = 0; e < experts_[i].experts(); ++e) {
-      moments.push_back({upload(*m, e, "w1"), upload(*v, e, "w1"), upload(*m, e, "w2"),
-                         upload(*v, e, "w2")});
+      for (size_t j = 0; j < experts_[i].weights(e).size(); ++j) {
+        const std::string name = ExpertName(layer, e, j);
+        moments[e].m.push_back(Upload(*specs.at(name), m->at(name)));
+        moments[e].v.push_back(Upload(*specs.at(name), v->at(name)));
+      }
     }
     experts_[i].Update(step, moments);
     for (int32_t e = 0; e < experts_[i].experts(); ++e) {
-      (*m)[ExpertName(layer, e, "w1")] = Download(moments[e].m1);
-      (*v)[ExpertName(layer, e, "w1")] = Download(moments[e].v1);
-      (*m)[ExpertName(layer, e, "w2")] = Download(moments[e].m2);
-      (*v)[ExpertName(layer, e, "w2")] = Download(moments[e].v2);
+      for (size_t j = 0; j < moments[e].m.size(); ++j) {
+        (*m)[ExpertName(layer, e, j)] = Download(moments[e].m[j]);
+        (*v)[ExpertName(layer, e, j)] = Download(moments[e].v[j]);
+      }
     }
   }
 }

@@ -13,7 +13,7 @@ import tempfile
 import numpy
 import torch
 
-JOBS = ["lstm_moe_lstm", "moe_moe", "all_experts", "dense", "lstm"]
+JOBS = ["lstm_moe_lstm", "moe_moe", "all_experts", "dense", "deep", "lstm"]
 TOLERANCE = 1e-4  # of a tensor's largest element
 
 
@@ -112,8 +112,10 @@ class Model:
         self.load[l] = self.load.get(l, 0) + load.sum(0)
         y = torch.zeros_like(x)
         for e in range(n):
-            w1, w2 = (self.p[f"layer{l}.moe.expert{e}.{name}"] for name in ("w1", "w2"))
-            y = y + gates[:, e:e + 1] * (torch.relu(x @ w1) @ w2)
+            out = x @ self.p[f"layer{l}.moe.expert{e}.w1"]
+            for matrix in range(2, len(moe["hidden"]) + 2):
+                out = torch.relu(out) @ self.p[f"layer{l}.moe.expert{e}.w{matrix}"]
+            y = y + gates[:, e:e + 1] * out
         return torch.sigmoid(y) if moe["sigmoid_output"] else y
 
 

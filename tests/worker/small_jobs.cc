@@ -102,6 +102,26 @@ const std::map<std::string, std::string>& Layers() {
                                                   dropout: 0.1
                                                 }
                                               )pb"},
+                                             {"deep", R"pb(
+                                                layers {
+                                                  lstm { hidden: 7 }
+                                                  residual: true
+                                                }
+                                                layers {
+                                                  moe {
+                                                    experts: 4
+                                                    k: 2
+                                                    hidden: [ 9, 5, 8 ]
+                                                    groups: 2
+                                                    gating: GATING_NOISY_TOP_K
+                                                    w_importance: 0.2
+                                                    w_load: 0.3
+                                                    sigmoid_output: true
+                                                  }
+                                                  dropout: 0.1
+                                                  residual: true
+                                                }
+                                              )pb"},
                                              {"lstm", R"pb(
                                                 layers {
                                                   lstm { hidden: 7 }

@@ -14,6 +14,7 @@ namespace moe::testing {
 //   moe_moe        an MoE layer first and one last, neither residual nor sigmoid
 //   all_experts    k = n: no gradient through the load
 //   dense          one expert: the baseline without gating
+//   deep           experts with three hidden layers
 //   lstm           no MoE layer
 std::vector<std::string> SmallJobNames();
 v1::Job SmallJob(const std::string& name);

@@ -160,27 +160,30 @@ void CpuBackend::NoisyTopKBackward(const GateBatch& batch, const float* dgate,
 }
 
 void CpuBackend::ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x,
-                               Matrix hidden, Matrix y) {
+                               std::span<const Matrix> hidden, Matrix y) {
   const FlushDenormals flush;
   cpu::ExpertForward(context_, experts, x, hidden, y);
 }
 
 void CpuBackend::ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix dy,
-                                const float* gate, ConstMatrix hidden, float* dgate,
-                                Matrix dhidden, Matrix dx) {
+                                const float* gate, std::span<const ConstMatrix> hidden,
+                                float* dgate, std::span<const Matrix> dhidden,
+                                Matrix dx) {
   const FlushDenormals flush;
   cpu::ExpertBackward(context_, experts, dy, gate, hidden, dgate, dhidden, dx);
 }
 
 void CpuBackend::ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x,
-                               ConstMatrix hidden, ConstMatrix dhidden,
+                               std::span<const ConstMatrix> hidden,
+                               std::span<const ConstMatrix> dhidden,
                                ConstMatrix gated_dy) {
   const FlushDenormals flush;
   cpu::ExpertUpdates(context_, updates, x, hidden, dhidden, gated_dy);
 }
 
 void CpuBackend::ExpertSquareSums(std::span<const ExpertRows> experts, ConstMatrix x,
-                                  ConstMatrix hidden, ConstMatrix dhidden,
+                                  std::span<const ConstMatrix> hidden,
+                                  std::span<const ConstMatrix> dhidden,
                                   ConstMatrix gated_dy, std::span<double> sums) {
   const FlushDenormals flush;
   cpu::ExpertSquareSums(context_, experts, x, hidden, dhidden, gated_dy, sums);

@@ -56,14 +56,17 @@ class CpuBackend final : public Backend {
   void NoisyTopKBackward(const GateBatch& batch, const float* dgate, const float* dload,
                          Matrix dclean, Matrix draw) override;
 
-  void ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x, Matrix hidden,
-                     Matrix y) override;
-  void ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix dy, const float* gate,
-                      ConstMatrix hidden, float* dgate, Matrix dhidden, Matrix dx) override;
-  void ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x, ConstMatrix hidden,
-                     ConstMatrix dhidden, ConstMatrix gated_dy) override;
-  void ExpertSquareSums(std::span<const ExpertRows> experts, ConstMatrix x, ConstMatrix hidden,
-                        ConstMatrix dhidden, ConstMatrix gated_dy,
+  void ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x,
+                     std::span<const Matrix> hidden, Matrix y) override;
+  void ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix dy,
+                      const float* gate, std::span<const ConstMatrix> hidden,
+                      float* dgate, std::span<const Matrix> dhidden, Matrix dx) override;
+  void ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x,
+                     std::span<const ConstMatrix> hidden,
+                     std::span<const ConstMatrix> dhidden, ConstMatrix gated_dy) override;
+  void ExpertSquareSums(std::span<const ExpertRows> experts, ConstMatrix x,
+                        std::span<const ConstMatrix> hidden,
+                        std::span<const ConstMatrix> dhidden, ConstMatrix gated_dy,
                         std::span<double> sums) override;
 
   void OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g, float* w, float* m,

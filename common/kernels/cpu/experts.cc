@@ -87,41 +87,70 @@ float GateRow(int64_t h, float gate, const float* hidden, float* u) {
   return SumLanes(dot);
 }
 
+// gradient *= 1[hidden > 0]
+void ReluBackward(ConstMatrix hidden, Matrix gradient) {
+  const Vec zero = _mm256_setzero_ps();
+  for (int64_t r = 0; r < hidden.rows; ++r) {
+    const float* value = hidden.row(r);
+    float* row = gradient.row(r);
+    ForLanes(hidden.cols, [&](auto lanes, int64_t i) {
+      const Vec active = _mm256_cmp_ps(lanes.Load(value + i), zero, _CMP_GT_OQ);
+      lanes.Store(row + i, _mm256_and_ps(lanes.Load(row + i), active));
+    });
+  }
+}
+
 }  // namespace
 
 void ExpertForward(const Context& context, std::span<const ExpertRows> experts,
-                   ConstMatrix x, Matrix hidden, Matrix y) {
-  const int64_t d = x.cols;
-  const int64_t h = hidden.cols;
-  Check(x.rows == hidden.rows && x.rows == y.rows && y.cols == d,
-        "[p, d], [p, h], [p, d]");
+                   ConstMatrix x, std::span<const Matrix> hidden, Matrix y) {
+  const size_t depth = hidden.size();
+  Check(depth > 0, "a hidden layer");
+  for (const Matrix& layer : hidden) Check(layer.rows == x.rows, "hidden: [p, h]");
+  Check(y.rows == x.rows && y.cols == x.cols, "x and y: [p, d]");
   ForRowBlocks(context, experts, x, [&](const ExpertRows& e, Range rows) {
-    const ConstMatrix w1(e.w1, d, h);
-    const ConstMatrix w2(e.w2, h, d);
-    const Matrix hidden_rows = Rows(hidden, rows);
-    Product(Transpose::kNo, Rows(x, rows), w1, hidden_rows);
-    Relu(hidden_rows);
-    Product(Transpose::kNo, hidden_rows, w2, Rows(y, rows));
+    Check(e.w.size() == depth + 1, "a matrix more than hidden layers");
+    ConstMatrix in = Rows(x, rows);
+    for (size_t i = 0; i < depth; ++i) {
+      const Matrix out = Rows(hidden[i], rows);
+      Product(Transpose::kNo, in, ConstMatrix(e.w[i], in.cols, out.cols), out);
+      Relu(out);
+      in = out;
+    }
+    Product(Transpose::kNo, in, ConstMatrix(e.w[depth], in.cols, y.cols), Rows(y, rows));
   });
 }
 
 void ExpertBackward(const Context& context, std::span<const ExpertRows> experts,
-                    ConstMatrix dy, const float* gate, ConstMatrix hidden, float* dgate,
-                    Matrix dhidden, Matrix dx) {
-  const int64_t d = dy.cols;
-  const int64_t h = hidden.cols;
-  Check(dy.rows == hidden.rows && dy.rows == dhidden.rows && dy.rows == dx.rows &&
-            dhidden.cols == h && dx.cols == d,
-        "[p, d], [p, h], [p, h], [p, d]");
+                    ConstMatrix dy, const float* gate,
+                    std::span<const ConstMatrix> hidden, float* dgate,
+                    std::span<const Matrix> dhidden, Matrix dx) {
+  const size_t depth = hidden.size();
+  Check(depth > 0 && dhidden.size() == depth, "a hidden layer, and its gradient");
+  for (size_t i = 0; i < depth; ++i) {
+    Check(hidden[i].rows == dy.rows && dhidden[i].rows == dy.rows &&
+              dhidden[i].cols == hidden[i].cols,
+          "hidden and dhidden: [p, h]");
+  }
+  Check(dx.rows == dy.rows && dx.cols == dy.cols, "dy and dx: [p, d]");
   ForRowBlocks(context, experts, dy, [&](const ExpertRows& e, Range rows) {
-    const ConstMatrix w1(e.w1, d, h);
-    const ConstMatrix w2(e.w2, h, d);
-    const Matrix dhidden_rows = Rows(dhidden, rows);
-    Product(Transpose::kYes, Rows(dy, rows), w2, dhidden_rows);
+    Check(e.w.size() == depth + 1, "a matrix more than hidden layers");
+    const ConstMatrix last = hidden.back();
+    Matrix gradient = Rows(dhidden.back(), rows);
+    Product(Transpose::kYes, Rows(dy, rows), ConstMatrix(e.w[depth], last.cols, dy.cols),
+            gradient);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
-      dgate[r] = GateRow(h, gate[r], hidden.row(r), dhidden.row(r));
+      dgate[r] = GateRow(last.cols, gate[r], last.row(r), dhidden.back().row(r));
     }
-    Product(Transpose::kYes, dhidden_rows, w1, Rows(dx, rows));
+    for (size_t i = depth - 1; i > 0; --i) {
+      const Matrix before = Rows(dhidden[i - 1], rows);
+      Product(Transpose::kYes, gradient, ConstMatrix(e.w[i], before.cols, gradient.cols),
+              before);
+      ReluBackward(Rows(hidden[i - 1], rows), before);
+      gradient = before;
+    }
+    Product(Transpose::kYes, gradient, ConstMatrix(e.w[0], dx.cols, gradient.cols),
+            Rows(dx, rows));
   });
 }
 

@@ -1,4 +1,4 @@
-// The experts' two products, forward, backward and update, for many experts in one call.
+// The experts' products, forward, backward and update, for many experts in one call.
 //
 // Blocks of rows and tiles of weights depend on each expert's rows and sizes alone. The longest
 // tasks start first.
@@ -10,15 +10,18 @@
 
 namespace moe::cpu {
 
-void ExpertForward(const Context& context, std::span<const ExpertRows> experts, ConstMatrix x,
-                   Matrix hidden, Matrix y);
-void ExpertBackward(const Context& context, std::span<const ExpertRows> experts, ConstMatrix dy,
-                    const float* gate, ConstMatrix hidden, float* dgate, Matrix dhidden,
-                    Matrix dx);
-void ExpertUpdates(const Context& context, std::span<const ExpertUpdate> updates, ConstMatrix x,
-                   ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy);
-void ExpertSquareSums(const Context& context, std::span<const ExpertRows> experts, ConstMatrix x,
-                      ConstMatrix hidden, ConstMatrix dhidden, ConstMatrix gated_dy,
+void ExpertForward(const Context& context, std::span<const ExpertRows> experts,
+                   ConstMatrix x, std::span<const Matrix> hidden, Matrix y);
+void ExpertBackward(const Context& context, std::span<const ExpertRows> experts,
+                    ConstMatrix dy, const float* gate,
+                    std::span<const ConstMatrix> hidden, float* dgate,
+                    std::span<const Matrix> dhidden, Matrix dx);
+void ExpertUpdates(const Context& context, std::span<const ExpertUpdate> updates,
+                   ConstMatrix x, std::span<const ConstMatrix> hidden,
+                   std::span<const ConstMatrix> dhidden, ConstMatrix gated_dy);
+void ExpertSquareSums(const Context& context, std::span<const ExpertRows> experts,
+                      ConstMatrix x, std::span<const ConstMatrix> hidden,
+                      std::span<const ConstMatrix> dhidden, ConstMatrix gated_dy,
                       std::span<double> sums);
 
 }  // namespace moe::cpu

@@ -192,9 +192,13 @@ class MicroBatchPass {
       if (gate == 0) continue;
       ++rows_of_expert[i];
       const std::string expert = prefix + "expert" + std::to_string(i);
-      Row hidden = Product(x, Named(expert + ".w1"));
-      for (double& value : hidden) value = std::max(value, 0.0);
-      const Row out = Product(hidden, Named(expert + ".w2"));
+      Row out = x;
+      for (int matrix = 1; matrix <= moe.hidden_size() + 1; ++matrix) {
+        if (matrix > 1) {
+          for (double& value : out) value = std::max(value, 0.0);
+        }
+        out = Product(out, Named(expert + ".w" + std::to_string(matrix)));
+      }
       for (int64_t c = 0; c < d_; ++c) y[c] += gate * out[c];
     }
   }
