@@ -407,13 +407,6 @@ absl::Status CheckTrainable(const v1::Job& job) {
   for (int l = 0; l < job.model().layers_size(); ++l) {
     const v1::Layer& layer = job.model().layers(l);
     const std::string path = absl::StrCat("model.layers[", l, "]");
-    if (layer.lstm().projection() > 0) {
-      return absl::UnimplementedError(
-          absl::StrCat(path, ".lstm.projection is ", layer.lstm().projection(),
-                       ": this version counts LSTMs with a projection but does not train "
-                       "them; to train, set "
-                       "projection to 0 and hidden to d_model"));
-    }
     if (layer.moe().k_primary() > 0) {
       return absl::UnimplementedError(absl::StrCat(
           path, ".moe.k_primary is ", layer.moe().k_primary(),

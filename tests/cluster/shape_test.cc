@@ -61,6 +61,20 @@ constexpr char kTwoMoeLayers[] = R"(
               clip_norm: 0.05 }
 )";
 
+// Carried state whose parts differ in width.
+constexpr char kProjected[] = R"(
+  name: "projected" seed: 9
+  model {
+    d_model: 8
+    layers { lstm { hidden: 20 projection: 8 forget_bias: 1 } residual: true }
+    layers {
+      moe { experts: 4 k: 2 hidden: [8, 12] groups: 2 gating: GATING_NOISY_TOP_K w_load: 0.1 }
+      residual: true
+    }
+    layers { lstm { hidden: 6 projection: 8 forget_bias: 1 } dropout: 0.1 residual: true }
+  }
+)";
+
 std::string Training(int replicas, int steps) {
   return absl::StrCat("training { replicas: ", replicas,
                       " waves: 2 lanes: 4 unroll: 5 steps: ", steps,
@@ -151,6 +165,14 @@ TEST_F(ShapeTest, ResumedOnAnotherShape) {
   EXPECT_EQ(Digest(whole, {1, 4, 2}, "halves", /*resume=*/true), digest);
 }
 
+TEST_F(ShapeTest, ProjectedResumedOnAnotherShape) {
+  const std::string whole = absl::StrCat(kProjected, kAdam, Training(3, 6));
+  const std::string half = absl::StrCat(kProjected, kAdam, Training(3, 3));
+  const std::string digest = Digest(whole, {1, 1, 1});
+  EXPECT_NE(Digest(half, {2, 3, 1}, "projected-halves"), digest);
+  EXPECT_EQ(Digest(whole, {3, 2, 2}, "projected-halves", /*resume=*/true), digest);
+}
+
 // What makes a difference must make one, or the tests above show nothing.
 TEST_F(ShapeTest, SeedAndReplicasAreThePartsOfAJob) {
   const std::string job = absl::StrCat(kModel, kAdam, Training(4, 4));
@@ -171,7 +193,9 @@ TEST_F(ShapeTest, MoreWorkersThanReplicasIsRefused) {
 
 TEST_F(ShapeTest, ModelsThatAreOnlyCountedAreRefused) {
   std::string job = absl::StrCat(kModel, kAdam, Training(2, 4));
-  job.replace(job.find("hidden: 16"), 10, "hidden: 24 projection: 16");
+  job.replace(job.find("GATING_NOISY_TOP_K"), 18, "GATING_SOFTMAX");
+  job.replace(job.find("w_load: 0.1"), 11, "");
+  job.replace(job.find("k: 2"), 4, "");
   const LocalClusterResult result = Run(job, {1, 1, 1}, "refused");
   EXPECT_EQ(result.status.code(), absl::StatusCode::kUnimplemented) << result.status;
 }

@@ -430,19 +430,21 @@ TEST(ValidateJobTest, StepsOrEpochsOrBoth) {
 }
 
 TEST(CheckTrainableTest, RefusesWhatIsOnlyCounted) {
-  EXPECT_TRUE(CheckTrainable(JobOf("d_model: 8 layers { lstm { hidden: 8 } }")).ok());
-  const v1::Job deep = JobOf(R"(
+  const v1::Job job = JobOf(R"(
       d_model: 8
-      layers { lstm { hidden: 8 } }
+      layers { lstm { hidden: 16 projection: 8 } }
       layers { moe { experts: 1 k: 1 hidden: 4 hidden: 4 groups: 1 gating: GATING_NOISY_TOP_K } }
       )");
-  EXPECT_TRUE(CheckTrainable(deep).ok());
+  EXPECT_TRUE(CheckTrainable(job).ok());
 
-  const absl::Status projected =
-      CheckTrainable(JobOf("d_model: 8 layers { lstm { hidden: 16 projection: 8 } }"));
-  EXPECT_EQ(projected.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(projected.message()),
-              StartsWith("model.layers[0].lstm.projection is 8: "));
+  const absl::Status dense = CheckTrainable(JobOf(R"(
+      d_model: 8
+      layers { lstm { hidden: 8 } }
+      layers { moe { experts: 2 hidden: 4 groups: 1 gating: GATING_SOFTMAX } }
+      )"));
+  EXPECT_EQ(dense.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(dense.message()),
+              StartsWith("model.layers[1].moe.gating is GATING_SOFTMAX: "));
 }
 
 }  // namespace

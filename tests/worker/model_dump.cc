@@ -4,15 +4,16 @@
 //   model_dump JOB FOLDER
 //
 // FOLDER/dump.bin holds the tensors one after the other, little-endian; FOLDER/dump.json
-// the job
-// ("job") and each tensor's name, type, shape and offset in bytes ("tensors"). Names:
-//   parameter/<tensor>, gradient/<tensor>, updated/<tensor>     f32; updated: after Adam
-//   m/<tensor>, v/<tensor>                                      f32 Adam's moments before
-//   input/<r>/<w>, target/<r>/<w>                               i32 [time, lanes]
-//   c/<r>/<w>/<layer>, h/<r>/<w>/<layer>                        f32 [lanes, hidden]
-//   carried in uniform/<layer id>/<r>/<w>                                  f32 [T, d]
-//   dropped if below the rate noise/<layer>/<r>/<w> f32 [T, n] rows/<layer>/<expert> i32
-//   [1] rows of the expert
+// the job ("job") and each tensor's name, type, shape and offset in bytes ("tensors").
+// Names:
+//   parameter/<tensor>, gradient/<tensor>, updated/<tensor>  f32; updated: after Adam
+//   m/<tensor>, v/<tensor>              f32 Adam's moments before
+//   input/<r>/<w>, target/<r>/<w>       i32 [time, lanes]
+//   c/<r>/<w>/<layer>                   f32 [lanes, hidden] carried in
+//   output/<r>/<w>/<layer>              f32 [lanes, d] carried in
+//   uniform/<layer id>/<r>/<w>          f32 [T, d] dropped if below the rate
+//   noise/<layer>/<r>/<w>               f32 [T, n]
+//   rows/<layer>/<expert>               i32 [1] rows of the expert
 // r: replica, w: wave. "result": loss_sum, balance_loss; "adam": its constants.
 #include <cstdint>
 #include <cstring>
@@ -22,6 +23,7 @@
 #include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "common/job/model_plan.h"
@@ -104,21 +106,23 @@ void AddDraws(const v1::Job& job, uint64_t step, uint32_t replica, uint32_t wave
   }
 }
 
-// As ReplicaModel::SaveState lays it out: by LSTM layer and wave, c, then h.
+// As ReplicaModel::SaveState lays it out: by LSTM layer and wave, c, then the output.
 void AddState(const v1::Job& job, uint32_t replica, const std::string& state,
               Dump* dump) {
   const int64_t lanes = job.training().lanes() / job.training().waves();
-  const int64_t hidden = job.model().d_model();
   std::vector<float> values(state.size() / sizeof(float));
   std::memcpy(values.data(), state.data(), state.size());
   std::span<const float> rest = values;
   for (int l = 0; l < job.model().layers_size(); ++l) {
     if (!job.model().layers(l).has_lstm()) continue;
+    const int64_t hidden = job.model().layers(l).lstm().hidden();
     for (int32_t w = 0; w < job.training().waves(); ++w) {
-      for (const char* kind : {"c", "h"}) {
-        dump->Add<float>(Path(kind, replica, w, l), {lanes, hidden},
-                         rest.first(lanes * hidden));
-        rest = rest.subspan(lanes * hidden);
+      for (const auto& [kind, width] :
+           {std::pair("c", hidden),
+            std::pair("output", int64_t{job.model().d_model()})}) {
+        dump->Add<float>(Path(kind, replica, w, l), {lanes, width},
+                         rest.first(lanes * width));
+        rest = rest.subspan(lanes * width);
       }
     }
   }

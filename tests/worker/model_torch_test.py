@@ -13,7 +13,7 @@ import tempfile
 import numpy
 import torch
 
-JOBS = ["lstm_moe_lstm", "moe_moe", "all_experts", "dense", "deep", "lstm"]
+JOBS = ["lstm_moe_lstm", "moe_moe", "all_experts", "dense", "deep", "lstm", "projected"]
 TOLERANCE = 1e-4  # of a tensor's largest element
 
 
@@ -83,13 +83,16 @@ class Model:
 
     def lstm(self, x, l, r, w, shape):
         wx, wh, b = (self.p[f"layer{l}.lstm.{name}"] for name in ("wx", "wh", "b"))
-        c, h = self.dump.get(f"c/{r}/{w}/{l}"), self.dump.get(f"h/{r}/{w}/{l}")
+        wp = self.p.get(f"layer{l}.lstm.wp")
+        c, output = self.dump.get(f"c/{r}/{w}/{l}"), self.dump.get(f"output/{r}/{w}/{l}")
         outputs = []
         for x_t in x.reshape(*shape, -1):
-            i, f, g, o = (x_t @ wx + h @ wh + b).chunk(4, dim=1)
+            i, f, g, o = (x_t @ wx + output @ wh + b).chunk(4, dim=1)
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            outputs.append(h)
+            output = torch.sigmoid(o) * torch.tanh(c)
+            if wp is not None:
+                output = output @ wp
+            outputs.append(output)
         return torch.cat(outputs)
 
     def moe(self, x, l, r, w):

@@ -129,6 +129,17 @@ const std::map<std::string, std::string>& Layers() {
                                                   residual: true
                                                 }
                                                 layers { lstm { hidden: 7 } }
+                                              )pb"},
+                                             {"projected", R"pb(
+                                                layers {
+                                                  lstm { hidden: 10 projection: 7 }
+                                                  dropout: 0.2
+                                                  residual: true
+                                                }
+                                                layers {
+                                                  lstm { hidden: 5 projection: 7 }
+                                                  dropout: 0.1
+                                                }
                                               )pb"}};
   return *layers;
 }

@@ -16,6 +16,7 @@ namespace moe::testing {
 //   dense          one expert: the baseline without gating
 //   deep           experts with three hidden layers
 //   lstm           no MoE layer
+//   projected      LSTMs with a projection, wider and narrower than the model
 std::vector<std::string> SmallJobNames();
 v1::Job SmallJob(const std::string& name);
 

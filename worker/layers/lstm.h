@@ -8,18 +8,20 @@
 
 namespace moe {
 
-// LSTM without peepholes and without projection. Gates in the order input, forget,
-// candidate, output:
-//   (i, f, g, o) = x_t Wx + h_{t-1} Wh + b;  c_t = sigm(f) c_{t-1} + sigm(i) tanh(g);
-//   h_t = sigm(o) tanh(c_t).
-// The state is carried from call to call; the gradient is cut at the call's first time
-// step. Rows are time-major: row = t * lanes + lane.
+// LSTM without peepholes, with or without an output projection (Sak et al. 2014). Gates in
+// the order input, forget, candidate, output:
+//   (i, f, g, o) = x_t Wx + r_{t-1} Wh + b;  c_t = sigm(f) c_{t-1} + sigm(i) tanh(g);
+//   h_t = sigm(o) tanh(c_t);  r_t = h_t Wp, or h_t without a projection.
+// r recurs and is the output. The state is carried from call to call; the gradient is cut
+// at the call's first time step. Rows are time-major: row = t * lanes + lane.
 class Lstm {
  public:
+  // H units, R = the projection's width, or H.
   struct Parameters {
     Parameter wx;  // [d, 4 H]
-    Parameter wh;  // [H, 4 H]
+    Parameter wh;  // [R, 4 H]
     Parameter b;   // [1, 4 H]
+    Parameter wp;  // [H, R]; empty: no projection
   };
 
   // lanes: of one wave.
@@ -28,13 +30,14 @@ class Lstm {
 
   // x: [unroll * lanes, d].
   void Forward(int32_t wave, ConstMatrix x);
-  // h_t of all time steps, [unroll * lanes, H]; valid until the next Forward of the wave.
+  // r_t of all time steps, [unroll * lanes, R]; valid until the next Forward of the wave.
   ConstMatrix output(int32_t wave) const;
-  // Once after each Forward, with the same x. dh: [unroll * lanes, H] dL/d output,
+  // Once after each Forward, with the same x. dr: [unroll * lanes, R] dL/d output,
   // destroyed. dx = [dx +] dL/dx: added to what is there if `add`.
-  void Backward(int32_t wave, ConstMatrix x, Matrix dh, bool add, Matrix dx);
+  void Backward(int32_t wave, ConstMatrix x, Matrix dr, bool add, Matrix dx);
 
-  // The state after the last time step: [2 lanes, H], the rows of c, then those of h.
+  // The state after the last time step, [1, lanes * (H + R)]: the rows of c [lanes, H],
+  // then those of r [lanes, R].
   Tensor& state(int32_t wave) { return waves_[wave].state; }
   const Tensor& state(int32_t wave) const { return waves_[wave].state; }
 
@@ -42,20 +45,25 @@ class Lstm {
   struct Wave {
     Tensor gates;   // [T, 4 H] activations; the backward turns them into gradients
     Tensor tanh_c;  // [T, H]
+    Tensor h;       // [T, H]; with a projection only
     // Time step t's rows begin at row (t + 1) * lanes; before them those of the state
     // carried in.
     Tensor c;      // [lanes + T, H]
-    Tensor h;      // [lanes + T, H]
-    Tensor state;  // [2 lanes, H]
+    Tensor r;      // [lanes + T, R]
+    Tensor state;  // [1, lanes * (H + R)]
   };
+
+  bool projects() const { return parameters_.wp.value.size() > 0; }
 
   Backend& backend_;
   const Parameters parameters_;
-  const int64_t hidden_;
+  const int64_t hidden_;     // H
+  const int64_t recurrent_;  // R
   const int64_t lanes_;
   const int64_t unroll_;
   std::vector<Wave> waves_;
   Tensor dc_;  // [lanes, H]
+  Tensor dh_;  // [lanes, H]; with a projection only
 };
 
 }  // namespace moe

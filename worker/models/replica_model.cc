@@ -147,15 +147,18 @@ ReplicaModel::Impl::Impl(Backend& backend, const v1::Job& job, const ModelPlan& 
     LayerState& state = layers_.emplace_back(backend, l, layer);
     state.output = ZeroTensors(backend, waves, rows_, d_);
     if (layer.has_lstm()) {
-      CHECK_EQ(layer.lstm().projection(), 0) << "layer " << l;
-      CHECK_EQ(layer.lstm().hidden(), d_) << "layer " << l;
+      const v1::Lstm& lstm = layer.lstm();
+      CHECK_EQ(lstm.projection() > 0 ? lstm.projection() : lstm.hidden(), d_)
+          << "layer " << l;
       const std::string prefix = absl::StrCat("layer", l, ".lstm.");
-      state.lstm =
-          std::make_unique<Lstm>(backend,
-                                 Lstm::Parameters{Named(parameters, prefix + "wx"),
-                                                  Named(parameters, prefix + "wh"),
-                                                  Named(parameters, prefix + "b")},
-                                 lanes / waves, unroll, waves);
+      state.lstm = std::make_unique<Lstm>(
+          backend,
+          Lstm::Parameters{.wx = Named(parameters, prefix + "wx"),
+                           .wh = Named(parameters, prefix + "wh"),
+                           .b = Named(parameters, prefix + "b"),
+                           .wp = lstm.projection() > 0 ? Named(parameters, prefix + "wp")
+                                                       : Parameter()},
+          lanes / waves, unroll, waves);
     } else {
       CHECK(layer.has_moe()) << "layer " << l;
       const std::string prefix = absl::StrCat("layer", l, ".moe.");
@@ -195,8 +198,8 @@ void ReplicaModel::Impl::ResetState() {
   }
 }
 
-// The state's bytes: for each LSTM layer, for each wave, c [lanes of the wave, H], then
-// h; floats.
+// The state's bytes: for each LSTM layer, for each wave, c [lanes of the wave, H], then r
+// [lanes of the wave, R] (lstm.h); floats.
 std::string ReplicaModel::Impl::SaveState() const {
   std::string state(StateBytes(), '\0');
   char* at = state.data();

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -23,34 +24,41 @@ constexpr int32_t kLanes = 2;
 constexpr int32_t kUnroll = 4;
 constexpr int64_t kRows = kLanes * kUnroll;
 
-class LstmTest : public ::testing::Test {
+// The parameter: the projection's width, 0: none.
+class LstmTest : public ::testing::TestWithParam<int64_t> {
  protected:
+  bool projects() const { return GetParam() > 0; }
   Lstm MakeLstm(int32_t unroll, int32_t waves) const {
-    return Lstm(TestBackend(), {wx_.view(), wh_.view(), b_.view()}, kLanes, unroll,
-                waves);
+    return Lstm(
+        TestBackend(),
+        {wx_.view(), wh_.view(), b_.view(), projects() ? wp_.view() : Parameter()},
+        kLanes, unroll, waves);
   }
 
+  const int64_t output_ = projects() ? GetParam() : kHidden;
   const TestParameter wx_{1, kInput, 4 * kHidden};
-  const TestParameter wh_{2, kHidden, 4 * kHidden};
+  const TestParameter wh_{2, output_, 4 * kHidden};
   const TestParameter b_{3, 1, 4 * kHidden};
+  const TestParameter wp_{7, kHidden, output_};
   const Tensor x_ = MakeTensor(kRows, kInput, RandomValues(4, kRows* kInput));
-  // c, then h, of both lanes.
-  const std::vector<float> state_ = RandomValues(5, 2 * kLanes * kHidden);
+  // c, then the output, of both lanes.
+  const std::vector<float> state_ = RandomValues(5, kLanes*(kHidden + output_));
 };
 
 double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
-TEST_F(LstmTest, FollowsTheEquations) {
+TEST_P(LstmTest, FollowsTheEquations) {
   Lstm lstm = MakeLstm(kUnroll, /*waves=*/2);
   lstm.state(1).Upload(state_);
   lstm.Forward(1, x_.view());
 
   const std::vector<float> wx = Values(wx_.value), wh = Values(wh_.value),
-                           b = Values(b_.value);
+                           b = Values(b_.value), wp = Values(wp_.value);
   const std::vector<float> x = Values(x_);
   std::vector<double> c(state_.begin(), state_.begin() + kLanes * kHidden);
-  std::vector<double> h(state_.begin() + kLanes * kHidden, state_.end());
+  std::vector<double> r(state_.begin() + kLanes * kHidden, state_.end());
   const std::vector<float> out = Values(lstm.output(1));
+  ASSERT_EQ(out.size(), static_cast<size_t>(kRows * output_));
   for (int64_t row = 0; row < kRows; ++row) {
     const int64_t lane = row % kLanes;
     double gates[4 * kHidden];
@@ -59,26 +67,33 @@ TEST_F(LstmTest, FollowsTheEquations) {
       for (int64_t i = 0; i < kInput; ++i) {
         gates[j] += x[row * kInput + i] * wx[i * 4 * kHidden + j];
       }
-      for (int64_t i = 0; i < kHidden; ++i) {
-        gates[j] += h[lane * kHidden + i] * wh[i * 4 * kHidden + j];
+      for (int64_t i = 0; i < output_; ++i) {
+        gates[j] += r[lane * output_ + i] * wh[i * 4 * kHidden + j];
       }
     }
+    double h[kHidden];
     for (int64_t j = 0; j < kHidden; ++j) {
       double& cell = c[lane * kHidden + j];
       cell = Sigmoid(gates[kHidden + j]) * cell +
              Sigmoid(gates[j]) * std::tanh(gates[2 * kHidden + j]);
-      h[lane * kHidden + j] = Sigmoid(gates[3 * kHidden + j]) * std::tanh(cell);
-      EXPECT_NEAR(out[row * kHidden + j], h[lane * kHidden + j], 1e-5);
+      h[j] = Sigmoid(gates[3 * kHidden + j]) * std::tanh(cell);
+    }
+    for (int64_t i = 0; i < output_; ++i) {
+      double& value = r[lane * output_ + i];
+      value = projects() ? 0 : h[i];
+      for (int64_t j = 0; projects() && j < kHidden; ++j) {
+        value += h[j] * wp[j * output_ + i];
+      }
+      EXPECT_NEAR(out[row * output_ + i], value, 1e-5);
     }
   }
   const std::vector<float> state = Values(lstm.state(1));
-  for (int64_t i = 0; i < kLanes * kHidden; ++i) {
-    EXPECT_NEAR(state[i], c[i], 1e-5);
-    EXPECT_NEAR(state[kLanes * kHidden + i], h[i], 1e-5);
-  }
+  ASSERT_EQ(state.size(), c.size() + r.size());
+  for (size_t i = 0; i < c.size(); ++i) EXPECT_NEAR(state[i], c[i], 1e-5);
+  for (size_t i = 0; i < r.size(); ++i) EXPECT_NEAR(state[c.size() + i], r[i], 1e-5);
 }
 
-TEST_F(LstmTest, TheStateIsCarriedFromCallToCall) {
+TEST_P(LstmTest, TheStateIsCarriedFromCallToCall) {
   Lstm whole = MakeLstm(kUnroll, 1);
   whole.Forward(0, x_.view());
   Lstm halves = MakeLstm(kUnroll / 2, 1);
@@ -88,48 +103,62 @@ TEST_F(LstmTest, TheStateIsCarriedFromCallToCall) {
     for (float value : Values(halves.output(0))) out.push_back(value);
   }
   const std::vector<float> expected = Values(whole.output(0));
-  for (int64_t i = 0; i < kRows * kHidden; ++i) EXPECT_NEAR(out[i], expected[i], 1e-6);
+  ASSERT_EQ(out.size(), expected.size());
+  for (size_t i = 0; i < out.size(); ++i) EXPECT_NEAR(out[i], expected[i], 1e-6);
 }
 
-TEST_F(LstmTest, Gradients) {
+TEST_P(LstmTest, Gradients) {
   Lstm lstm = MakeLstm(kUnroll, 2);
-  const std::vector<float> r = RandomValues(6, kRows * kHidden);
+  const std::vector<float> r = RandomValues(6, kRows * output_);
   const auto loss = [&] {
     lstm.state(0).Upload(state_);
     lstm.Forward(0, x_.view());
     return testing::Dot(Values(lstm.output(0)), r);
   };
   loss();
-  Tensor dh = MakeTensor(kRows, kHidden, r);
+  Tensor dr = MakeTensor(kRows, output_, r);
   Tensor dx(TestBackend(), kRows, kInput);
-  lstm.Backward(0, x_.view(), dh.view(), /*add=*/false, dx.view());
+  lstm.Backward(0, x_.view(), dr.view(), /*add=*/false, dx.view());
 
   CheckGradient("x", x_, Values(dx), loss);
   CheckGradient("wx", wx_.value, Values(wx_.gradient), loss);
   CheckGradient("wh", wh_.value, Values(wh_.gradient), loss);
   CheckGradient("b", b_.value, Values(b_.gradient), loss);
+  if (projects()) CheckGradient("wp", wp_.value, Values(wp_.gradient), loss);
 }
 
-TEST_F(LstmTest, GradientsAdd) {
+TEST_P(LstmTest, GradientsAdd) {
   Lstm lstm = MakeLstm(kUnroll, 2);
-  const std::vector<float> r = RandomValues(6, kRows * kHidden);
+  const std::vector<float> r = RandomValues(6, kRows * output_);
   Tensor dx(TestBackend(), kRows, kInput);
-  std::vector<float> dx_once, dwh_once;
+  std::vector<const TestParameter*> parameters = {&wx_, &wh_, &b_};
+  if (projects()) parameters.push_back(&wp_);
+  std::vector<std::vector<float>> once;
   for (int32_t wave : {0, 1}) {
     lstm.Forward(wave, x_.view());
-    Tensor dh = MakeTensor(kRows, kHidden, r);
-    lstm.Backward(wave, x_.view(), dh.view(), /*add=*/wave > 0, dx.view());
-    if (wave == 0) {
-      dx_once = Values(dx);
-      dwh_once = Values(wh_.gradient);
+    Tensor dr = MakeTensor(kRows, output_, r);
+    lstm.Backward(wave, x_.view(), dr.view(), /*add=*/wave > 0, dx.view());
+    if (wave > 0) continue;
+    once.push_back(Values(dx));
+    for (const TestParameter* parameter : parameters) {
+      once.push_back(Values(parameter->gradient));
     }
   }
-  const std::vector<float> dx_twice = Values(dx), dwh_twice = Values(wh_.gradient);
-  for (size_t i = 0; i < dx_once.size(); ++i)
-    EXPECT_NEAR(dx_twice[i], 2 * dx_once[i], 1e-5);
-  for (size_t i = 0; i < dwh_once.size(); ++i)
-    EXPECT_NEAR(dwh_twice[i], 2 * dwh_once[i], 1e-5);
+  std::vector<std::vector<float>> twice = {Values(dx)};
+  for (const TestParameter* parameter : parameters) {
+    twice.push_back(Values(parameter->gradient));
+  }
+  for (size_t p = 0; p < once.size(); ++p) {
+    for (size_t i = 0; i < once[p].size(); ++i) {
+      EXPECT_NEAR(twice[p][i], 2 * once[p][i], 1e-5);
+    }
+  }
 }
+
+INSTANTIATE_TEST_SUITE_P(Projection, LstmTest, ::testing::Values(0, 2, 4),
+                         [](const auto& info) {
+                           return "Width" + std::to_string(info.param);
+                         });
 
 }  // namespace
 }  // namespace moe

@@ -202,24 +202,30 @@ TEST_F(ReplicaModelTest, NoiseAndDropoutChangeFromStepToStep) {
   EXPECT_NE(model_.Train(4, batches_).loss, first);
 }
 
-TEST_F(ReplicaModelTest, ASavedStateContinuesWithTheSameBits) {
-  model_.SetParameters(parameters_);
-  model_.Train(0, RandomBatches(job_, 9));
-  const std::string state0 = model_.replica(0).SaveState();
-  const std::string state1 = model_.replica(1).SaveState();
-  const LocalModel::StepResult expected = model_.Train(1, batches_);
+TEST(ReplicaModelStateTest, ASavedStateContinuesWithTheSameBits) {
+  for (const char* name : {"lstm_moe_lstm", "projected"}) {
+    const v1::Job job = SmallJob(name);
+    const NamedTensors parameters = RandomParameters(job, 7);
+    const Batches batches = RandomBatches(job, 1);
+    LocalModel model(TestBackend(), job);
+    model.SetParameters(parameters);
+    model.Train(0, RandomBatches(job, 9));
+    const std::string state0 = model.replica(0).SaveState();
+    const std::string state1 = model.replica(1).SaveState();
+    const LocalModel::StepResult expected = model.Train(1, batches);
 
-  LocalModel resumed(TestBackend(), job_);
-  resumed.SetParameters(parameters_);
-  ASSERT_TRUE(resumed.replica(0).LoadState(state0).ok());
-  ASSERT_TRUE(resumed.replica(1).LoadState(state1).ok());
-  EXPECT_EQ(resumed.replica(1).SaveState(), state1);
-  const LocalModel::StepResult result = resumed.Train(1, batches_);
-  EXPECT_EQ(result.loss, expected.loss);
-  EXPECT_EQ(result.gradients, expected.gradients);
+    LocalModel resumed(TestBackend(), job);
+    resumed.SetParameters(parameters);
+    ASSERT_TRUE(resumed.replica(0).LoadState(state0).ok());
+    ASSERT_TRUE(resumed.replica(1).LoadState(state1).ok());
+    EXPECT_EQ(resumed.replica(1).SaveState(), state1);
+    const LocalModel::StepResult result = resumed.Train(1, batches);
+    EXPECT_EQ(result.loss, expected.loss);
+    EXPECT_EQ(result.gradients, expected.gradients);
 
-  resumed.replica(0).ResetState();
-  EXPECT_THAT(resumed.replica(0).SaveState(), Each('\0'));
+    resumed.replica(0).ResetState();
+    EXPECT_THAT(resumed.replica(0).SaveState(), Each('\0'));
+  }
 }
 
 TEST_F(ReplicaModelTest, RefusesAStateOfAnotherSize) {
@@ -228,6 +234,10 @@ TEST_F(ReplicaModelTest, RefusesAStateOfAnotherSize) {
   // 2 LSTM layers, 4 lanes, c and h of 7 units.
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("has 5 bytes; this model's has 448"));
+  // 4 lanes, c of 10 and of 5 units, the output twice of 7.
+  LocalModel projected(TestBackend(), SmallJob("projected"));
+  EXPECT_EQ(projected.replica(0).SaveState().size(),
+            4 * (10 + 7 + 5 + 7) * sizeof(float));
 }
 
 TEST_F(ReplicaModelTest, NamesTheFirstLayerThatIsNotFinite) {

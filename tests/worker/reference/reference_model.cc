@@ -125,19 +125,22 @@ class MicroBatchPass {
     for (size_t t = 0; t < x.size(); ++t) {
       LaneState& lane = state[t % lanes_];
       const Row from_x = Product(x[t], Named(prefix + "wx"));
-      const Row from_h = Product(lane.h, Named(prefix + "wh"));
+      const Row from_r = Product(lane.r, Named(prefix + "wh"));
       const Row& b = Named(prefix + "b");
-      const size_t hidden = lane.h.size();
+      const size_t hidden = lane.c.size();
       const auto gate = [&](size_t kind, size_t u) {
         const size_t j = kind * hidden + u;
-        return from_x[j] + from_h[j] + b[j];
+        return from_x[j] + from_r[j] + b[j];
       };
+      Row h(hidden);
       for (size_t u = 0; u < hidden; ++u) {
         lane.c[u] =
             Sigmoid(gate(1, u)) * lane.c[u] + Sigmoid(gate(0, u)) * std::tanh(gate(2, u));
-        lane.h[u] = Sigmoid(gate(3, u)) * std::tanh(lane.c[u]);
+        h[u] = Sigmoid(gate(3, u)) * std::tanh(lane.c[u]);
       }
-      y.push_back(lane.h);
+      const bool projects = job_.model().layers(l).lstm().projection() > 0;
+      lane.r = projects ? Product(h, Named(prefix + "wp")) : h;
+      y.push_back(lane.r);
     }
     return y;
   }
@@ -222,8 +225,9 @@ CarriedState ReferenceModel::ZeroState() const {
   std::vector<std::vector<LaneState>> wave(model.layers_size());
   for (int l = 0; l < model.layers_size(); ++l) {
     if (!model.layers(l).has_lstm()) continue;
-    const Row zero(model.layers(l).lstm().hidden(), 0.0);
-    wave[l].assign(training.lanes() / training.waves(), {zero, zero});
+    // The output has the model's width.
+    const Row c(model.layers(l).lstm().hidden(), 0.0), r(model.d_model(), 0.0);
+    wave[l].assign(training.lanes() / training.waves(), {c, r});
   }
   return CarriedState(training.replicas(), {static_cast<size_t>(training.waves()), wave});
 }

@@ -23,10 +23,10 @@ struct MicroBatch {
   std::vector<int32_t> target;
 };
 
-// By replica, wave, layer (empty if it is no LSTM): c, then h, of each lane.
+// By replica, wave, layer (empty if it is no LSTM): c, then the output r, of each lane.
 struct LaneState {
   std::vector<double> c;
-  std::vector<double> h;
+  std::vector<double> r;
 };
 using CarriedState = std::vector<std::vector<std::vector<std::vector<LaneState>>>>;
 
