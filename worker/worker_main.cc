@@ -23,6 +23,14 @@ ABSL_FLAG(absl::Duration, start_timeout, absl::Minutes(10),
           "How long to wait for the other members before the job starts.");
 ABSL_FLAG(absl::Duration, step_timeout, absl::Seconds(60),
           "How long to wait for any answer of a server before giving up.");
+ABSL_FLAG(
+    std::string, contexts_file, "",
+    "In an evaluation: write to this file, as JSON, the places of the text at which the "
+    "gate of each expert is highest (of this worker's replicas).");
+ABSL_FLAG(int, contexts_per_expert, 10, "How many places of each expert.");
+ABSL_FLAG(int, contexts_layer, -1,
+          "Only this layer, counted from 0 as in the job. -1: all.");
+ABSL_FLAG(int, contexts_expert, -1, "Only this expert. -1: all.");
 
 constexpr char kUsage[] =
     R"(Computes the LSTM, gating and softmax layers of a job for its share of the replicas.
@@ -53,6 +61,15 @@ int main(int argc, char** argv) {
   if (options.threads < 1) {
     moe::ExitWithUsageError(
         absl::StrCat("--threads is ", options.threads, "; it must be at least 1"));
+  }
+  options.contexts_file = absl::GetFlag(FLAGS_contexts_file);
+  options.contexts = {.per_expert = absl::GetFlag(FLAGS_contexts_per_expert),
+                      .layer = absl::GetFlag(FLAGS_contexts_layer),
+                      .expert = absl::GetFlag(FLAGS_contexts_expert)};
+  if (options.contexts.per_expert < 1) {
+    moe::ExitWithUsageError(absl::StrCat("--contexts_per_expert is ",
+                                         options.contexts.per_expert,
+                                         "; it must be at least 1"));
   }
 
   moe::Worker worker(options);

@@ -1,5 +1,6 @@
 #include "worker/worker_process.h"
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "client/cluster_client.h"
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
+#include "common/io/file.h"
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
 #include "glog/logging.h"
@@ -34,6 +36,24 @@ v1::RegisterRequest Registration(const Worker::Options& options, const TokenData
   description.set_validation_tokens(data.tokens(TextSplit::kValidation).size());
   description.set_test_tokens(data.tokens(TextSplit::kTest).size());
   return request;
+}
+
+// That there is such an expert.
+absl::Status CheckContexts(const TopContexts::Options& contexts, const v1::Job& job) {
+  int32_t most = 0;
+  for (int l = 0; l < job.model().layers_size(); ++l) {
+    if (contexts.layer < 0 || contexts.layer == l) {
+      most = std::max(most, job.model().layers(l).moe().experts());
+    }
+  }
+  if (most == 0) {
+    return absl::InvalidArgumentError(
+        contexts.layer < 0 ? std::string("the model has no experts")
+                           : absl::StrCat("layer ", contexts.layer, " has no experts"));
+  }
+  if (contexts.expert < most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("there is no expert ", contexts.expert, ": the last is ", most - 1));
 }
 
 bool HasStarted(const v1::ClusterState& state) {
@@ -148,11 +168,25 @@ absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& me
       std::unique_ptr<Trainer> trainer,
       Trainer::Create(backend, job, plan, data, *cluster, member, clock, owned));
   if (state.mode() == v1::RUN_MODE_EVALUATE) {
-    RETURN_IF_ERROR(trainer->Evaluate(state.evaluate_split(), state.start_step()));
+    RETURN_IF_ERROR(Evaluate(*trainer, data, state));
   } else {
     RETURN_IF_ERROR(trainer->Train(state.start_step()));
   }
   return member.FinishWork();
+}
+
+absl::Status Worker::Evaluate(Trainer& trainer, const TokenDataset& data,
+                              const v1::ClusterState& state) {
+  const v1::Split split = state.evaluate_split();
+  if (options_.contexts_file.empty()) {
+    return trainer.Evaluate(split, state.start_step(), nullptr);
+  }
+  TopContexts contexts(options_.contexts);
+  RETURN_IF_ERROR(CheckContexts(options_.contexts, state.job()));
+  RETURN_IF_ERROR(trainer.Evaluate(split, state.start_step(), &contexts));
+  return WriteFileAtomically(
+      options_.contexts_file,
+      contexts.ToJson(data.tokens(ToTextSplit(split)), data.vocabulary()));
 }
 
 }  // namespace moe

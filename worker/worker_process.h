@@ -15,8 +15,11 @@
 #include "common/membership/member.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "worker/data/token_dataset.h"
+#include "worker/trainer/top_contexts.h"
 
 namespace moe {
+
+class Trainer;
 
 class Worker {
  public:
@@ -32,6 +35,9 @@ class Worker {
     absl::Duration step_timeout = absl::Seconds(60);
     // How long to wait for the other members before the job starts.
     absl::Duration start_timeout = absl::Minutes(10);
+    // Where the highest gates of an evaluation are written, as TopContexts::ToJson; empty: nowhere.
+    std::string contexts_file;
+    TopContexts::Options contexts;
     // How streams to servers are opened; a cluster within one process puts its own here.
     ShardStreamFactory open_stream = OpenShardStream;
   };
@@ -51,6 +57,8 @@ class Worker {
   absl::Status Run();
   absl::Status Work(Backend& backend, const TokenDataset& data, Member& member,
                     const v1::ClusterState& state);
+  absl::Status Evaluate(Trainer& trainer, const TokenDataset& data,
+                        const v1::ClusterState& state);
 
   const Options options_;
   absl::Mutex mutex_;

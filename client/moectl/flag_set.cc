@@ -59,7 +59,8 @@ absl::Status FlagSet::Parse(std::span<const std::string> arguments) {
     }
     const size_t begin = argument[1] == '-' ? 2 : 1;
     const size_t equals = argument.find('=');
-    const std::string name = argument.substr(begin, equals - begin);
+    std::string name = argument.substr(begin, equals - begin);
+    std::replace(name.begin(), name.end(), '-', '_');
     const auto entry = std::find_if(entries_.begin(), entries_.end(),
                                     [&](const Entry& e) { return e.flag.name == name; });
     if (entry == entries_.end()) {

@@ -29,6 +29,7 @@ class FlagSet {
   };
 
   void Add(Flag flag);
+  // Names are in snake_case; the command line may have dashes for underscores.
   // INVALID_ARGUMENT says what is wrong and what would be right.
   absl::Status Parse(std::span<const std::string> arguments);
   // One paragraph a flag, indented.

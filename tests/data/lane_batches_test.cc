@@ -106,6 +106,7 @@ TEST_P(LaneBatchesTest, EvaluationPredictsEveryTokenButTheFirstOnce) {
             continue;
           }
           EXPECT_EQ(target[row], input[row] + 1);
+          EXPECT_EQ(tokens[batches->Position(batch, replica, wave, row)], input[row]);
           ++seen[target[row]];
           any = true;
         }

@@ -120,6 +120,26 @@ class ResultsTest(c.TestCase):
         self.assertEqual(evaluated.status, 0, evaluated.report())
         self.assertEqual(json.loads(evaluated.stdout)["perplexity"], result["test_perplexity"])
 
+    def test_each_experts_highest_gates_in_held_out_text(self):
+        cluster = self.new_cluster(self.job).start(servers=1, workers=1)
+        self.assert_finished(cluster)
+        ask = [c.MOECTL, "experts", "--top-contexts", "3", "--checkpoint", cluster.checkpoint_dir,
+               "--data", self.data, "--bin_dir", "."]
+        printed = self.run_program(ask + ["--json"])
+        self.assertEqual(printed.status, 0, printed.report())
+        experts = json.loads(printed.stdout)["experts"]
+        self.assertGreater(len(experts), 1)
+        for expert in experts:
+            gates = [context["gate"] for context in expert["contexts"]]
+            self.assertEqual(gates, sorted(gates, reverse=True))
+            self.assertTrue(1 <= len(gates) <= 3 and 0 < gates[-1] <= gates[0] <= 1, expert)
+            self.assertEqual(len({context["position"] for context in expert["contexts"]}),
+                             len(gates))
+
+        wrong = self.run_program(ask + ["--expert", "1000"])
+        self.assertEqual(wrong.status, 1)
+        self.assertIn("there is no expert 1000", wrong.stderr)
+
 
 if __name__ == "__main__":
     c.main()

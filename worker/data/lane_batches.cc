@@ -19,25 +19,28 @@ void CheckShape(const LaneShape& shape) {
 
 // A position p is the prediction of token p + 1 from token p. Lane l has the positions
 // from l * lane_positions, as far as the text has them.
+int64_t PositionOf(const LaneShape& shape, int64_t lane_positions, int64_t step,
+                   int32_t replica, int32_t wave, int64_t row) {
+  const int32_t lanes = shape.lanes_of_wave();
+  const int64_t lane =
+      int64_t{replica} * shape.lanes + int64_t{wave} * lanes + row % lanes;
+  return lane * lane_positions + step * shape.unroll + row / lanes;
+}
+
 void FillRows(std::span<const int32_t> tokens, const LaneShape& shape,
               int64_t lane_positions, int64_t step, int32_t replica, int32_t wave,
               std::span<int32_t> input, std::span<int32_t> target) {
   CHECK(replica >= 0 && replica < shape.replicas && wave >= 0 && wave < shape.waves);
   CHECK_EQ(static_cast<int64_t>(input.size()), shape.rows());
   CHECK_EQ(static_cast<int64_t>(target.size()), shape.rows());
-  const int32_t lanes = shape.lanes_of_wave();
-  const int64_t first_lane = int64_t{replica} * shape.lanes + int64_t{wave} * lanes;
   const int64_t positions = static_cast<int64_t>(tokens.size()) - 1;
-  for (int32_t lane = 0; lane < lanes; ++lane) {
-    const int64_t begin = (first_lane + lane) * lane_positions;
-    const int64_t end = std::min(begin + lane_positions, positions);
-    for (int32_t t = 0; t < shape.unroll; ++t) {
-      const int64_t position = begin + step * shape.unroll + t;
-      const int64_t row = int64_t{t} * lanes + lane;
-      const bool real = position < end;
-      input[row] = real ? tokens[position] : Vocabulary::kEndOfSentence;
-      target[row] = real ? tokens[position + 1] : -1;
-    }
+  for (int64_t row = 0; row < shape.rows(); ++row) {
+    const int64_t time = step * shape.unroll + row / shape.lanes_of_wave();
+    const int64_t position =
+        PositionOf(shape, lane_positions, step, replica, wave, row);
+    const bool real = time < lane_positions && position < positions;
+    input[row] = real ? tokens[position] : Vocabulary::kEndOfSentence;
+    target[row] = real ? tokens[position + 1] : -1;
   }
 }
 
@@ -89,6 +92,11 @@ void EvaluationBatches::Fill(int64_t batch, int32_t replica, int32_t wave,
                              std::span<int32_t> input, std::span<int32_t> target) const {
   CHECK(batch >= 0 && batch < batches_);
   FillRows(tokens_, shape_, lane_positions_, batch, replica, wave, input, target);
+}
+
+int64_t EvaluationBatches::Position(int64_t batch, int32_t replica, int32_t wave,
+                                    int32_t row) const {
+  return PositionOf(shape_, lane_positions_, batch, replica, wave, row);
 }
 
 }  // namespace moe

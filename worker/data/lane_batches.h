@@ -61,6 +61,8 @@ class EvaluationBatches {
   // As TrainingBatches::Fill. Behind a lane's end the input is <eos> and the target -1.
   void Fill(int64_t batch, int32_t replica, int32_t wave, std::span<int32_t> input,
             std::span<int32_t> target) const;
+  // Where in the text the input of a row with a target stands.
+  int64_t Position(int64_t batch, int32_t replica, int32_t wave, int32_t row) const;
 
  private:
   EvaluationBatches(std::span<const int32_t> tokens, const LaneShape& shape);

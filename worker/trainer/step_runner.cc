@@ -193,23 +193,41 @@ PassResult StepRunner::Summarize(std::span<const MicroBatch> batches) const {
     result.losses.push_back(loss);
   }
   for (int segment = 0; segment < models_.front()->segments() - 1; ++segment) {
-    PassResult::Balance balance;
+    PassResult::Balance& balance = result.balance.emplace_back();
     balance.layer = models_.front()->moe_layer(segment);
     const int32_t experts = job_.model().layers(balance.layer).moe().experts();
     balance.assigned.resize(experts);
     balance.importance.resize(experts);
-    for (const auto& model : models_) {
-      for (int32_t wave = 0; wave < waves_; ++wave) {
-        const MoeCall& call = model->moe_call(segment, wave);
-        for (size_t j = 0; j < call.expert.size(); ++j) {
-          ++balance.assigned[call.expert[j]];
-          balance.importance[call.expert[j]] += call.gate[j];
+  }
+  ForEachChoice([&](const Choice& choice) {
+    PassResult::Balance& balance = result.balance[choice.segment];
+    ++balance.assigned[choice.expert];
+    balance.importance[choice.expert] += choice.gate;
+  });
+  return result;
+}
+
+void StepRunner::ForEachChoice(const std::function<void(const Choice&)>& fn) const {
+  Choice choice;
+  for (int segment = 0; segment < models_.front()->segments() - 1; ++segment) {
+    choice.segment = segment;
+    choice.layer = models_.front()->moe_layer(segment);
+    for (size_t i = 0; i < owned_.size(); ++i) {
+      choice.replica = owned_[i];
+      for (choice.wave = 0; choice.wave < waves_; ++choice.wave) {
+        const MoeCall& call = models_[i]->moe_call(segment, choice.wave);
+        const auto tokens = static_cast<int32_t>(call.offset.size()) - 1;
+        for (choice.token = 0; choice.token < tokens; ++choice.token) {
+          for (int32_t j = call.offset[choice.token]; j < call.offset[choice.token + 1];
+               ++j) {
+            choice.expert = call.expert[j];
+            choice.gate = call.gate[j];
+            fn(choice);
+          }
         }
       }
     }
-    result.balance.push_back(std::move(balance));
   }
-  return result;
 }
 
 }  // namespace moe

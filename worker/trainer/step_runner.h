@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -64,6 +65,19 @@ class StepRunner {
                                      std::span<const MicroBatch> batches);
   // Backward over all waves; the models' gradients() hold the result.
   absl::Status Backward();
+
+  // What a gate chose in the last Forward.
+  struct Choice {
+    int segment = 0;  // the one before the MoE layer
+    int32_t layer = 0;
+    uint32_t replica = 0;
+    int32_t wave = 0;
+    int32_t token = 0;  // row of the micro-batch
+    int32_t expert = 0;
+    float gate = 0;
+  };
+  // By MoE layer, replica, wave, token and expert.
+  void ForEachChoice(const std::function<void(const Choice&)>& fn) const;
 
   // Totals of each MoE layer over the last training step, all replicas.
   const std::vector<BalanceTotals>& totals() const { return totals_; }

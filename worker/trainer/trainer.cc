@@ -16,17 +16,6 @@ uint64_t TotalSteps(const v1::Training& training, int64_t steps_per_epoch) {
   return training.steps() > 0 ? training.steps() : training.epochs() * steps_per_epoch;
 }
 
-TextSplit ToTextSplit(v1::Split split) {
-  switch (split) {
-    case v1::SPLIT_VALIDATION:
-      return TextSplit::kValidation;
-    case v1::SPLIT_TEST:
-      return TextSplit::kTest;
-    default:
-      return TextSplit::kTrain;
-  }
-}
-
 LaneShape ShapeOf(const v1::Training& training) {
   LaneShape shape;
   shape.replicas = training.replicas();
@@ -41,6 +30,17 @@ int64_t TokensPerStep(const v1::Training& training) {
 }
 
 }  // namespace
+
+TextSplit ToTextSplit(v1::Split split) {
+  switch (split) {
+    case v1::SPLIT_VALIDATION:
+      return TextSplit::kValidation;
+    case v1::SPLIT_TEST:
+      return TextSplit::kTest;
+    default:
+      return TextSplit::kTrain;
+  }
+}
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
     Backend& backend, const v1::Job& job, const ModelPlan& plan, const TokenDataset& data,
@@ -192,7 +192,7 @@ v1::ReportStepRequest Trainer::Report(uint64_t step, const PassResult& pass,
   return report;
 }
 
-absl::Status Trainer::Evaluate(v1::Split split, uint64_t version) {
+absl::Status Trainer::Evaluate(v1::Split split, uint64_t version, TopContexts* contexts) {
   const std::span<const int32_t> text = data_.tokens(ToTextSplit(split));
   RETURN_IF_ERROR(Pull(version));
   ASSIGN_OR_RETURN(EvaluationBatches batches,
@@ -210,6 +210,12 @@ absl::Status Trainer::Evaluate(v1::Split split, uint64_t version) {
     ASSIGN_OR_RETURN(PassResult pass,
                      runner_.Forward(evaluation_batches_++, PassMode::kEvaluate,
                                      TokensPerStep(job_.training()), micro_batches_));
+    if (contexts != nullptr) {
+      runner_.ForEachChoice([&](const StepRunner::Choice& choice) {
+        contexts->Add(choice.layer, choice.expert, choice.gate,
+                      batches.Position(b, choice.replica, choice.wave, choice.token));
+      });
+    }
     if (b == 0) {
       sum = std::move(pass);
     } else {

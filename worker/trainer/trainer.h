@@ -20,8 +20,11 @@
 #include "worker/models/parameters.h"
 #include "worker/trainer/activity_clock.h"
 #include "worker/trainer/step_runner.h"
+#include "worker/trainer/top_contexts.h"
 
 namespace moe {
+
+TextSplit ToTextSplit(v1::Split split);
 
 class Trainer {
  public:
@@ -36,8 +39,8 @@ class Trainer {
   // job asks for, and evaluates the test text at the end. Splits that are empty are passed over.
   absl::Status Train(uint64_t start);
   // Evaluates one split with the parameters of `version` and reports it. OUT_OF_RANGE if the split
-  // has fewer than two words.
-  absl::Status Evaluate(v1::Split split, uint64_t version);
+  // has fewer than two words. contexts, unless null, gets what the gates chose.
+  absl::Status Evaluate(v1::Split split, uint64_t version, TopContexts* contexts = nullptr);
 
  private:
   Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan,

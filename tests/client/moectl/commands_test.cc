@@ -341,5 +341,33 @@ TEST_F(EvalTest, NamesAMissingProgram) {
               HasSubstr("there is no program " + bin_ + "/nowhere/coordinator"));
 }
 
+TEST_F(EvalTest, ShowsTheContextsThatTheWorkerWrote) {
+  Coordinator(kFinished, "exit 0");
+  Script("worker",
+         "echo \"$@\" > " + bin_ +
+             "/worker.flags\n"
+             "for a in \"$@\"; do case $a in --contexts_file=*) file=${a#*=};; esac; done\n"
+             "echo '{\"experts\": [{\"layer\": 1, \"expert\": 3, \"contexts\": [{\"gate\": "
+             "0.75, \"position\": 9, \"before\": \"in the\", \"word\": \"beginning\", "
+             "\"after\": \"God created\"}]}]}' > $file");
+  const auto ask = [&](std::vector<std::string> more) {
+    std::vector<std::string> arguments = {"experts", "--top-contexts=2", "--bin_dir=" + bin_};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return Moectl(arguments);
+  };
+  const Result text = ask({"--checkpoint=/c", "--data=/d", "--layer=1", "--expert=3"});
+  ASSERT_EQ(text.exit_status, 0) << text.err;
+  EXPECT_EQ(text.out, "expert 3 of layer 1\n  0.750  in the [beginning] God created\n");
+  EXPECT_THAT(Contents("worker.flags"),
+              HasSubstr("--contexts_per_expert=2 --contexts_layer=1 --contexts_expert=3"));
+
+  const Result json = ask({"--checkpoint=/c", "--data=/d", "--json"});
+  EXPECT_EQ(nlohmann::json::parse(json.out)["experts"][0]["contexts"][0]["position"], 9);
+
+  const Result without = ask({"--checkpoint=/c"});
+  EXPECT_EQ(without.exit_status, 1);
+  EXPECT_THAT(without.err, HasSubstr("--top-contexts needs a --checkpoint and the --data"));
+}
+
 }  // namespace
 }  // namespace moe
