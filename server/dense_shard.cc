@@ -38,6 +38,7 @@ void DenseShard::AppendSquareSums(std::vector<v1::TensorSquareSum>* sums) {
     const TensorSpec& tensor = parameters_.tensor(i);
     v1::TensorSquareSum& sum = sums->emplace_back();
     sum.set_tensor(tensor.index);
+    if (tensor.own_rate > 0) continue;
     sum.set_sum(backend_.SquareSum(tensor.size(), gradient + parameters_.begin(i)));
   }
 }

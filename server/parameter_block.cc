@@ -48,7 +48,10 @@ ParameterBlock::ParameterBlock(Backend& backend, const ModelPlan& plan,
 
 OptimizerStep ParameterBlock::NextUpdate(int i, double rate, double scale) {
   OptimizerStep step;
-  if (optimizer_.has_adam()) {
+  if (tensors_[i].own_rate > 0) {
+    rate = tensors_[i].own_rate;
+    scale = 1;
+  } else if (optimizer_.has_adam()) {
     step.kind = OptimizerStep::Kind::kAdam;
     step.adam.beta1 = optimizer_.adam().beta1();
     step.adam.beta2 = optimizer_.adam().beta2();

@@ -29,7 +29,7 @@ class ParameterBlock {
   // Of all tensors together, which lie one after another.
   int64_t size() const { return size_; }
   float* w(int i) const { return w_.data() + begin_[i]; }
-  // Adam's moments; null for SGD.
+  // Adam's moments; null for SGD, unused for a tensor with a rate of its own.
   float* m(int i) const { return m_.size() > 0 ? m_.data() + begin_[i] : nullptr; }
   float* v(int i) const { return v_.size() > 0 ? v_.data() + begin_[i] : nullptr; }
   // Where tensor i begins.

@@ -60,12 +60,16 @@ class EvalCommand final : public Command {
     TextTable table(std::vector<TextTable::Column>{{"LAYER", kRight},
                                                    {"CV(IMPORTANCE)", kRight},
                                                    {"CV(LOAD)", kRight},
-                                                   {"MAX/MEAN LOAD", kRight}});
+                                                   {"MAX/MEAN LOAD", kRight},
+                                                   {"EXPERTS/TOKEN", kRight},
+                                                   {"UNROUTED", kRight}});
     for (const Json& layer : summary["balance"]) {
       table.AddRow({layer.value("layer", Json()).dump(),
                     number(layer.value("cv_importance", Json())),
                     number(layer.value("cv_load", Json())),
-                    number(layer.value("max_over_mean_load", Json()))});
+                    number(layer.value("max_over_mean_load", Json())),
+                    number(layer.value("experts_per_token", Json())),
+                    number(layer.value("unrouted_share", Json()))});
     }
     return absl::StrCat(text, "\n", table.ToString());
   }

@@ -103,6 +103,11 @@ std::string StatusView(const v1::GetClusterStatusResponse& status) {
              "CV(importance) %.3f, CV(load) %.3f, most loaded expert %.2f times the "
              "mean",
              balance.cv_importance(), balance.cv_load(), balance.max_over_mean_load()));
+    if (balance.unrouted_share() > 0) {
+      Line(&text, "",
+           absl::StrFormat("%.2f experts for a token, none for %.1f %%",
+                           balance.experts_per_token(), 100 * balance.unrouted_share()));
+    }
   }
   int servers = 0;
   int workers = 0;

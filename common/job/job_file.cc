@@ -412,11 +412,6 @@ absl::Status CheckTrainable(const v1::Job& job) {
           path, ".moe.k_primary is ", layer.moe().k_primary(),
           ": this version counts hierarchical mixtures but does not train them"));
     }
-    if (layer.has_moe() && layer.moe().gating() != v1::GATING_NOISY_TOP_K) {
-      return absl::UnimplementedError(absl::StrCat(path, ".moe.gating is ",
-                                                   v1::Gating_Name(layer.moe().gating()),
-                                                   ": this version does not train it"));
-    }
   }
   return absl::OkStatus();
 }

@@ -14,6 +14,9 @@ namespace {
 
 // Of the usual initial values. Small, so that the gates begin nearly equal.
 constexpr float kStrictGateScale = 0.1f;
+// Of the thresholds' logarithms, for a gradient that is relative to m
+// (docs/design/gating.md).
+constexpr float kThresholdRate = 0.05f;
 
 // Lists the tensors in their logical order, and by the shard that they go to.
 class Planner {
@@ -105,8 +108,8 @@ class Planner {
     CHECK_EQ(moe.experts() % moe.groups(), 0) << "layer " << layer;
     const std::string prefix = absl::StrCat("layer", layer, ".moe.");
     const bool hierarchical = moe.k_primary() > 0;
-    for (TensorSpec& tensor : GateTensors(prefix, moe, hierarchical ? moe.groups()
-                                                                    : moe.experts())) {
+    for (TensorSpec& tensor :
+         GateTensors(prefix, moe, hierarchical ? moe.groups() : moe.experts())) {
       AddDense(std::move(tensor));
     }
     const int32_t experts_per_group = moe.experts() / moe.groups();
@@ -145,8 +148,9 @@ class Planner {
         wg = Weights(wg.name, d_, n, d_);
         wg.bound *= kStrictGateScale;
         TensorSpec threshold = Zeros(absl::StrCat(prefix, "threshold"), 1, n);
-        threshold.offset = 1.0f / static_cast<float>(n);
+        threshold.offset = static_cast<float>(-std::log(static_cast<double>(n)));
         threshold.offset_end = n;
+        threshold.own_rate = kThresholdRate;
         return {wg, threshold};
       }
       default:

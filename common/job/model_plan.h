@@ -19,7 +19,7 @@ struct TensorSpec {
   // embedding | layer<l>.lstm.{wx,wh,b[,wp]} | layer<l>.moe.<gate> |
   // layer<l>.moe.expert<e>.{w1,w2} | softmax.{w,b}. An expert with m hidden layers has w1
   // .. w<m+1>. <gate> by gating: noisy top-k {wg,wnoise}, softmax wg, strictly balanced
-  // {wg,threshold}; hierarchical {wg,wnoise} for the primary gate, and group<g>.{wg,wnoise}
+  // {wg,threshold}, the latter being ln T; hierarchical {wg,wnoise} for the primary gate, and group<g>.{wg,wnoise}
   // before the group's experts.
   std::string name;
   int64_t rows = 0;
@@ -30,6 +30,9 @@ struct TensorSpec {
   float offset = 0;
   int64_t offset_begin = 0;
   int64_t offset_end = 0;
+  // Greater than 0: updated by SGD at this constant rate, whatever the job's optimizer,
+  // schedule and clipping, and no part of the clipped norm.
+  float own_rate = 0;
 
   int64_t size() const { return rows * cols; }
 };

@@ -162,7 +162,10 @@ class Backend {
   virtual double SoftmaxCrossEntropy(Matrix logits, std::span<const int32_t> target,
                                      float gradient_scale) = 0;
 
-  // ---- gating (eq. 3-5, 8-10)
+  // Every row of x becomes ln Softmax(row).
+  virtual void LogSoftmax(Matrix x) = 0;
+
+  // ---- noisy top-k gating (eq. 3-5, 8-10)
   // Reads clean, raw, k, with_noise, key; writes the rest. A tie goes to the lower expert.
   virtual void NoisyTopKForward(const GateBatch& batch) = 0;
   // dgate: [T, k] dL/dG(x)_i of the chosen, importance's part included. dload: [n] dL/dLoad_i,
@@ -170,6 +173,34 @@ class Backend {
   // dclean, draw: [T, n] out; draw is ignored without noise.
   virtual void NoisyTopKBackward(const GateBatch& batch, const float* dgate, const float* dload,
                                  Matrix dclean, Matrix draw) = 0;
+
+  // ---- gates under which a token has any number of the n experts
+  // chosen: [T, ceil(n / 8)]; bit i % 8 of byte i / 8 of a row says that the token has expert i. The
+  // bits beyond n are 0.
+  //
+  // For each expert the m tokens with the largest of its column of x [T, n] (eq. 18), 0 <= m <= T.
+  // Equal numbers: those with the smaller Bits(key, token, expert) first. NaN is the largest.
+  virtual void ChooseLargest(ConstMatrix x, int64_t m, RandomKey key,
+                             uint8_t* chosen) = 0;
+  // For each token the experts with x(t, i) > threshold[i] (eq. 19), NaN included; none if its target
+  // is -1. target: host, [T].
+  virtual void ChooseAbove(ConstMatrix x, const float* threshold,
+                           std::span<const int32_t> target, uint8_t* chosen) = 0;
+  // count[i], [n]: tokens with x(t, i) > threshold[i], NaN included.
+  virtual void CountAbove(ConstMatrix x, const float* threshold, int32_t* count) = 0;
+  // offset: [T + 1] out, of each token's pairs (token, expert) in a list of all. Returns their
+  // number p = offset[T].
+  virtual int64_t CountChosen(int64_t tokens, int64_t n, const uint8_t* chosen,
+                              int32_t* offset) = 0;
+  // offset: from CountChosen. expert: [p] out, ascending within a token; gate: [p] out, Softmax over
+  // the token's chosen x.
+  virtual void ChosenSoftmaxForward(ConstMatrix x, const uint8_t* chosen,
+                                    const int32_t* offset, int32_t* expert,
+                                    float* gate) = 0;
+  // dgate: [p]. dx: [T, n] out; zero where not chosen.
+  virtual void ChosenSoftmaxBackward(const int32_t* offset, const int32_t* expert,
+                                     const float* gate, const float* dgate,
+                                     Matrix dx) = 0;
 
   // ---- experts: ReLU(.. ReLU(x W_1) .. W_m) W_(m+1) on an expert-major batch of p rows; experts
   // in parallel. hidden, dhidden: one matrix for each hidden layer, first to last; m >= 1.

@@ -157,6 +157,27 @@ void AddGating(Backend& backend, Probe& probe, Hash& hash) {
   hash.Add(draw);
 }
 
+void AddStrictGating(Backend& backend, Probe& probe, Hash& hash) {
+  const int64_t tokens = 20;
+  const int64_t n = 40;
+  const Tensor x = probe.Make(tokens, n);
+  backend.LogSoftmax(x.view());
+  hash.Add(x);
+  const Array<uint8_t> chosen(backend, tokens * n / 8);
+  const Array<int32_t> offset(backend, tokens + 1);
+  backend.ChooseLargest(x.view(), 3, MakeKey(3, Purpose::kProbe, {}), chosen.data());
+  const int64_t pairs = backend.CountChosen(tokens, n, chosen.data(), offset.data());
+  const Array<int32_t> expert(backend, pairs);
+  const Tensor gate = probe.Make(1, pairs);
+  backend.ChosenSoftmaxForward(x.view(), chosen.data(), offset.data(), expert.data(),
+                               gate.data());
+  hash.Add(gate);
+  const Tensor dgate = probe.Make(1, pairs);
+  backend.ChosenSoftmaxBackward(offset.data(), expert.data(), gate.data(), dgate.data(),
+                                x.view());
+  hash.Add(x);
+}
+
 void AddExperts(Backend& backend, Probe& probe, Hash& hash) {
   const int64_t d = 48;
   const int64_t h = 80;
@@ -196,6 +217,7 @@ std::string NumericsFingerprint(Backend& backend) {
   AddProducts(backend, probe, hash);
   AddElementwise(backend, probe, hash);
   AddGating(backend, probe, hash);
+  AddStrictGating(backend, probe, hash);
   AddExperts(backend, probe, hash);
   return hash.Hex();
 }

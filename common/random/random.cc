@@ -176,6 +176,14 @@ void FillBits(RandomKey key, uint64_t row, std::span<uint32_t> out) {
   Fill(key, row, out, [](Blocks&) {});
 }
 
+uint32_t Bits(RandomKey key, uint64_t row, uint64_t column) {
+  const auto low = [](uint64_t x) { return static_cast<uint32_t>(x); };
+  const auto high = [](uint64_t x) { return static_cast<uint32_t>(x >> 32); };
+  const uint64_t block = column / 4;
+  return Philox4x32({low(block), high(block), low(row), high(row)},
+                    {key.k0, key.k1})[column % 4];
+}
+
 void FillUniform(RandomKey key, uint64_t row, std::span<float> out) {
   Fill(key, row, out, [](Blocks& blocks) {
     for (__m256i& word : blocks.words) word = _mm256_castps_si256(ToUniform(word, 0));

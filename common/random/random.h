@@ -16,6 +16,8 @@ enum class Purpose : uint32_t {
   kDropout = 2,
   kGateNoise = 3,
   kProbe = 4,
+  // Order of tokens that tie for an expert.
+  kGateTie = 5,
 };
 
 // Key of one tensor of random numbers, derived by Philox from the ids.
@@ -39,6 +41,8 @@ RandomKey MakeKey(uint64_t seed, Purpose purpose, const RandomIds& ids);
 
 // Fills out[c] with the number of element (row, c).
 void FillBits(RandomKey key, uint64_t row, std::span<uint32_t> out);
+// The number of one element, as FillBits gives it.
+uint32_t Bits(RandomKey key, uint64_t row, uint64_t column);
 // Uniform in [0, 1), multiples of 2^-24.
 void FillUniform(RandomKey key, uint64_t row, std::span<float> out);
 // Standard normal (Box-Muller on the uniforms of the same element pair).

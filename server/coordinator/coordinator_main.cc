@@ -146,11 +146,12 @@ std::string ToJson(const RunSummary& summary) {
   json["checkpoint"] = summary.checkpoint;
   json["balance"] = nlohmann::ordered_json::array();
   for (const v1::BalanceStatus& layer : summary.balance) {
-    json["balance"].push_back(
-        {{"layer", layer.layer()},
-         {"cv_importance", number(layer.cv_importance())},
-         {"cv_load", number(layer.cv_load())},
-         {"max_over_mean_load", number(layer.max_over_mean_load())}});
+    json["balance"].push_back({{"layer", layer.layer()},
+                               {"cv_importance", number(layer.cv_importance())},
+                               {"cv_load", number(layer.cv_load())},
+                               {"max_over_mean_load", number(layer.max_over_mean_load())},
+                               {"experts_per_token", number(layer.experts_per_token())},
+                               {"unrouted_share", number(layer.unrouted_share())}});
   }
   json["words_per_second"] = number(summary.words_per_second);
   json["seconds"] = number(summary.seconds);

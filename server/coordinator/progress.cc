@@ -37,6 +37,9 @@ std::string FormatBalance(const std::vector<v1::BalanceStatus>& balance) {
         absl::StrAppendFormat(out, "moe%d: CV(imp) %.2f CV(load) %.2f max/mean %.2f",
                               layer.layer(), layer.cv_importance(), layer.cv_load(),
                               layer.max_over_mean_load());
+        if (layer.unrouted_share() > 0) {
+          absl::StrAppendFormat(out, " unrouted %.1f %%", 100 * layer.unrouted_share());
+        }
       });
 }
 

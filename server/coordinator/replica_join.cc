@@ -22,6 +22,18 @@ double MaxOverMean(const google::protobuf::RepeatedField<uint64_t>& assigned) {
   return sum == 0 ? 0 : max * assigned.size() / sum;
 }
 
+// What follows from the choices alone.
+void SetChoices(const v1::LayerBalance& total, uint64_t tokens,
+                v1::BalanceStatus* status) {
+  status->set_max_over_mean_load(MaxOverMean(total.assigned()));
+  if (tokens == 0) return;
+  uint64_t pairs = 0;
+  for (uint64_t count : total.assigned()) pairs += count;
+  const auto n = static_cast<double>(tokens);
+  status->set_experts_per_token(static_cast<double>(pairs) / n);
+  status->set_unrouted_share(static_cast<double>(total.unrouted()) / n);
+}
+
 }  // namespace
 
 absl::Status ReplicaJoin::Add(
@@ -92,6 +104,7 @@ std::vector<v1::LayerBalance> ReplicaJoin::TotalBalance() const {
       continue;
     }
     for (size_t i = 0; i < totals.size(); ++i) {
+      totals[i].set_unrouted(totals[i].unrouted() + report.balance[i].unrouted());
       for (int e = 0; e < totals[i].assigned_size(); ++e) {
         totals[i].set_assigned(e, totals[i].assigned(e) + report.balance[i].assigned(e));
       }
@@ -114,7 +127,7 @@ std::vector<v1::BalanceStatus> ReplicaJoin::StepBalance() const {
     status.set_layer(total.layer());
     status.set_cv_importance(first[balance.size() - 1].cv_importance());
     status.set_cv_load(first[balance.size() - 1].cv_load());
-    status.set_max_over_mean_load(MaxOverMean(total.assigned()));
+    SetChoices(total, tokens(), &status);
   }
   return balance;
 }
@@ -130,7 +143,7 @@ std::vector<v1::BalanceStatus> ReplicaJoin::EvaluationBalance() const {
     const std::vector<double> load(total.assigned().begin(), total.assigned().end());
     status.set_cv_importance(CoefficientOfVariation(importance));
     status.set_cv_load(CoefficientOfVariation(load));
-    status.set_max_over_mean_load(MaxOverMean(total.assigned()));
+    SetChoices(total, tokens(), &status);
   }
   return balance;
 }

@@ -238,6 +238,60 @@ BENCHMARK(Gating)
     ->ArgsProduct({{1, 2}, {32, 256, 4096}, {0, 1}})
     ->UseRealTime();
 
+// Strictly balanced gating of 2,048 tokens, k = 4. part 0: x W_g for d = 512, to compare with;
+// 1: LogSoftmax, 2: ChooseLargest, 3: CountAbove, 4: the gates forward, 5: and backward.
+void StrictGating(benchmark::State& state) {
+  Backend& backend = BackendOf(state.range(0));
+  const int64_t tokens = 2048, n = state.range(1), part = state.range(2), d = 512;
+  const Tensor input = MakeNormal(backend, tokens, d), wg = MakeNormal(backend, d, n);
+  const Tensor x = MakeNormal(backend, tokens, n), out(backend, tokens, n);
+  const Tensor threshold = MakeNormal(backend, 1, n);
+  const int64_t pairs = 4 * tokens;
+  const Array<uint8_t> chosen(backend, tokens * n / 8);
+  const Array<int32_t> count(backend, n), offset(backend, tokens + 1);
+  const Array<int32_t> expert(backend, pairs);
+  const Tensor gate(backend, 1, pairs), dgate = MakeNormal(backend, 1, pairs);
+  const auto choose = [&] {
+    backend.ChooseLargest(x.view(), pairs / n, {1, 2}, chosen.data());
+  };
+  const auto forward = [&] {
+    backend.CountChosen(tokens, n, chosen.data(), offset.data());
+    backend.ChosenSoftmaxForward(x.view(), chosen.data(), offset.data(), expert.data(),
+                                 gate.data());
+  };
+  choose();
+  forward();
+  for (auto _ : state) {
+    switch (part) {
+      case 0:
+        backend.Gemm(Transpose::kNo, Transpose::kNo, 1, input.view(), wg.view(), 0,
+                     out.view());
+        break;
+      case 1:
+        backend.LogSoftmax(x.view());
+        break;
+      case 2:
+        choose();
+        break;
+      case 3:
+        backend.CountAbove(x.view(), threshold.data(), count.data());
+        break;
+      case 4:
+        forward();
+        break;
+      case 5:
+        backend.ChosenSoftmaxBackward(offset.data(), expert.data(), gate.data(),
+                                      dgate.data(), out.view());
+        break;
+    }
+  }
+  SetRate(state, "Gelement/s", static_cast<double>(tokens) * n);
+}
+BENCHMARK(StrictGating)
+    ->ArgNames({"threads", "n", "part"})
+    ->ArgsProduct({{1, 2}, {32, 256, 2048}, {0, 1, 2, 3, 4, 5}})
+    ->UseRealTime();
+
 void Adam(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
   const int64_t n = int64_t{1} << 24;

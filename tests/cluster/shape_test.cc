@@ -75,6 +75,23 @@ constexpr char kProjected[] = R"(
   }
 )";
 
+struct GatingCase {
+  std::string gating;
+  int k;
+};
+
+// The model above with another gating: no noise, so no w_load.
+std::string WithGating(const GatingCase& with) {
+  std::string model = kModel;
+  const auto replace = [&](const std::string& from, const std::string& to) {
+    model.replace(model.find(from), from.size(), to);
+  };
+  replace("GATING_NOISY_TOP_K", with.gating);
+  replace("k: 2", absl::StrCat("k: ", with.k));
+  replace("w_load: 0.1", "w_load: 0");
+  return model;
+}
+
 std::string Training(int replicas, int steps) {
   return absl::StrCat("training { replicas: ", replicas,
                       " waves: 2 lanes: 4 unroll: 5 steps: ", steps,
@@ -172,6 +189,27 @@ TEST_F(ShapeTest, ProjectedResumedOnAnotherShape) {
   EXPECT_NE(Digest(half, {2, 3, 1}, "projected-halves"), digest);
   EXPECT_EQ(Digest(whole, {3, 2, 2}, "projected-halves", /*resume=*/true), digest);
 }
+
+class GatingTest : public ShapeTest, public testing::WithParamInterface<GatingCase> {};
+
+TEST_P(GatingTest, AnyShape) {
+  // A micro-batch has 10 tokens: strictly balanced, each expert takes 5 of them.
+  const std::string job = absl::StrCat(WithGating(GetParam()), kAdam, Training(4, 6));
+  const std::string digest = Digest(job, {1, 1, 1});
+  EXPECT_EQ(Digest(job, {1, 1, 2}), digest);
+  EXPECT_EQ(Digest(job, {3, 4, 1}), digest);
+  EXPECT_EQ(Digest(job, {2, 2, 2}), digest);
+
+  std::string half = job;
+  half.replace(half.find("steps: 6"), 8, "steps: 3");
+  EXPECT_NE(Digest(half, {3, 1, 1}, "halves"), digest);
+  EXPECT_EQ(Digest(job, {1, 2, 2}, "halves", /*resume=*/true), digest);
+}
+
+INSTANTIATE_TEST_SUITE_P(Gatings, GatingTest,
+                         testing::Values(GatingCase{"GATING_STRICTLY_BALANCED", 4},
+                                         GatingCase{"GATING_SOFTMAX", 8}),
+                         [](const auto& info) { return info.param.gating; });
 
 // What makes a difference must make one, or the tests above show nothing.
 TEST_F(ShapeTest, SeedAndReplicasAreThePartsOfAJob) {

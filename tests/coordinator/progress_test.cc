@@ -59,6 +59,18 @@ TEST_F(ProgressTest, EvaluationsAndCheckpointsDoNotCount) {
   EXPECT_EQ(reporter_.progress().validation_perplexity(), 70);
 }
 
+TEST_F(ProgressTest, TokensWithoutExpertsShow) {
+  reporter_.Begin(0, 10000, now_);
+  v1::BalanceStatus balance;
+  balance.set_layer(1);
+  balance.set_max_over_mean_load(1.25);
+  reporter_.Evaluation(1, v1::SPLIT_TEST, 70, {balance}, now_);
+  EXPECT_THAT(lines_.back(), HasSubstr("max/mean 1.25  ("));
+  balance.set_unrouted_share(0.125);
+  reporter_.Evaluation(1, v1::SPLIT_TEST, 70, {balance}, now_);
+  EXPECT_THAT(lines_.back(), HasSubstr("max/mean 1.25 unrouted 12.5 %  ("));
+}
+
 TEST_F(ProgressTest, RateIsOfTheLastSeconds) {
   reporter_.Begin(0, 10000, now_);
   for (uint64_t step = 1; step <= 20; ++step) Step(step, 99, absl::Seconds(10));

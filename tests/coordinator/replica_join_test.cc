@@ -34,6 +34,7 @@ v1::ReportEvaluationRequest ReportOf(
     loss->set_tokens(10 + assignment.replica());
     assigned[0] += 30;
     assigned[1] += 10;
+    layer->set_unrouted(layer->unrouted() + 2);
     importance[0] += 2;
     importance[1] += 2;
   }
@@ -74,11 +75,15 @@ TEST(ReplicaJoinTest, DependsOnReplicasAlone) {
       EXPECT_EQ(step[0].cv_importance(), 0.5);
       EXPECT_EQ(step[0].cv_load(), 0.25);
       EXPECT_EQ(step[0].max_over_mean_load(), 1.5);
+      EXPECT_EQ(step[0].experts_per_token(), 3.2);
+      EXPECT_EQ(step[0].unrouted_share(), 0.16);
       const auto evaluation = join.EvaluationBalance();
       ASSERT_EQ(evaluation.size(), 1);
       EXPECT_EQ(evaluation[0].cv_importance(), 0);
       EXPECT_EQ(evaluation[0].cv_load(), 0.5);
       EXPECT_EQ(evaluation[0].max_over_mean_load(), 1.5);
+      EXPECT_EQ(evaluation[0].experts_per_token(), 3.2);
+      EXPECT_EQ(evaluation[0].unrouted_share(), 0.16);
     } while (std::next_permutation(workers.begin(), workers.end()));
   }
 }

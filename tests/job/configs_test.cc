@@ -29,7 +29,7 @@ std::vector<std::string> ShippedConfigs() {
 
 TEST(ConfigsTest, AllAreValidAndNamedAsTheirFiles) {
   const std::vector<std::string> paths = ShippedConfigs();
-  EXPECT_GE(paths.size(), 24u);
+  EXPECT_GE(paths.size(), 25u);
   for (const std::string& path : paths) {
     absl::StatusOr<v1::Job> job = ReadJobFile(path);
     ASSERT_TRUE(job.ok()) << job.status();
@@ -40,7 +40,7 @@ TEST(ConfigsTest, AllAreValidAndNamedAsTheirFiles) {
 }
 
 TEST(ConfigsTest, KjvStepsAre2048Words) {
-  for (const char* name : {"kjv-moe", "kjv-dense"}) {
+  for (const char* name : {"kjv-moe", "kjv-dense", "kjv-strict"}) {
     absl::StatusOr<v1::Job> job =
         ReadJobFile(absl::StrFormat("%s/%s.textproto", kConfigs, name));
     ASSERT_TRUE(job.ok()) << job.status();

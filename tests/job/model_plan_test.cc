@@ -303,8 +303,9 @@ TEST(InitialValuesTest, StrictGateIsSmallButNotZero) {
     const TensorSpec& wg = Find(plan, "layer0.moe.wg");
     EXPECT_FLOAT_EQ(wg.bound, 0.1f * Find(plan, "layer0.moe.expert0.w1").bound);
     EXPECT_THAT(InitialValues(1, wg), Each(::testing::Ne(0.0f)));
-    // A gate's mean over the experts.
-    EXPECT_THAT(InitialValues(1, Find(plan, "layer0.moe.threshold")), Each(0.5f));
+    // The logarithm of a gate's mean over the experts.
+    EXPECT_THAT(InitialValues(1, Find(plan, "layer0.moe.threshold")),
+                Each(std::log(0.5f)));
   }
 }
 

@@ -17,6 +17,7 @@ class Outputs {
     Elementwise();
     Softmax();
     Gating();
+    StrictGating();
     Experts({300});
     Experts({300, 70});
   }
@@ -140,6 +141,32 @@ class Outputs {
                                draw.view());
     Keep("dclean", dclean);
     Keep("draw", draw);
+  }
+  void StrictGating() {
+    const int64_t tokens = 600, n = 300;
+    const DeviceMatrix x = Make(tokens, n), dx = Make(tokens, n);
+    const DeviceMatrix threshold(backend_, random_.Normal(1, n));
+    backend_.LogSoftmax(x.view());
+    Keep("LogSoftmax", x);
+    const Array<uint8_t> chosen(backend_, tokens * 38);
+    const Array<int32_t> offset(backend_, tokens + 1), count(backend_, n);
+    backend_.ChooseLargest(x.view(), 100, {7, 8}, chosen.data());
+    Keep("ChooseLargest", Download(chosen));
+    backend_.CountAbove(x.view(), threshold.data(), count.data());
+    Keep("CountAbove", Download(count));
+    const int64_t pairs = backend_.CountChosen(tokens, n, chosen.data(), offset.data());
+    const Array<int32_t> expert(backend_, pairs);
+    const Array<float> gate(backend_, pairs);
+    const DeviceMatrix dgate(backend_, random_.Normal(1, pairs));
+    backend_.ChosenSoftmaxForward(x.view(), chosen.data(), offset.data(), expert.data(),
+                                  gate.data());
+    Keep("ChosenSoftmaxForward", Download(gate));
+    backend_.ChosenSoftmaxBackward(offset.data(), expert.data(), gate.data(),
+                                   dgate.data(), dx.view());
+    Keep("ChosenSoftmaxBackward", dx);
+    backend_.ChooseAbove(x.view(), threshold.data(), random_.Below(9, tokens),
+                         chosen.data());
+    Keep("ChooseAbove", Download(chosen));
   }
   void Experts(const std::vector<int64_t>& hidden_widths) {
     const int64_t d = 130;

@@ -33,6 +33,7 @@ TEST(Random, BitsAreWordsOfPhilox) {
   FillBits(key, row, bits);
   for (uint32_t c = 0; c < bits.size(); ++c) {
     EXPECT_EQ(bits[c], Philox4x32({c / 4, 0, 7, 5}, {3, 4})[c % 4]) << c;
+    EXPECT_EQ(Bits(key, row, c), bits[c]) << c;
   }
 }
 

@@ -43,9 +43,31 @@ TEST_P(SoftmaxTest, LossAndGradient) {
   }
 }
 
+TEST_P(SoftmaxTest, Logarithm) {
+  for (int64_t cols : {1, 7, 33, 1024, 2500}) {
+    for (int64_t gap : {0, 3}) {
+      Random random;
+      HostMatrix x = random.Normal(9, cols, 5);
+      for (int64_t c = 0; c < cols; ++c) x(1, c) += 500;
+      const DeviceMatrix d(backend(), x, gap);
+      backend().LogSoftmax(d.view());
+      const HostMatrix got = d.Get();
+      for (int64_t r = 0; r < x.rows; ++r) {
+        const double max = *std::max_element(&x(r, 0), &x(r, 0) + cols);
+        double sum = 0;
+        for (int64_t c = 0; c < cols; ++c) sum += std::exp(x(r, c) - max);
+        for (int64_t c = 0; c < cols; ++c) {
+          ASSERT_NEAR(got(r, c), x(r, c) - max - std::log(sum), r == 1 ? 1e-4 : 5e-6);
+        }
+      }
+    }
+  }
+}
+
 TEST_P(SoftmaxTest, NoRows) {
   const DeviceMatrix d(backend(), 0, 10);
   EXPECT_EQ(backend().SoftmaxCrossEntropy(d.view(), {}, 1), 0);
+  backend().LogSoftmax(d.view());
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, SoftmaxTest, testing::ValuesIn(Devices()), DeviceName);

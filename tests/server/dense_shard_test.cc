@@ -67,6 +67,39 @@ TEST_F(DenseShardTest, SgdTakesTheSumAlongTheTree) {
   EXPECT_NEAR(returned, squares, 1e-6 * squares);
 }
 
+// It ignores rate, scale and moments, and is no part of the norm.
+TEST_F(DenseShardTest, ATensorMayHaveARateOfItsOwn) {
+  v1::Job job = testing::MadeJob();
+  job.mutable_training()->set_dense_shards(1);
+  job.mutable_model()->mutable_layers(1)->mutable_moe()->set_gating(
+      v1::GATING_STRICTLY_BALANCED);
+  ASSERT_TRUE(job.optimizer().has_adam());
+  const std::unique_ptr<DenseShard> shard = Make(job);
+  const std::vector<float> before = testing::Floats(shard->Content());
+  for (uint32_t r : {0u, 1u, 2u}) {
+    ASSERT_TRUE(shard->AddGradient({0, r}, Gradient(*shard, r)).ok());
+  }
+  std::vector<v1::TensorSquareSum> sums;
+  shard->AppendSquareSums(&sums);
+  shard->Apply(0.5, 0.25);
+  const std::vector<float> after = testing::Floats(shard->Content());
+  const std::vector<float> sum =
+      Sum(Sum(Gradient(*shard, 0), Gradient(*shard, 1)), Gradient(*shard, 2));
+  int64_t begin = 0;
+  int found = 0;
+  for (size_t i = 0; i < plan_.shards[0].tensors.size(); ++i) {
+    const TensorSpec& tensor = plan_.tensors[plan_.shards[0].tensors[i]];
+    const bool own = tensor.name.ends_with(".threshold");
+    found += own;
+    EXPECT_EQ(sums[i].sum() == 0, own) << tensor.name;
+    for (int64_t j = begin; own && j < begin + tensor.size(); ++j) {
+      EXPECT_NEAR(after[j], before[j] - 0.05f * sum[j], 1e-6);
+    }
+    begin += tensor.size();
+  }
+  EXPECT_EQ(found, 1);
+}
+
 TEST_F(DenseShardTest, OwnershipAndOrderChangeNoBit) {
   std::vector<std::string> contents;
   for (int variant = 0; variant < 2; ++variant) {

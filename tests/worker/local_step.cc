@@ -35,7 +35,11 @@ NamedTensors RandomParameters(const v1::Job& job, uint64_t seed) {
     values.resize(tensor.size());
     const auto id = static_cast<uint64_t>(tensor.index);
     FillUniform(MakeKey(seed, Purpose::kProbe, {.tensor = id}), 0, values);
-    for (float& value : values) value -= 0.5f;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const auto column = static_cast<int64_t>(i) % tensor.cols;
+      const bool offset = column >= tensor.offset_begin && column < tensor.offset_end;
+      values[i] += (offset ? tensor.offset : 0) - 0.5f;
+    }
   }
   return parameters;
 }
@@ -257,7 +261,12 @@ void LocalModel::Update(const OptimizerStep& step, NamedTensors* m, NamedTensors
     const Tensor gradient = Upload(tensor, gradients_.at(tensor.name));
     const Tensor first = Upload(tensor, m->at(tensor.name));
     const Tensor second = Upload(tensor, v->at(tensor.name));
-    backend_.OptimizerUpdate(step, tensor.size(), gradient.data(),
+    OptimizerStep own = step;
+    if (tensor.own_rate > 0) {
+      own.kind = OptimizerStep::Kind::kSgd;
+      own.adam.rate = tensor.own_rate;
+    }
+    backend_.OptimizerUpdate(own, tensor.size(), gradient.data(),
                              parameters_.tensor(tensor.name).data, first.data(),
                              second.data());
     (*m)[tensor.name] = Download(first);

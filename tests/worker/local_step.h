@@ -27,7 +27,8 @@ struct LocalBatch {
   std::vector<int32_t> target;
 };
 
-// Values for tests: uniform in [-0.5, 0.5], gates included; a function of seed and name.
+// Values for tests: uniform, 0.5 about 0 or the tensor's offset, gates included; a function
+// of seed and name.
 NamedTensors RandomParameters(const v1::Job& job, uint64_t seed);
 // Random words for every replica and wave of one step: [replica][wave].
 std::vector<std::vector<LocalBatch>> RandomBatches(const v1::Job& job, uint64_t seed);
@@ -57,7 +58,8 @@ class LocalModel {
   StepResult Evaluate(const std::vector<std::vector<LocalBatch>>& batches);
 
   // One update of every tensor with the gradients of the last Train; each tensor's
-  // moments are `m` and `v` before and after. Experts without rows stay as they are.
+  // moments are `m` and `v` before and after. Experts without rows stay as they are, and
+  // tensors with a rate of their own (common/job/model_plan.h) take a step of SGD.
   void Update(const OptimizerStep& step, NamedTensors* m, NamedTensors* v);
 
   ReplicaModel& replica(int r) { return *replicas_[r]; }

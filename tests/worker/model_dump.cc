@@ -14,7 +14,8 @@
 //   uniform/<layer id>/<r>/<w>          f32 [T, d] dropped if below the rate
 //   noise/<layer>/<r>/<w>               f32 [T, n]
 //   rows/<layer>/<expert>               i32 [1] rows of the expert
-// r: replica, w: wave. "result": loss_sum, balance_loss; "adam": its constants.
+// r: replica, w: wave. "result": loss_sum, balance_loss; "adam": its constants;
+// "own_rate": of tensors that have one.
 #include <cstdint>
 #include <cstring>
 #include <fstream>
@@ -190,6 +191,10 @@ void Run(const std::string& name, const std::string& folder) {
   step.adam.count = 3;
   model.Update(step, &m, &v);
   AddTensors(plan, "updated", model.GetParameters(), &dump);
+  dump.json()["own_rate"] = nlohmann::json::object();
+  for (const TensorSpec& tensor : plan.tensors) {
+    if (tensor.own_rate > 0) dump.json()["own_rate"][tensor.name] = tensor.own_rate;
+  }
   dump.json()["adam"] = {{"rate", step.adam.rate},
                          {"beta1", step.adam.beta1},
                          {"beta2", step.adam.beta2},

@@ -13,7 +13,8 @@ import tempfile
 import numpy
 import torch
 
-JOBS = ["lstm_moe_lstm", "moe_moe", "all_experts", "dense", "deep", "lstm", "projected"]
+JOBS = ["lstm_moe_lstm", "moe_moe", "all_experts", "dense", "deep", "strict", "softmax", "lstm",
+        "projected"]
 TOLERANCE = 1e-4  # of a tensor's largest element
 
 
@@ -49,6 +50,8 @@ class Model:
                   for name in dump.names("parameter")}
         self.importance = {}
         self.load = {}
+        # L_batchwise / m (equation 20, in the logarithms of X and T), of the thresholds alone.
+        self.batchwise = torch.zeros((), dtype=torch.float64)
 
     def losses(self):
         training = self.job["training"]
@@ -62,7 +65,7 @@ class Model:
             balance = balance + moe["w_importance"] * cv_squared(importance)
             balance = balance + moe["w_load"] * cv_squared(self.load[layer])
         tokens = training["replicas"] * training["lanes"] * training["unroll"]
-        return sum(losses), balance, sum(losses) / tokens + balance
+        return sum(losses), balance, sum(losses) / tokens + balance + self.batchwise / tokens
 
     def micro_batch(self, r, w):
         shape = self.dump.get(f"input/{r}/{w}").shape  # time, lanes
@@ -97,6 +100,37 @@ class Model:
 
     def moe(self, x, l, r, w):
         moe = self.job["model"]["layers"][l]["moe"]
+        if moe["gating"] == "GATING_NOISY_TOP_K":
+            gates, load = self.noisy_top_k(x, moe, l, r, w)
+        elif moe["gating"] == "GATING_SOFTMAX":
+            gates = torch.softmax(x @ self.p[f"layer{l}.moe.wg"], dim=1)
+            load = torch.ones_like(gates)
+        else:
+            gates, load = self.strictly_balanced(x, moe, l)
+        self.importance[l] = self.importance.get(l, 0) + gates.sum(0)
+        self.load[l] = self.load.get(l, 0) + load.sum(0)
+        y = torch.zeros_like(x)
+        for e in range(moe["experts"]):
+            out = x @ self.p[f"layer{l}.moe.expert{e}.w1"]
+            for matrix in range(2, len(moe["hidden"]) + 2):
+                out = torch.relu(out) @ self.p[f"layer{l}.moe.expert{e}.w{matrix}"]
+            y = y + gates[:, e:e + 1] * out
+        return torch.sigmoid(y) if moe["sigmoid_output"] else y
+
+    def strictly_balanced(self, x, moe, l):
+        log_g = torch.log_softmax(x @ self.p[f"layer{l}.moe.wg"], dim=1)
+        m = moe["k"] * len(x) // moe["experts"]
+        best = log_g.topk(m, dim=0).indices
+        chosen = torch.zeros_like(log_g, dtype=torch.bool).scatter(0, best, True)
+        g = log_g.exp() * chosen
+        total = g.sum(1, keepdim=True)
+        gates = torch.where(total > 0, g / torch.where(total > 0, total, 1.0), 0.0)
+        excess = log_g.detach() - self.p[f"layer{l}.moe.threshold"]
+        loss = (((excess > 0).double() - chosen.double()) * excess).sum()
+        self.batchwise = self.batchwise + loss * len(x) / m
+        return gates, chosen.double()
+
+    def noisy_top_k(self, x, moe, l, r, w):
         n, k = moe["experts"], moe["k"]
         clean = x @ self.p[f"layer{l}.moe.wg"]
         scale = torch.nn.functional.softplus(x @ self.p[f"layer{l}.moe.wnoise"])
@@ -111,15 +145,7 @@ class Model:
             load = torch.distributions.Normal(0, 1).cdf((clean - threshold) / scale)
         else:
             load = chosen.double()
-        self.importance[l] = self.importance.get(l, 0) + gates.sum(0)
-        self.load[l] = self.load.get(l, 0) + load.sum(0)
-        y = torch.zeros_like(x)
-        for e in range(n):
-            out = x @ self.p[f"layer{l}.moe.expert{e}.w1"]
-            for matrix in range(2, len(moe["hidden"]) + 2):
-                out = torch.relu(out) @ self.p[f"layer{l}.moe.expert{e}.w{matrix}"]
-            y = y + gates[:, e:e + 1] * out
-        return torch.sigmoid(y) if moe["sigmoid_output"] else y
+        return gates, load
 
 
 class Comparison:
@@ -144,6 +170,10 @@ def adam_update(dump, parameters):
             expert = rest.split(".")[0]
             if dump.get(f"rows/{layer[len('layer'):]}/{expert}").item() == 0:
                 parameter.grad = None
+    with torch.no_grad():
+        for name, rate in dump.json["own_rate"].items():
+            parameters[name] -= rate * parameters[name].grad
+            parameters[name].grad = None
     optimizer = torch.optim.Adam(parameters.values(), lr=adam["rate"],
                                  betas=(adam["beta1"], adam["beta2"]), eps=adam["epsilon"])
     for name, parameter in parameters.items():

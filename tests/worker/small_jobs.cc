@@ -122,6 +122,54 @@ const std::map<std::string, std::string>& Layers() {
                                                   residual: true
                                                 }
                                               )pb"},
+                                             {"strict", R"pb(
+                                                layers {
+                                                  lstm { hidden: 7 }
+                                                  dropout: 0.2
+                                                  residual: true
+                                                }
+                                                layers {
+                                                  moe {
+                                                    experts: 6
+                                                    k: 2
+                                                    hidden: 5
+                                                    groups: 3
+                                                    gating: GATING_STRICTLY_BALANCED
+                                                    w_importance: 0.2
+                                                    sigmoid_output: true
+                                                  }
+                                                  dropout: 0.1
+                                                  residual: true
+                                                }
+                                                layers {
+                                                  moe {
+                                                    experts: 3
+                                                    k: 1
+                                                    hidden: 5
+                                                    groups: 1
+                                                    gating: GATING_STRICTLY_BALANCED
+                                                  }
+                                                  residual: true
+                                                }
+                                              )pb"},
+                                             {"softmax", R"pb(
+                                                layers {
+                                                  lstm { hidden: 7 }
+                                                  residual: true
+                                                }
+                                                layers {
+                                                  moe {
+                                                    experts: 5
+                                                    k: 5
+                                                    hidden: 5
+                                                    groups: 5
+                                                    gating: GATING_SOFTMAX
+                                                    w_importance: 0.3
+                                                    sigmoid_output: true
+                                                  }
+                                                  dropout: 0.2
+                                                }
+                                              )pb"},
                                              {"lstm", R"pb(
                                                 layers {
                                                   lstm { hidden: 7 }

@@ -5,15 +5,14 @@
 #include <vector>
 
 #include "common/kernels/backend.h"
-#include "worker/gating/choices.h"
+#include "worker/gating/gate.h"
 #include "worker/layers/parameter.h"
-#include "worker/layers/pass.h"
 
 namespace moe {
 
 // The gate of one MoE layer (eq. 3-5), applied to all rows of a micro-batch at once, and
 // its part in the balancing losses (eq. 6-11).
-class NoisyTopKGate {
+class NoisyTopKGate final : public Gate {
  public:
   struct Parameters {
     Parameter wg;      // [d, n]
@@ -24,19 +23,13 @@ class NoisyTopKGate {
   NoisyTopKGate(Backend& backend, uint32_t layer_id, const Parameters& parameters,
                 int32_t k, int64_t rows, int32_t waves);
 
-  // x: [T, d]. In evaluation there is no noise, and a row whose target (host, [T]) is -1
-  // is padding: it has no expert and counts in neither importance nor load.
+  // In evaluation there is no noise.
   void Forward(const Pass& pass, int32_t wave, ConstMatrix x,
-               std::span<const int32_t> target);
-  // Valid until the next Forward of the wave.
-  const Choices& choices(int32_t wave) const { return waves_[wave].choices; }
-
-  // After a Forward in training, with the same pass and x. dgate: [p] <dL/dy, E_i(x)>;
-  // dimportance, dload: [n] gradients of the balancing losses by the step's totals. Adds
-  // to dx.
+               std::span<const int32_t> target) override;
+  const Choices& choices(int32_t wave) const override { return waves_[wave].choices; }
   void Backward(const Pass& pass, int32_t wave, ConstMatrix x,
                 std::span<const float> dgate, std::span<const double> dimportance,
-                std::span<const double> dload, Matrix dx);
+                std::span<const double> dload, Matrix dx) override;
 
  private:
   struct Wave {

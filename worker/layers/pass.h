@@ -14,6 +14,8 @@ struct Pass {
   uint64_t seed = 0;
   uint64_t step = 0;
   uint32_t replica = 0;
+  // Of the whole step, all replicas and waves; training only.
+  int64_t tokens = 0;
 
   bool training() const { return mode == PassMode::kTrain; }
   // layer_id: 0 for the embedding, l + 1 for layer l.

@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "glog/logging.h"
-#include "worker/gating/noisy_top_k_gate.h"
+#include "worker/gating/gate.h"
 #include "worker/layers/dropout.h"
 #include "worker/layers/embedding.h"
 #include "worker/layers/lstm.h"
@@ -19,15 +19,14 @@ namespace {
 
 // The worker's half of a MoE layer.
 struct MoeLayer {
-  MoeLayer(Backend& backend, int32_t index, const v1::Moe& moe,
-           const NoisyTopKGate::Parameters& parameters, int64_t rows, int64_t d,
-           int32_t waves)
-      : gate(backend, index + 1, parameters, moe.k(), rows, waves),
+  MoeLayer(Backend& backend, const v1::Moe& moe, std::unique_ptr<Gate> gate, int64_t rows,
+           int64_t d, int32_t waves)
+      : gate(std::move(gate)),
         output(backend, moe.sigmoid_output(), rows, d, waves),
         x(waves, std::vector<float>(rows * d)),
         calls(waves) {}
 
-  NoisyTopKGate gate;
+  std::unique_ptr<Gate> gate;
   MoeOutput output;
   std::vector<std::vector<float>> x;  // [waves][T, d] host copies of the layer's input
   std::vector<MoeCall> calls;         // [waves]
@@ -162,11 +161,12 @@ ReplicaModel::Impl::Impl(Backend& backend, const v1::Job& job, const ModelPlan& 
     } else {
       CHECK(layer.has_moe()) << "layer " << l;
       const std::string prefix = absl::StrCat("layer", l, ".moe.");
+      const auto named = [&](const std::string& name) {
+        return Named(parameters, prefix + name);
+      };
       state.moe = std::make_unique<MoeLayer>(
-          backend, l, layer.moe(),
-          NoisyTopKGate::Parameters{Named(parameters, prefix + "wg"),
-                                    Named(parameters, prefix + "wnoise")},
-          rows_, d_, waves);
+          backend, layer.moe(),
+          MakeGate(backend, l + 1, layer.moe(), named, rows_, waves), rows_, d_, waves);
       moe_layers_.push_back(l);
     }
   }
@@ -235,6 +235,7 @@ absl::Status ReplicaModel::Impl::LoadState(const std::string& state) {
 void ReplicaModel::Impl::BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step) {
   pass_.step = step;
   pass_.mode = mode;
+  pass_.tokens = tokens_of_step;
   if (mode == PassMode::kEvaluate) return;
   CHECK_GT(tokens_of_step, 0);
   gradient_scale_ = static_cast<float>(1.0 / static_cast<double>(tokens_of_step));
@@ -281,10 +282,10 @@ void ReplicaModel::Impl::FinishLayer(int32_t layer, int32_t wave, ConstMatrix y)
 void ReplicaModel::Impl::ForwardGate(int32_t layer, int32_t wave) {
   MoeLayer& moe = *layers_[layer].moe;
   const ConstMatrix x = Input(layer, wave);
-  moe.gate.Forward(pass_, wave, x, target_[wave]);
+  moe.gate->Forward(pass_, wave, x, target_[wave]);
   backend_.Download(x.data, moe.x[wave].data(), x.size() * sizeof(float));
 
-  const Choices& choices = moe.gate.choices(wave);
+  const Choices& choices = moe.gate->choices(wave);
   MoeCall& call = moe.calls[wave];
   call.layer = layer;
   call.offset = choices.offset;
@@ -331,8 +332,8 @@ void ReplicaModel::Impl::SetMoeGradient(int segment, int32_t wave,
   const int32_t layer = moe_layer(segment);
   scratch_.Upload(dx);
   backend_.Add(scratch_.size(), scratch_.data(), gradient_[wave].data());
-  layers_[layer].moe->gate.Backward(pass_, wave, Input(layer, wave), dgate, dimportance,
-                                    dload, gradient_[wave].view());
+  layers_[layer].moe->gate->Backward(pass_, wave, Input(layer, wave), dgate, dimportance,
+                                     dload, gradient_[wave].view());
 }
 
 std::string ReplicaModel::Impl::FirstNonFinite(int32_t wave) const {

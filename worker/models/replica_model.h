@@ -35,7 +35,7 @@
 namespace moe {
 
 // What the gate of one MoE layer chose for one micro-batch of T tokens: p pairs of token
-// and expert (worker/gating/choices.h). Host memory, owned by the model, valid until the
+// and expert (worker/gating/gate.h). Host memory, owned by the model, valid until the
 // next Forward of the same segment and wave.
 struct MoeCall {
   int32_t layer = 0;                   // index into Model.layers

@@ -15,6 +15,7 @@ void PassResult::Add(const PassResult& other) {
     losses[i].set_tokens(losses[i].tokens() + other.losses[i].tokens());
   }
   for (size_t m = 0; m < balance.size(); ++m) {
+    balance[m].unrouted += other.balance[m].unrouted;
     for (size_t e = 0; e < balance[m].assigned.size(); ++e) {
       balance[m].assigned[e] += other.balance[m].assigned[e];
       balance[m].importance[e] += other.balance[m].importance[e];
@@ -198,6 +199,15 @@ PassResult StepRunner::Summarize(std::span<const MicroBatch> batches) const {
     const int32_t experts = job_.model().layers(balance.layer).moe().experts();
     balance.assigned.resize(experts);
     balance.importance.resize(experts);
+    for (size_t i = 0; i < owned_.size(); ++i) {
+      for (int32_t wave = 0; wave < waves_; ++wave) {
+        const std::span<const int32_t> offset = models_[i]->moe_call(segment, wave).offset;
+        const std::vector<int32_t>& target = batches[i * waves_ + wave].target;
+        for (size_t t = 0; t < target.size(); ++t) {
+          if (target[t] >= 0 && offset[t] == offset[t + 1]) ++balance.unrouted;
+        }
+      }
+    }
   }
   ForEachChoice([&](const Choice& choice) {
     PassResult::Balance& balance = result.balance[choice.segment];

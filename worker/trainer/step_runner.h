@@ -34,12 +34,13 @@ struct MicroBatch {
 struct PassResult {
   // One for each owned replica, ascending.
   std::vector<v1::ReplicaLoss> losses;
-  // One for each MoE layer: tokens of the owned replicas that chose each expert, and the sums of
-  // their gates.
+  // One for each MoE layer: tokens of the owned replicas that chose each expert, the sums of their
+  // gates, and the number of tokens that chose none.
   struct Balance {
     uint32_t layer = 0;
     std::vector<uint64_t> assigned;
     std::vector<double> importance;
+    uint64_t unrouted = 0;
   };
   std::vector<Balance> balance;
 

@@ -188,6 +188,7 @@ v1::ReportStepRequest Trainer::Report(uint64_t step, const PassResult& pass,
     balance->set_cv_load(CoefficientOfVariation(totals.load));
     balance->mutable_assigned()->Add(pass.balance[m].assigned.begin(),
                                      pass.balance[m].assigned.end());
+    balance->set_unrouted(pass.balance[m].unrouted);
   }
   return report;
 }
@@ -236,6 +237,7 @@ absl::Status Trainer::Evaluate(v1::Split split, uint64_t version, TopContexts* c
     balance->set_layer(layer.layer);
     balance->mutable_assigned()->Add(layer.assigned.begin(), layer.assigned.end());
     balance->mutable_importance()->Add(layer.importance.begin(), layer.importance.end());
+    balance->set_unrouted(layer.unrouted);
   }
   return member_.ReportEvaluation(std::move(report)).status();
 }

@@ -7,6 +7,7 @@
 
 #include "common/kernels/cpu/activations.h"
 #include "common/kernels/cpu/check.h"
+#include "common/kernels/cpu/chosen_softmax.h"
 #include "common/kernels/cpu/experts.h"
 #include "common/kernels/cpu/flush_denormals.h"
 #include "common/kernels/cpu/gating.h"
@@ -17,6 +18,7 @@
 #include "common/kernels/cpu/reductions.h"
 #include "common/kernels/cpu/rows.h"
 #include "common/kernels/cpu/softmax.h"
+#include "common/kernels/cpu/strict_gating.h"
 
 namespace moe::cpu {
 namespace {
@@ -148,6 +150,11 @@ double CpuBackend::SoftmaxCrossEntropy(Matrix logits, std::span<const int32_t> t
   return cpu::SoftmaxCrossEntropy(context_, logits, target, gradient_scale);
 }
 
+void CpuBackend::LogSoftmax(Matrix x) {
+  const FlushDenormals flush;
+  cpu::LogSoftmax(context_, x);
+}
+
 void CpuBackend::NoisyTopKForward(const GateBatch& batch) {
   const FlushDenormals flush;
   cpu::NoisyTopKForward(context_, batch);
@@ -157,6 +164,40 @@ void CpuBackend::NoisyTopKBackward(const GateBatch& batch, const float* dgate,
                                    const float* dload, Matrix dclean, Matrix draw) {
   const FlushDenormals flush;
   cpu::NoisyTopKBackward(context_, batch, dgate, dload, dclean, draw);
+}
+
+void CpuBackend::ChooseLargest(ConstMatrix x, int64_t m, RandomKey key, uint8_t* chosen) {
+  const FlushDenormals flush;
+  cpu::ChooseLargest(context_, x, m, key, chosen);
+}
+
+void CpuBackend::ChooseAbove(ConstMatrix x, const float* threshold,
+                             std::span<const int32_t> target, uint8_t* chosen) {
+  const FlushDenormals flush;
+  cpu::ChooseAbove(context_, x, threshold, target, chosen);
+}
+
+void CpuBackend::CountAbove(ConstMatrix x, const float* threshold, int32_t* count) {
+  const FlushDenormals flush;
+  cpu::CountAbove(context_, x, threshold, count);
+}
+
+int64_t CpuBackend::CountChosen(int64_t tokens, int64_t n, const uint8_t* chosen,
+                                int32_t* offset) {
+  return cpu::CountChosen(tokens, n, chosen, offset);
+}
+
+void CpuBackend::ChosenSoftmaxForward(ConstMatrix x, const uint8_t* chosen,
+                                      const int32_t* offset, int32_t* expert,
+                                      float* gate) {
+  const FlushDenormals flush;
+  cpu::ChosenSoftmaxForward(context_, x, chosen, offset, expert, gate);
+}
+
+void CpuBackend::ChosenSoftmaxBackward(const int32_t* offset, const int32_t* expert,
+                                       const float* gate, const float* dgate, Matrix dx) {
+  const FlushDenormals flush;
+  cpu::ChosenSoftmaxBackward(context_, offset, expert, gate, dgate, dx);
 }
 
 void CpuBackend::ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x,

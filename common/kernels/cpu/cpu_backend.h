@@ -51,10 +51,22 @@ class CpuBackend final : public Backend {
 
   double SoftmaxCrossEntropy(Matrix logits, std::span<const int32_t> target,
                              float gradient_scale) override;
+  void LogSoftmax(Matrix x) override;
 
   void NoisyTopKForward(const GateBatch& batch) override;
   void NoisyTopKBackward(const GateBatch& batch, const float* dgate, const float* dload,
                          Matrix dclean, Matrix draw) override;
+
+  void ChooseLargest(ConstMatrix x, int64_t m, RandomKey key, uint8_t* chosen) override;
+  void ChooseAbove(ConstMatrix x, const float* threshold, std::span<const int32_t> target,
+                   uint8_t* chosen) override;
+  void CountAbove(ConstMatrix x, const float* threshold, int32_t* count) override;
+  int64_t CountChosen(int64_t tokens, int64_t n, const uint8_t* chosen,
+                      int32_t* offset) override;
+  void ChosenSoftmaxForward(ConstMatrix x, const uint8_t* chosen, const int32_t* offset,
+                            int32_t* expert, float* gate) override;
+  void ChosenSoftmaxBackward(const int32_t* offset, const int32_t* expert,
+                             const float* gate, const float* dgate, Matrix dx) override;
 
   void ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x,
                      std::span<const Matrix> hidden, Matrix y) override;

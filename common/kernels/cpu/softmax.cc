@@ -77,4 +77,20 @@ double SoftmaxCrossEntropy(const Context& context, Matrix logits,
   return total;
 }
 
+void LogSoftmax(const Context& context, Matrix x) {
+  if (x.cols == 0) return;
+  ForRanges(context.parallel, x.rows, kGrain / x.cols + 1,
+            [&](int64_t begin, int64_t end) {
+              for (int64_t r = begin; r < end; ++r) {
+                float* row = x.row(r);
+                const float max = RowMax(row, x.cols);
+                const double sum = ExpSum<false>(row, x.cols, max);
+                const Vec log_sum = Splat(static_cast<float>(max + std::log(sum)));
+                ForLanes(x.cols, [&](auto lanes, int64_t i) {
+                  lanes.Store(row + i, _mm256_sub_ps(lanes.Load(row + i), log_sum));
+                });
+              }
+            });
+}
+
 }  // namespace moe::cpu

@@ -10,4 +10,6 @@ namespace moe::cpu {
 double SoftmaxCrossEntropy(const Context& context, Matrix logits,
                            std::span<const int32_t> target, float gradient_scale);
 
+void LogSoftmax(const Context& context, Matrix x);
+
 }  // namespace moe::cpu

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "common/random/random.h"
@@ -60,6 +61,7 @@ class MicroBatchPass {
              std::vector<Row>& importance, std::vector<Row>& load,
              std::vector<std::vector<int64_t>>& rows_of_expert) {
     target_ = batch.target;
+    threshold_loss_ = 0;
     std::vector<Row> x;
     const Row& table = Named("embedding");
     for (int32_t word : batch.input) {
@@ -97,6 +99,9 @@ class MicroBatchPass {
     }
     return loss_sum;
   }
+
+  // Of the last Run.
+  double threshold_loss() const { return threshold_loss_; }
 
  private:
   const Row& Named(const std::string& name) const { return parameters_.at(name); }
@@ -148,11 +153,36 @@ class MicroBatchPass {
   std::vector<Row> MoeLayer(int l, const std::vector<Row>& x, Row& importance, Row& load,
                             std::vector<int64_t>& rows_of_expert) {
     const v1::Moe& moe = job_.model().layers(l).moe();
-    std::vector<Row> y;
+    const std::string prefix = "layer" + std::to_string(l) + ".moe.";
+    std::vector<Row> gates(x.size(), Row(moe.experts(), 0));  // 0: not chosen
+    if (moe.gating() == v1::GATING_STRICTLY_BALANCED) {
+      gates = StrictlyBalancedGates(l, x);
+    } else {
+      for (size_t t = 0; t < x.size(); ++t) {
+        if (!training_ && target_[t] < 0) continue;
+        gates[t] = moe.gating() == v1::GATING_SOFTMAX
+                       ? Softmax(Product(x[t], Named(prefix + "wg")))
+                       : NoisyTopKGates(l, t, x[t], load);
+      }
+    }
+
+    std::vector<Row> y(x.size(), Row(d_, 0));
     for (size_t t = 0; t < x.size(); ++t) {
-      y.emplace_back(d_, 0.0);
-      if (training_ || target_[t] >= 0) {
-        AddExperts(l, t, x[t], importance, load, rows_of_expert, y[t]);
+      for (int i = 0; i < moe.experts(); ++i) {
+        const double gate = gates[t][i];
+        if (gate == 0) continue;
+        importance[i] += gate;
+        if (!SmoothLoad(moe)) load[i] += 1;
+        ++rows_of_expert[i];
+        const std::string expert = prefix + "expert" + std::to_string(i);
+        Row out = x[t];
+        for (int matrix = 1; matrix <= moe.hidden_size() + 1; ++matrix) {
+          if (matrix > 1) {
+            for (double& value : out) value = std::max(value, 0.0);
+          }
+          out = Product(out, Named(expert + ".w" + std::to_string(matrix)));
+        }
+        for (int64_t c = 0; c < d_; ++c) y[t][c] += gate * out[c];
       }
       if (moe.sigmoid_output()) {
         for (double& value : y[t]) value = Sigmoid(value);
@@ -161,8 +191,19 @@ class MicroBatchPass {
     return y;
   }
 
-  void AddExperts(int l, size_t t, const Row& x, Row& importance, Row& load,
-                  std::vector<int64_t>& rows_of_expert, Row& y) const {
+  // Load is a sum of probabilities, not of tokens.
+  bool SmoothLoad(const v1::Moe& moe) const {
+    return moe.gating() == v1::GATING_NOISY_TOP_K && training_ && moe.k() < moe.experts();
+  }
+
+  static Row Softmax(Row v) {
+    double sum = 0;
+    for (double& value : v) sum += value = std::exp(value);
+    for (double& value : v) value /= sum;
+    return v;
+  }
+
+  Row NoisyTopKGates(int l, size_t t, const Row& x, Row& load) const {
     const v1::Moe& moe = job_.model().layers(l).moe();
     const std::string prefix = "layer" + std::to_string(l) + ".moe.";
     const int n = moe.experts();
@@ -181,29 +222,52 @@ class MicroBatchPass {
       int above = 0;
       for (int j = 0; j < n; ++j) above += h[j] > h[i] || (h[j] == h[i] && j < i);
       if (above < k) kept[i] = h[i];
-    }
-    double sum = 0;
-    for (double value : kept) sum += std::exp(value);
-    for (int i = 0; i < n; ++i) {
-      const double gate = std::exp(kept[i]) / sum;
-      importance[i] += gate;
-      if (k < n && training_) {
+      if (SmoothLoad(moe)) {
         load[i] += NormalCdf((clean[i] - KthExcluding(h, k, i)) / scale[i]);  // eq. 9
-      } else {
-        load[i] += gate > 0;
       }
-      if (gate == 0) continue;
-      ++rows_of_expert[i];
-      const std::string expert = prefix + "expert" + std::to_string(i);
-      Row out = x;
-      for (int matrix = 1; matrix <= moe.hidden_size() + 1; ++matrix) {
-        if (matrix > 1) {
-          for (double& value : out) value = std::max(value, 0.0);
-        }
-        out = Product(out, Named(expert + ".w" + std::to_string(matrix)));
-      }
-      for (int64_t c = 0; c < d_; ++c) y[c] += gate * out[c];
     }
+    return Softmax(kept);
+  }
+
+  // Eq. 15-19 for all tokens; adds eq. 20 to threshold_loss_.
+  std::vector<Row> StrictlyBalancedGates(int l, const std::vector<Row>& x) {
+    const v1::Moe& moe = job_.model().layers(l).moe();
+    const std::string prefix = "layer" + std::to_string(l) + ".moe.";
+    const int n = moe.experts();
+    const size_t m = moe.k() * x.size() / n;
+    const Row& threshold = Named(prefix + "threshold");
+    std::vector<Row> log_g;
+    for (const Row& row : x) {
+      log_g.push_back(Softmax(Product(row, Named(prefix + "wg"))));
+      for (double& value : log_g.back()) value = std::log(value);
+    }
+    std::vector<Row> gates(x.size(), Row(n, 0));
+    for (int i = 0; i < n; ++i) {
+      std::vector<size_t> order(x.size());
+      std::iota(order.begin(), order.end(), 0);
+      std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+        const auto bits = [&](size_t t) {
+          return Bits(Key(Purpose::kGateTie, l + 1), t, i);
+        };
+        return log_g[a][i] != log_g[b][i] ? log_g[a][i] > log_g[b][i] : bits(a) < bits(b);
+      });
+      for (size_t j = 0; j < order.size(); ++j) {
+        const size_t t = order[j];
+        const bool above = log_g[t][i] > threshold[i];
+        const bool chosen = training_ ? j < m : above && target_[t] >= 0;
+        if (chosen) gates[t][i] = std::exp(log_g[t][i]);
+        if (training_) {
+          threshold_loss_ +=
+              (above - (j < m)) * (log_g[t][i] - threshold[i]) * x.size() / m;
+        }
+      }
+    }
+    for (Row& row : gates) {
+      const double sum = std::accumulate(row.begin(), row.end(), 0.0);
+      if (sum == 0) continue;
+      for (double& gate : row) gate /= sum;
+    }
+    return gates;
   }
 
   const v1::Job& job_;
@@ -215,6 +279,7 @@ class MicroBatchPass {
   const size_t lanes_;
   const int64_t d_;
   std::vector<int32_t> target_;
+  double threshold_loss_ = 0;
 };
 
 }  // namespace
@@ -251,6 +316,7 @@ ReferenceModel::Result ReferenceModel::Forward(
       MicroBatchPass pass(job_, parameters, step, training, r, w);
       result.loss_sum += pass.Run(batches[r][w], result.state[r][w], importance, load,
                                   result.rows_of_expert);
+      result.threshold_loss += pass.threshold_loss();
       for (int32_t target : batches[r][w].target) tokens += target >= 0;
     }
   }
@@ -261,6 +327,7 @@ ReferenceModel::Result ReferenceModel::Forward(
                            double{moe.w_load()} * CvSquared(load[l]);
   }
   result.loss = result.loss_sum / tokens + result.balance_loss;
+  result.threshold_loss /= tokens;
   return result;
 }
 
@@ -273,12 +340,17 @@ NamedValues ReferenceModel::Gradients(const NamedValues& parameters,
   NamedValues moved = parameters;
   NamedValues gradients;
   for (auto& [name, values] : moved) {
+    const bool threshold = name.ends_with(".threshold");
+    const auto loss = [&] {
+      const Result result = Forward(moved, batches, state, step, /*training=*/true);
+      return threshold ? result.threshold_loss : result.loss;
+    };
     for (double& value : values) {
       const double original = value;
       value = original + kStep;
-      const double above = Forward(moved, batches, state, step, /*training=*/true).loss;
+      const double above = loss();
       value = original - kStep;
-      const double below = Forward(moved, batches, state, step, /*training=*/true).loss;
+      const double below = loss();
       value = original;
       gradients[name].push_back((above - below) / (2 * kStep));
     }

@@ -40,6 +40,10 @@ class ReferenceModel {
     double loss_sum = 0;      // sum of -ln p(target)
     double balance_loss = 0;  // all L_importance and L_load
     double loss = 0;          // loss_sum / tokens + balance_loss
+    // L_batchwise (eq. 20, in the logarithms of X and T) / m, its mean over the tokens of
+    // the step. It has a part in the gradients of the thresholds alone, and they in nothing
+    // else.
+    double threshold_loss = 0;
     // By layer, empty if it is no MoE: how many rows each expert had.
     std::vector<std::vector<int64_t>> rows_of_expert;
     CarriedState state;

@@ -1,0 +1,30 @@
+#include "glog/logging.h"
+#include "worker/gating/gate.h"
+#include "worker/gating/noisy_top_k_gate.h"
+#include "worker/gating/softmax_gate.h"
+#include "worker/gating/strictly_balanced_gate.h"
+
+namespace moe {
+
+std::unique_ptr<Gate> MakeGate(
+    Backend& backend, uint32_t layer_id, const v1::Moe& moe,
+    const std::function<Parameter(const std::string&)>& parameter, int64_t rows,
+    int32_t waves) {
+  switch (moe.gating()) {
+    case v1::GATING_SOFTMAX:
+      return std::make_unique<SoftmaxGate>(backend, parameter("wg"), rows, waves);
+    case v1::GATING_STRICTLY_BALANCED:
+      return std::make_unique<StrictlyBalancedGate>(
+          backend, layer_id,
+          StrictlyBalancedGate::Parameters{parameter("wg"), parameter("threshold")},
+          moe.k(), rows, waves);
+    default:
+      CHECK_EQ(moe.gating(), v1::GATING_NOISY_TOP_K);
+      return std::make_unique<NoisyTopKGate>(
+          backend, layer_id,
+          NoisyTopKGate::Parameters{parameter("wg"), parameter("wnoise")}, moe.k(), rows,
+          waves);
+  }
+}
+
+}  // namespace moe

@@ -1,0 +1,43 @@
+#include "worker/gating/softmax_gate.h"
+
+#include <algorithm>
+
+#include "glog/logging.h"
+
+namespace moe {
+
+SoftmaxGate::SoftmaxGate(Backend& backend, const Parameter& wg, int64_t rows,
+                         int32_t waves)
+    : backend_(backend),
+      wg_(wg),
+      bytes_((wg.value.cols + 7) / 8),
+      all_experts_(bytes_, 0xFF),
+      softmax_(backend, wg, rows, waves),
+      logits_(backend, rows, wg.value.cols),
+      chosen_(backend, rows * bytes_),
+      host_chosen_(rows * bytes_) {
+  all_experts_.back() >>= 8 * bytes_ - wg.value.cols;
+}
+
+void SoftmaxGate::Forward(const Pass& pass, int32_t wave, ConstMatrix x,
+                          std::span<const int32_t> target) {
+  backend_.Gemm(Transpose::kNo, Transpose::kNo, 1, x, wg_.value, 0, logits_.view());
+  std::fill(host_chosen_.begin(), host_chosen_.end(), 0);
+  for (int64_t t = 0; t < x.rows; ++t) {
+    if (!pass.training() && target[t] < 0) continue;
+    std::copy(all_experts_.begin(), all_experts_.end(),
+              host_chosen_.begin() + t * bytes_);
+  }
+  chosen_.Upload(host_chosen_);
+  softmax_.Forward(wave, logits_.view(), chosen_.data());
+}
+
+void SoftmaxGate::Backward(const Pass& pass, int32_t wave, ConstMatrix x,
+                           std::span<const float> dgate,
+                           std::span<const double> dimportance, std::span<const double>,
+                           Matrix dx) {
+  CHECK(pass.training());
+  softmax_.Backward(wave, x, dgate, dimportance, dx);
+}
+
+}  // namespace moe

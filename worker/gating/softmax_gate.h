@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/kernels/backend.h"
+#include "worker/gating/chosen_softmax.h"
+#include "worker/gating/gate.h"
+#include "worker/layers/parameter.h"
+
+namespace moe {
+
+// G(x) = Softmax(x W_g) (eq. 2): every expert for every token, without noise.
+class SoftmaxGate final : public Gate {
+ public:
+  // wg: [d, n]. rows: T.
+  SoftmaxGate(Backend& backend, const Parameter& wg, int64_t rows, int32_t waves);
+
+  void Forward(const Pass& pass, int32_t wave, ConstMatrix x,
+               std::span<const int32_t> target) override;
+  const Choices& choices(int32_t wave) const override { return softmax_.choices(wave); }
+  // dload plays no part: Load is the number of tokens, whatever the gate says.
+  void Backward(const Pass& pass, int32_t wave, ConstMatrix x,
+                std::span<const float> dgate, std::span<const double> dimportance,
+                std::span<const double> dload, Matrix dx) override;
+
+ private:
+  Backend& backend_;
+  const Parameter wg_;
+  const int64_t bytes_;  // of a token's choices, [ceil(n / 8)]
+  std::vector<uint8_t> all_experts_;
+  ChosenSoftmax softmax_;
+  Tensor logits_;          // [T, n]
+  Array<uint8_t> chosen_;  // [T, bytes]
+  std::vector<uint8_t> host_chosen_;
+};
+
+}  // namespace moe
