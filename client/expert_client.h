@@ -7,7 +7,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "client/balance_totals.h"
+#include "client/chosen_pairs.h"
 #include "client/routing_plan.h"
+#include "common/base/moments.h"
 #include "proto/moe/v1/expert.pb.h"
 
 namespace moe {
@@ -17,34 +20,37 @@ namespace moe {
 struct ForwardCall {
   uint32_t replica = 0;
   const RoutingPlan* plan = nullptr;
-  const float* x = nullptr;            // [T, d]
-  std::span<const double> importance;  // [n] the micro-batch's sums; empty in evaluation
-  std::span<const double> load;        // [n]
+  const float* x = nullptr;  // [T, d]
+  // [n] the micro-batch's sums; empty in evaluation. Hierarchical: of the primary gate,
+  // [groups].
+  std::span<const double> importance;
+  std::span<const double> load;
 };
 struct ForwardResult {
   uint32_t replica = 0;
   const RoutingPlan* plan = nullptr;
   float* y = nullptr;  // [T, d] out: sum over groups in group order; 0 for a token
                        // without experts
+  ChosenPairs* chosen = nullptr;  // out; hierarchical only
 };
 struct BackwardCall {
   uint32_t replica = 0;
   const RoutingPlan* plan = nullptr;
   const float* dy = nullptr;  // [T, d]
+  // Hierarchical: of the layer over the whole step, from AwaitForward of the last wave.
+  const BalanceMoments* moments = nullptr;
 };
 struct BackwardResult {
   uint32_t replica = 0;
   const RoutingPlan* plan = nullptr;
-  float* dx = nullptr;     // [T, d] out: through the experts only
-  float* dgate = nullptr;  // [choices of the plan] out
+  // [T, d] out: through the experts only; hierarchical: and through the secondary gates.
+  float* dx = nullptr;
+  // [choices of the plan] out: <dL/dy, E_i(x)>; hierarchical: dL/dG_primary, with the
+  // importance loss.
+  float* dgate = nullptr;
+  // [groups] out: dL/dLoad_primary over the whole step; hierarchical only.
+  double* dload_primary = nullptr;
 };
-// Over all replicas and the waves so far, joined over the groups.
-struct BalanceTotals {
-  std::vector<double> importance;  // [n]
-  std::vector<double> load;        // [n]
-  uint64_t tokens = 0;
-};
-
 // Thread-compatible: one caller at a time. Sends return as soon as the frames are queued;
 // awaits have a deadline, and their error names the server and what it was to send.
 class ExpertClient {

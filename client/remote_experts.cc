@@ -43,10 +43,22 @@ void AddRows(const std::string& rows, const std::vector<int32_t>& token, int64_t
   }
 }
 
-bool SameBits(const google::protobuf::RepeatedField<double>& a,
-              const google::protobuf::RepeatedField<double>& b) {
-  return a.size() == b.size() &&
-         std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+// The micro-batch's sums for the group that the routing is of.
+void PutBalance(const ExpertLayout& layout, const ForwardCall& call,
+                v1::GroupRouting* routing) {
+  CHECK_EQ(call.importance.size(), static_cast<size_t>(layout.choices()));
+  CHECK_EQ(call.load.size(), static_cast<size_t>(layout.choices()));
+  const size_t count = layout.choices_per_group();
+  const auto load = call.load.subspan(routing->group() * count, count);
+  routing->mutable_load()->Add(load.begin(), load.end());
+  if (layout.hierarchical) return;
+  const auto importance = call.importance.subspan(routing->group() * count, count);
+  routing->mutable_importance()->Add(importance.begin(), importance.end());
+}
+
+void PutMoments(const Moments& moments, v1::Moments* message) {
+  message->set_mean(moments.mean);
+  message->set_variance(moments.variance);
 }
 
 // A server's replies in the order of `results`, each with exactly the groups that were
@@ -143,7 +155,6 @@ std::vector<int32_t> RemoteExperts::HostsOf(uint32_t layer) const {
 absl::Status RemoteExperts::SendForward(const v1::FrameId& id,
                                         std::span<const ForwardCall> calls) {
   const ExpertLayout& layout = this->layout(id.layer());
-  const size_t b = layout.experts_per_group();
   for (const int32_t s : HostsOf(id.layer())) {
     v1::ExchangeRequest request;
     *request.mutable_forward()->mutable_id() = id;
@@ -158,16 +169,11 @@ absl::Status RemoteExperts::SendForward(const v1::FrameId& id,
         v1::GroupRouting& routing = *frame.add_groups();
         routing.set_group(group.group);
         PutArray(std::span(group.row), routing.mutable_row());
-        PutArray(std::span(group.expert), routing.mutable_expert());
         PutArray(std::span(group.gate), routing.mutable_gate());
-        if (id.mode() == v1::MODE_TRAIN) {
-          CHECK_EQ(call.importance.size(), static_cast<size_t>(layout.experts));
-          CHECK_EQ(call.load.size(), static_cast<size_t>(layout.experts));
-          const auto importance = call.importance.subspan(group.group * b, b);
-          const auto load = call.load.subspan(group.group * b, b);
-          routing.mutable_importance()->Add(importance.begin(), importance.end());
-          routing.mutable_load()->Add(load.begin(), load.end());
+        if (!layout.hierarchical) {
+          PutArray(std::span(group.expert), routing.mutable_expert());
         }
+        if (id.mode() == v1::MODE_TRAIN) PutBalance(layout, call, &routing);
       }
     }
     RETURN_IF_ERROR(servers_.streams[s]->Send(std::move(request)));
@@ -179,7 +185,6 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
                                          std::span<const ForwardResult> results,
                                          BalanceTotals* totals) {
   const ExpertLayout& layout = this->layout(id.layer());
-  const size_t b = layout.experts_per_group();
   const ExchangeKey key = FrameKey(v1::ExchangeRequest::kForward, id);
   const absl::Time deadline = servers_.Deadline();
 
@@ -195,45 +200,51 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
                            const v1::GroupOutput& output) -> absl::Status {
       RETURN_IF_ERROR(
           CheckBytes("y", output.y().size(), group.token.size() * d_ * sizeof(float)));
-      if (id.mode() != v1::MODE_TRAIN) return absl::OkStatus();
-      RETURN_IF_ERROR(CheckBytes("importance", output.importance_size(), b));
-      return CheckBytes("load", output.load_size(), b);
+      return id.mode() == v1::MODE_TRAIN ? CheckTotals(layout, output) : absl::OkStatus();
     };
     const absl::Status collected =
         CollectGroups(responses.back().forward().replies(), results, s, check, &parts);
-    RETURN_IF_ERROR(
-        Annotate(collected, absl::StrCat("the answer of ", servers_.streams[s]->peer(),
-                                         " to ", Describe(key), " is wrong")));
+    RETURN_IF_ERROR(Annotate(collected, WrongAnswer(s, key)));
   }
 
   for (size_t r = 0; r < results.size(); ++r) {
     float* y = results[r].y;
     std::fill_n(y, results[r].plan->tokens() * d_, 0.0f);
     for (const auto& part : parts[r]) AddRows(part.reply->y(), part.plan->token, d_, y);
+    if (results[r].chosen == nullptr) continue;
+    *results[r].chosen = {};
+    for (int32_t g = 0; g < layout.groups; ++g) {
+      RETURN_IF_ERROR(
+          Annotate(AppendChosen(layout, *parts[r][g].plan, parts[r][g].reply->chosen(),
+                                results[r].chosen),
+                   absl::StrFormat("%s: replica %d, group %d",
+                                   WrongAnswer(layout.server_of_group[g], key),
+                                   results[r].replica, g)));
+    }
   }
 
   if (totals == nullptr || id.mode() != v1::MODE_TRAIN || results.empty())
     return absl::OkStatus();
-  totals->importance.clear();
-  totals->load.clear();
-  totals->tokens = parts[0][0].reply->tokens();
+  std::vector<const v1::GroupOutput*> groups;
   for (int32_t g = 0; g < layout.groups; ++g) {
-    const v1::GroupOutput& first = *parts[0][g].reply;
+    groups.push_back(parts[0][g].reply);
     for (size_t r = 0; r < results.size(); ++r) {
       const v1::GroupOutput& output = *parts[r][g].reply;
-      if (output.tokens() != totals->tokens ||
-          !SameBits(output.importance(), first.importance()) ||
-          !SameBits(output.load(), first.load())) {
-        return absl::InternalError(absl::StrFormat(
-            "the answer of %s to %s is wrong: the totals of group %d differ from others",
-            servers_.streams[layout.server_of_group[g]]->peer(), Describe(key), g));
+      if (SameTotals(output, *groups[g]) && output.tokens() == groups[0]->tokens()) {
+        continue;
       }
+      return absl::InternalError(
+          absl::StrFormat("%s: the totals of group %d differ from others",
+                          WrongAnswer(layout.server_of_group[g], key), g));
     }
-    totals->importance.insert(totals->importance.end(), first.importance().begin(),
-                              first.importance().end());
-    totals->load.insert(totals->load.end(), first.load().begin(), first.load().end());
   }
+  *totals = JoinTotals(layout, groups);
   return absl::OkStatus();
+}
+
+std::string RemoteExperts::WrongAnswer(int32_t server, const ExchangeKey& key) const {
+  return absl::StrCat("the answer of ", servers_.streams[server]->peer(), " to ",
+                      Describe(key), " is wrong");
 }
 
 absl::Status RemoteExperts::SendBackward(const v1::FrameId& id,
@@ -245,6 +256,9 @@ absl::Status RemoteExperts::SendBackward(const v1::FrameId& id,
       v1::BackwardFrame& frame = *request.mutable_backward()->add_frames();
       frame.set_replica(call.replica);
       GatherRows(call.dy, d_, call.plan->servers()[s].token, frame.mutable_dy());
+      if (call.moments == nullptr) continue;
+      PutMoments(call.moments->importance, frame.mutable_importance());
+      PutMoments(call.moments->load, frame.mutable_load());
     }
     RETURN_IF_ERROR(servers_.streams[s]->Send(std::move(request)));
   }
@@ -274,9 +288,7 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
     };
     const absl::Status collected =
         CollectGroups(responses.back().backward().replies(), results, s, check, &parts);
-    RETURN_IF_ERROR(
-        Annotate(collected, absl::StrCat("the answer of ", servers_.streams[s]->peer(),
-                                         " to ", Describe(key), " is wrong")));
+    RETURN_IF_ERROR(Annotate(collected, WrongAnswer(s, key)));
   }
 
   for (size_t r = 0; r < results.size(); ++r) {
@@ -289,6 +301,10 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
         std::memcpy(&result.dgate[part.plan->choice[i]], dgate + i * sizeof(float),
                     sizeof(float));
       }
+    }
+    if (result.dload_primary == nullptr) continue;
+    for (int32_t g = 0; g < layout.groups; ++g) {
+      result.dload_primary[g] = parts[r][g].reply->dload_primary();
     }
   }
   return absl::OkStatus();

@@ -14,7 +14,7 @@ RoutingPlan::RoutingPlan(const ExpertLayout& layout, std::span<const int32_t> of
   CHECK_EQ(offset.back(), choices_);
   CHECK_EQ(gate.size(), expert.size());
   CHECK_EQ(layout.server_of_group.size(), static_cast<size_t>(layout.groups));
-  const int32_t b = layout.experts_per_group();
+  const int32_t b = layout.choices_per_group();
 
   // Position of each group among its server's.
   std::vector<int32_t> position(layout.groups);
@@ -29,7 +29,7 @@ RoutingPlan::RoutingPlan(const ExpertLayout& layout, std::span<const int32_t> of
     for (int32_t c = offset[t]; c < offset[t + 1]; ++c) {
       const int32_t e = expert[c];
       CHECK_GE(e, 0);
-      CHECK_LT(e, layout.experts);
+      CHECK_LT(e, layout.choices());
       CHECK(c == offset[t] || expert[c - 1] < e)
           << "experts of token " << t << " don't ascend";
       const int32_t g = e / b;

@@ -16,10 +16,15 @@ struct ExpertLayout {
   int32_t experts = 0;
   int32_t groups = 0;
   int32_t servers = 0;
+  // The worker's gate chooses groups, and each group's own gate among its experts.
+  bool hierarchical = false;
   // [groups]: index of the server that hosts each.
   std::vector<int32_t> server_of_group;
 
   int32_t experts_per_group() const { return experts / groups; }
+  // Of what the worker's gate chooses among, in a group and in the layer.
+  int32_t choices_per_group() const { return hierarchical ? 1 : experts_per_group(); }
+  int32_t choices() const { return hierarchical ? groups : experts; }
 };
 
 class RoutingPlan {
@@ -27,7 +32,7 @@ class RoutingPlan {
   // One group's pairs of (row, expert), ascending by row, then expert.
   struct Group {
     int32_t group = 0;
-    // [p]: row in the server's frame, expert within the group, gate.
+    // [p]: row in the server's frame, expert within the group (hierarchical: 0), gate.
     std::vector<uint32_t> row;
     std::vector<uint32_t> expert;
     std::vector<float> gate;
@@ -44,8 +49,8 @@ class RoutingPlan {
     std::vector<Group> groups;
   };
 
-  // Token t chose the experts [offset[t], offset[t + 1]), any number of them, ascending.
-  // offset: [tokens + 1]; expert, gate: [choices].
+  // Token t chose the experts [offset[t], offset[t + 1]), any number of them, ascending;
+  // hierarchical: groups instead of experts. offset: [tokens + 1]; expert, gate: [choices].
   RoutingPlan(const ExpertLayout& layout, std::span<const int32_t> offset,
               std::span<const int32_t> expert, std::span<const float> gate);
 

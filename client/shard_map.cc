@@ -44,6 +44,7 @@ absl::StatusOr<ShardMap> MakeShardMap(const v1::ClusterState& state,
       ExpertLayout& layout = map.layouts[static_cast<uint32_t>(shard.layer)];
       layout.experts += shard.experts;
       layout.groups += 1;
+      layout.hierarchical = shard.gate_tensors > 0;
       layout.server_of_group.push_back(server);
     }
   }

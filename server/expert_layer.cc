@@ -1,5 +1,6 @@
 #include "server/expert_layer.h"
 
+#include <optional>
 #include <utility>
 
 #include "glog/logging.h"
@@ -30,11 +31,12 @@ ExpertLayer::ExpertLayer(Backend& backend, int64_t width,
   CHECK(!shards_.empty());
   shape_.width = width;
   shape_.experts_per_group = shards_[0]->spec().experts;
+  shape_.hierarchical = shards_[0]->spec().gate_tensors > 0;
   for (const auto& shard : shards_) shape_.groups.push_back(shard->spec().group);
 }
 
 std::vector<v1::ForwardReply> ExpertLayer::Forward(
-    v1::Mode mode, uint32_t wave,
+    v1::Mode mode, uint64_t step, uint32_t wave,
     std::span<const std::shared_ptr<const ForwardInput>> inputs) {
   WaveRows rows;
   std::vector<const Tensor*> parts;
@@ -43,15 +45,22 @@ std::vector<v1::ForwardReply> ExpertLayer::Forward(
   for (const auto& input : inputs) {
     parts.push_back(&input->x);
     rows.begin.push_back(rows.begin.back() + input->x.rows());
+    rows.token.insert(rows.token.end(), input->token.begin(), input->token.end());
     tokens += input->tokens;
   }
   rows.x = Concatenate(backend_, shape_.width, parts);
 
   std::vector<std::vector<v1::GroupOutput>> outputs(shards_.size());
   backend_.parallel().For(shards_.size(), [&](int64_t g) {
-    std::vector<const GroupPairs*> pairs;
-    for (const auto& input : inputs) pairs.push_back(&input->groups[g]);
-    outputs[g] = shards_[g]->Forward(mode, wave, rows, pairs);
+    if (shape_.hierarchical) {
+      std::vector<const GroupRows*> chosen;
+      for (const auto& input : inputs) chosen.push_back(&input->rows[g]);
+      outputs[g] = shards_[g]->Forward(mode, step, wave, rows, chosen);
+    } else {
+      std::vector<const GroupPairs*> pairs;
+      for (const auto& input : inputs) pairs.push_back(&input->pairs[g]);
+      outputs[g] = shards_[g]->Forward(mode, wave, rows, pairs);
+    }
   });
 
   const bool train = mode == v1::MODE_TRAIN;
@@ -79,9 +88,11 @@ std::vector<v1::BackwardReply> ExpertLayer::Backward(
   for (const auto& input : inputs) parts.push_back(&input->dy);
   rows.dy = Concatenate(backend_, shape_.width, parts);
 
+  // The same in all inputs.
+  const std::optional<BalanceMoments>& moments = inputs[0]->moments;
   std::vector<std::vector<v1::GroupGradient>> gradients(shards_.size());
   backend_.parallel().For(shards_.size(), [&](int64_t g) {
-    gradients[g] = shards_[g]->Backward(wave, rows);
+    gradients[g] = shards_[g]->Backward(wave, rows, moments ? &*moments : nullptr);
   });
   std::vector<v1::BackwardReply> replies(inputs.size());
   for (size_t r = 0; r < inputs.size(); ++r) {

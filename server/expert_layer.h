@@ -24,9 +24,10 @@ class ExpertLayer {
   const std::vector<std::unique_ptr<ExpertShard>>& shards() const { return shards_; }
   const LayerShape& shape() const { return shape_; }
 
-  // inputs: [R]. One reply for each replica. MODE_TRAIN: waves in ascending order.
+  // inputs: [R]. One reply for each replica. MODE_TRAIN: waves in ascending order. step: of
+  // the frames (FrameId).
   std::vector<v1::ForwardReply> Forward(
-      v1::Mode mode, uint32_t wave,
+      v1::Mode mode, uint64_t step, uint32_t wave,
       std::span<const std::shared_ptr<const ForwardInput>> inputs);
   std::vector<v1::BackwardReply> Backward(
       uint32_t wave, std::span<const std::shared_ptr<const BackwardInput>> inputs);

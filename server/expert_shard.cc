@@ -26,6 +26,16 @@ std::vector<int64_t> HiddenWidths(const ModelPlan& plan, const ShardSpec& spec) 
   return widths;
 }
 
+template <typename T>
+void PutArray(const std::vector<T>& values, std::string* bytes) {
+  bytes->assign(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
+}
+
+void PutSpread(const Spread& spread, v1::Spread* message) {
+  message->set_mean(spread.mean);
+  message->set_m2(spread.m2);
+}
+
 }  // namespace
 
 ExpertShard::ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpec& spec,
@@ -43,6 +53,7 @@ ExpertShard::ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpe
     m_.push_back(parameters_.m(i));
     v_.push_back(parameters_.v(i));
   }
+  if (spec.gate_tensors > 0) gate_.emplace(backend, job, spec_, parameters_);
 }
 
 ExpertShard::~ExpertShard() = default;
@@ -124,9 +135,8 @@ void ExpertShard::AddTotals(uint32_t wave, std::span<const GroupPairs* const> pa
   }
 }
 
-std::vector<v1::GroupOutput> ExpertShard::Forward(
-    v1::Mode mode, uint32_t wave, const WaveRows& rows,
-    std::span<const GroupPairs* const> pairs) {
+std::vector<v1::GroupOutput> ExpertShard::RunExperts(
+    v1::Mode mode, const WaveRows& rows, std::span<const GroupPairs* const> pairs) {
   std::vector<float> host_gate;
   WaveBatch batch = Join(rows, pairs, &host_gate);
   std::vector<v1::GroupOutput> outputs(pairs.size());
@@ -149,25 +159,60 @@ std::vector<v1::GroupOutput> ExpertShard::Forward(
                    outputs[r].mutable_y());
     }
   }
-  if (mode != v1::MODE_TRAIN) return outputs;
+  if (mode == v1::MODE_TRAIN) waves_.push_back(std::move(batch));
+  return outputs;
+}
 
+std::vector<v1::GroupOutput> ExpertShard::Forward(
+    v1::Mode mode, uint32_t wave, const WaveRows& rows,
+    std::span<const GroupPairs* const> pairs) {
+  if (mode == v1::MODE_TRAIN) CHECK_EQ(wave, waves_.size());
+  std::vector<v1::GroupOutput> outputs = RunExperts(mode, rows, pairs);
+  if (mode != v1::MODE_TRAIN) return outputs;
   AddTotals(wave, pairs);
   for (v1::GroupOutput& output : outputs) {
     output.mutable_importance()->Assign(importance_.begin(), importance_.end());
     output.mutable_load()->Assign(load_.begin(), load_.end());
   }
-  CHECK_EQ(wave, waves_.size());
-  waves_.push_back(std::move(batch));
   return outputs;
 }
 
-std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave,
-                                                     const WaveRows& rows) {
+std::vector<v1::GroupOutput> ExpertShard::Forward(
+    v1::Mode mode, uint64_t step, uint32_t wave, const WaveRows& rows,
+    std::span<const GroupRows* const> chosen) {
+  const std::vector<GroupPairs> pairs = gate_->Forward(mode, step, wave, rows, chosen);
+  std::vector<const GroupPairs*> by_replica;
+  for (const GroupPairs& replica : pairs) by_replica.push_back(&replica);
+  std::vector<v1::GroupOutput> outputs = RunExperts(mode, rows, by_replica);
+  for (size_t r = 0; r < pairs.size(); ++r) {
+    v1::GroupRouting& routing = *outputs[r].mutable_chosen();
+    routing.set_group(spec_.group);
+    PutArray(pairs[r].row, routing.mutable_row());
+    PutArray(pairs[r].expert, routing.mutable_expert());
+    PutArray(pairs[r].gate, routing.mutable_gate());
+  }
+  if (mode != v1::MODE_TRAIN) return outputs;
+  const Spread importance = gate_->ImportanceSpread();
+  const Spread load = gate_->LoadSpread();
+  for (v1::GroupOutput& output : outputs) {
+    PutSpread(importance, output.mutable_importance_spread());
+    PutSpread(load, output.mutable_load_spread());
+  }
+  return outputs;
+}
+
+std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave, const WaveRows& rows,
+                                                     const BalanceMoments* moments) {
   CHECK_LT(wave, waves_.size());
+  CHECK_EQ(moments != nullptr, gate_.has_value());
   WaveBatch& batch = waves_[wave];
   const size_t replicas = rows.begin.size() - 1;
   std::vector<v1::GroupGradient> gradients(replicas);
-  for (v1::GroupGradient& gradient : gradients) gradient.set_group(spec_.group);
+  const double dload_primary = gate_ ? gate_->LoadPrimaryGradient(*moments) : 0;
+  for (v1::GroupGradient& gradient : gradients) {
+    gradient.set_group(spec_.group);
+    gradient.set_dload_primary(dload_primary);
+  }
   if (batch.pairs() == 0) return gradients;
 
   Tensor dy(backend_, batch.pairs(), width_);
@@ -180,17 +225,22 @@ std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave,
                           Views<ConstMatrix>(batch.hidden), dgate.data(),
                           Views<Matrix>(batch.dhidden), dx.view());
   backend_.CombineRows(dx.view(), batch.offset, batch.position, nullptr, combined.view());
-  std::vector<float> host_dgate(batch.pairs());
-  dgate.Download(host_dgate);
+  std::vector<float> by_position(batch.pairs());
+  dgate.Download(by_position);
+  std::vector<float> by_pair;
+  for (int32_t position : batch.position) by_pair.push_back(by_position[position]);
+  // What goes back as dgate: by pair, or by row what the group's gate makes of it.
+  std::vector<float> result = std::move(by_pair);
+  std::span<const int64_t> begin = batch.replica_pair;
+  if (gate_) {
+    result = gate_->Backward(wave, *moments, result, combined.view());
+    begin = batch.replica_row;
+  }
   for (size_t r = 0; r < replicas; ++r) {
     DownloadRows(backend_, combined, batch.replica_row[r], batch.replica_row[r + 1],
                  gradients[r].mutable_dx());
-    std::vector<float> by_pair;
-    for (int64_t i = batch.replica_pair[r]; i < batch.replica_pair[r + 1]; ++i) {
-      by_pair.push_back(host_dgate[batch.position[i]]);
-    }
-    gradients[r].mutable_dgate()->assign(reinterpret_cast<const char*>(by_pair.data()),
-                                         by_pair.size() * sizeof(float));
+    PutArray(std::vector<float>(result.begin() + begin[r], result.begin() + begin[r + 1]),
+             gradients[r].mutable_dgate());
   }
   return gradients;
 }
@@ -243,6 +293,7 @@ const ExpertShard::StepBatch& ExpertShard::Gather(std::span<const WaveRows> wave
 
 void ExpertShard::AppendSquareSums(std::span<const WaveRows> waves,
                                    std::vector<v1::TensorSquareSum>* sums) {
+  if (gate_) gate_->AppendSquareSums(waves, sums);
   const StepBatch& step = Gather(waves);
   if (step.experts.empty()) return;
   std::vector<double> values(matrices() * step.experts.size());
@@ -281,6 +332,7 @@ void ExpertShard::Apply(std::span<const WaveRows> waves, double rate, double sca
     backend_.ExpertUpdates(updates, step.x.view(), Views<ConstMatrix>(step.hidden),
                            Views<ConstMatrix>(step.dhidden), step.gated_dy.view());
   }
+  if (gate_) gate_->Apply(waves, rate, scale);
   step_.reset();
   waves_.clear();
 }

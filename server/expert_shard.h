@@ -17,17 +17,11 @@
 #include "proto/moe/v1/parameter.pb.h"
 #include "server/frames.h"
 #include "server/parameter_block.h"
+#include "server/secondary_gate.h"
 #include "server/shard.h"
+#include "server/wave_rows.h"
 
 namespace moe {
-
-// The rows of one wave at one layer, in (replica, token) order; the groups of the layer
-// share them.
-struct WaveRows {
-  Tensor x;                    // [rows, d]
-  Tensor dy;                   // [rows, d]; from the backward pass on
-  std::vector<int64_t> begin;  // [R + 1] first row of each replica
-};
 
 class ExpertShard : public Shard {
  public:
@@ -38,14 +32,21 @@ class ExpertShard : public Shard {
   // One result for each replica. pairs: [R]. kTrain: waves in ascending order.
   std::vector<v1::GroupOutput> Forward(v1::Mode mode, uint32_t wave, const WaveRows& rows,
                                        std::span<const GroupPairs* const> pairs);
-  // rows.dy is set; after the wave's Forward.
-  std::vector<v1::GroupGradient> Backward(uint32_t wave, const WaveRows& rows);
+  // The same in a hierarchical MoE, where the group's own gate chooses the pairs. chosen:
+  // [R].
+  std::vector<v1::GroupOutput> Forward(v1::Mode mode, uint64_t step, uint32_t wave,
+                                       const WaveRows& rows,
+                                       std::span<const GroupRows* const> chosen);
+  // rows.dy is set; after the wave's Forward, in a hierarchical MoE after the step's last.
+  // moments: null in a flat MoE.
+  std::vector<v1::GroupGradient> Backward(uint32_t wave, const WaveRows& rows,
+                                          const BalanceMoments* moments);
 
   // ---- the end of a step; waves: all of the step
-  // Two for each expert that has rows.
+  // Of each tensor of the experts that have rows, and of their gate.
   void AppendSquareSums(std::span<const WaveRows> waves,
                         std::vector<v1::TensorSquareSum>* sums);
-  // Updates the experts that have rows; forgets the step.
+  // Updates the experts that have rows, and their gate; forgets the step.
   void Apply(std::span<const WaveRows> waves, double rate, double scale);
 
   const ShardSpec& spec() const override { return spec_; }
@@ -90,6 +91,9 @@ class ExpertShard : public Shard {
     Tensor gated_dy;              // [p, d]
   };
 
+  // The experts' part of Forward.
+  std::vector<v1::GroupOutput> RunExperts(v1::Mode mode, const WaveRows& rows,
+                                          std::span<const GroupPairs* const> pairs);
   // pair_gate: gates by pair.
   WaveBatch Join(const WaveRows& rows, std::span<const GroupPairs* const> pairs,
                  std::vector<float>* pair_gate);
@@ -120,6 +124,7 @@ class ExpertShard : public Shard {
   std::vector<float*> w_;
   std::vector<float*> m_;
   std::vector<float*> v_;
+  std::optional<SecondaryGate> gate_;  // hierarchical
 
   // The step in progress.
   std::vector<WaveBatch> waves_;

@@ -56,10 +56,11 @@ absl::StatusOr<Tensor> Rows(Backend& backend, const std::string& field, int64_t 
   return tensor;
 }
 
+// `expected` values in training, none in evaluation.
 absl::StatusOr<std::vector<double>> Sums(
-    const std::string& field, v1::Mode mode, int32_t experts,
+    const std::string& field, v1::Mode mode, size_t expected,
     const google::protobuf::RepeatedField<double>& values) {
-  const size_t expected = mode == v1::MODE_TRAIN ? experts : 0;
+  if (mode != v1::MODE_TRAIN) expected = 0;
   if (static_cast<size_t>(values.size()) != expected) {
     return Bad(field, " has ", values.size(), " values instead of ", expected);
   }
@@ -69,7 +70,12 @@ absl::StatusOr<std::vector<double>> Sums(
   return std::vector<double>(values.begin(), values.end());
 }
 
-absl::StatusOr<GroupPairs> DecodeGroup(const LayerShape& shape, v1::Mode mode,
+absl::Status CheckRow(uint32_t row, int64_t rows) {
+  if (row < rows) return absl::OkStatus();
+  return Bad("row ", row, " is out of range: there are ", rows);
+}
+
+absl::StatusOr<GroupPairs> DecodePairs(const LayerShape& shape, v1::Mode mode,
                                        int64_t rows, const v1::GroupRouting& routing) {
   GroupPairs pairs;
   ASSIGN_OR_RETURN(const std::vector<uint32_t> row,
@@ -82,7 +88,7 @@ absl::StatusOr<GroupPairs> DecodeGroup(const LayerShape& shape, v1::Mode mode,
                pairs.gate.size(), " elements instead of equally many");
   }
   for (size_t i = 0; i < row.size(); ++i) {
-    if (row[i] >= rows) return Bad("row ", row[i], " is out of range: there are ", rows);
+    RETURN_IF_ERROR(CheckRow(row[i], rows));
     if (expert[i] >= static_cast<uint32_t>(shape.experts_per_group)) {
       return Bad("expert ", expert[i], " is out of range: the group has ",
                  shape.experts_per_group);
@@ -100,6 +106,50 @@ absl::StatusOr<GroupPairs> DecodeGroup(const LayerShape& shape, v1::Mode mode,
   ASSIGN_OR_RETURN(pairs.load,
                    Sums("load", mode, shape.experts_per_group, routing.load()));
   return pairs;
+}
+
+absl::StatusOr<GroupRows> DecodeRows(v1::Mode mode, int64_t rows,
+                                     const v1::GroupRouting& routing) {
+  GroupRows chosen;
+  ASSIGN_OR_RETURN(const std::vector<uint32_t> row,
+                   Elements<uint32_t>("row", routing.row()));
+  ASSIGN_OR_RETURN(chosen.gate, Elements<float>("gate", routing.gate()));
+  if (!routing.expert().empty()) {
+    return Bad(
+        "expert has ", routing.expert().size(),
+        " bytes instead of none: the layer is hierarchical, and the server chooses");
+  }
+  if (chosen.gate.size() != row.size()) {
+    return Bad("row and gate have ", row.size(), " and ", chosen.gate.size(),
+               " elements instead of equally many");
+  }
+  for (size_t i = 0; i < row.size(); ++i) {
+    RETURN_IF_ERROR(CheckRow(row[i], rows));
+    if (i > 0 && row[i - 1] >= row[i]) {
+      return Bad("row ", row[i], " comes after row ", row[i - 1], "; rows must ascend");
+    }
+  }
+  if (!AllFinite(chosen.gate)) return Bad("gate has a NaN or an infinity");
+  chosen.row.assign(row.begin(), row.end());
+  RETURN_IF_ERROR(Sums("importance", mode, 0, routing.importance()).status());
+  ASSIGN_OR_RETURN(const std::vector<double> load, Sums("load", mode, 1, routing.load()));
+  if (!load.empty()) chosen.load = load[0];
+  return chosen;
+}
+
+absl::StatusOr<Moments> DecodeMoments(const std::string& name, bool present,
+                                      const v1::Moments& message) {
+  if (!present) {
+    return Bad("the moments of ", name, " are missing, but the layer is hierarchical");
+  }
+  const Moments moments = {message.mean(), message.variance()};
+  for (double value : {moments.mean, moments.variance}) {
+    if (!std::isfinite(value) || value < 0) {
+      return Bad("mean ", moments.mean, " and variance ", moments.variance, " of ", name,
+                 " are not numbers from 0 on");
+    }
+  }
+  return moments;
 }
 
 absl::Status CheckTokens(std::span<const uint32_t> token, uint32_t tokens) {
@@ -144,6 +194,7 @@ absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& s
   ASSIGN_OR_RETURN(const std::vector<uint32_t> token,
                    Elements<uint32_t>("token", frame.token()));
   RETURN_IF_ERROR(CheckTokens(token, frame.tokens()));
+  input.token.assign(token.begin(), token.end());
   const int64_t rows = static_cast<int64_t>(token.size());
   if (frame.groups_size() != static_cast<int>(shape.groups.size())) {
     return Bad("has ", frame.groups_size(), " groups; groups ",
@@ -155,11 +206,16 @@ absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& s
       return Bad("group ", routing.group(), " in place ", g, "; groups ",
                  absl::StrJoin(shape.groups, ","), " are hosted here");
     }
-    absl::StatusOr<GroupPairs> pairs = DecodeGroup(shape, mode, rows, routing);
-    if (!pairs.ok()) {
-      return Annotate(pairs.status(), absl::StrCat("group ", routing.group()));
+    const std::string name = absl::StrCat("group ", routing.group());
+    if (shape.hierarchical) {
+      absl::StatusOr<GroupRows> chosen = DecodeRows(mode, rows, routing);
+      RETURN_IF_ERROR(Annotate(chosen.status(), name));
+      input.rows.push_back(*std::move(chosen));
+    } else {
+      absl::StatusOr<GroupPairs> pairs = DecodePairs(shape, mode, rows, routing);
+      RETURN_IF_ERROR(Annotate(pairs.status(), name));
+      input.pairs.push_back(*std::move(pairs));
     }
-    input.groups.push_back(*std::move(pairs));
   }
   ASSIGN_OR_RETURN(input.x, Rows(backend, "x", rows, shape.width, frame.x()));
   return input;
@@ -170,6 +226,14 @@ absl::StatusOr<BackwardInput> DecodeBackward(Backend& backend, const LayerShape&
                                              const v1::BackwardFrame& frame) {
   BackwardInput input;
   ASSIGN_OR_RETURN(input.dy, Rows(backend, "dy", rows, shape.width, frame.dy()));
+  if (!shape.hierarchical) {
+    if (!frame.has_importance() && !frame.has_load()) return input;
+    return Bad("has moments, but the layer is flat");
+  }
+  BalanceMoments& moments = input.moments.emplace();
+  ASSIGN_OR_RETURN(moments.importance, DecodeMoments("importance", frame.has_importance(),
+                                                     frame.importance()));
+  ASSIGN_OR_RETURN(moments.load, DecodeMoments("load", frame.has_load(), frame.load()));
   return input;
 }
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/kernels/backend.h"
+#include "common/base/moments.h"
 #include "common/tensor/replica_tree.h"
 #include "proto/moe/v1/expert.pb.h"
 
@@ -25,27 +27,42 @@ struct GroupPairs {
   std::vector<int32_t> row;     // [p] within the replica's frame
   std::vector<int32_t> expert;  // [p] within the group
   std::vector<float> gate;      // [p]
-  // [b] sums over the micro-batch; empty in evaluation.
+  // [b] sums over the micro-batch; empty in evaluation, and what a secondary gate chose
+  // has none.
   std::vector<double> importance;
   std::vector<double> load;
+};
+
+// One replica's rows for which the primary gate of a hierarchical MoE chose one group.
+struct GroupRows {
+  std::vector<int32_t> row;  // [q] within the replica's frame, ascending
+  std::vector<float> gate;   // [q] G_primary(x)_group
+  // Sum over the micro-batch of P_primary(x, group); 0 in evaluation.
+  double load = 0;
 };
 
 // One replica's part of a forward rendezvous.
 struct ForwardInput {
   uint32_t tokens = 0;
-  Tensor x;                        // [rows, d]
-  std::vector<GroupPairs> groups;  // every hosted group of the layer, ascending
+  std::vector<int32_t> token;  // [rows] within the micro-batch, ascending
+  Tensor x;                    // [rows, d]
+  // Every hosted group of the layer, ascending: one of the two.
+  std::vector<GroupPairs> pairs;  // flat
+  std::vector<GroupRows> rows;    // hierarchical
 };
 
 // One replica's part of a backward rendezvous.
 struct BackwardInput {
   Tensor dy;  // [rows, d]
+  // Hierarchical: of the layer over the whole step.
+  std::optional<BalanceMoments> moments;
 };
 
 // What a server hosts of a layer, and its widths.
 struct LayerShape {
   int64_t width = 0;  // d
   int32_t experts_per_group = 0;
+  bool hierarchical = false;
   std::vector<uint32_t> groups;  // ascending
 };
 

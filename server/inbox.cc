@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -138,11 +139,39 @@ absl::Status Inbox::CheckBackward(const RendezvousKey& key,
   if (key.mode != v1::MODE_TRAIN) return Bad("an evaluation has no backward pass");
   RETURN_IF_ERROR(CheckStep(key.step));
   RETURN_IF_ERROR(CheckNotClosed(key.step, replicas));
+  const RendezvousKey last = {key.mode, key.step, options_.waves - 1, key.layer};
   for (uint32_t r : replicas) {
-    if (!forward_.Has(key, r)) {
-      return Untimely("replica ", r, " did not send its forward frame before");
+    if (!forward_.Has(last, r)) {
+      return Untimely("replica ", r, " did not send ",
+                      Describe(RendezvousKind::kForward, last), " before");
     }
   }
+  return absl::OkStatus();
+}
+
+// That the moments are those of the step's other frames; the first ones count.
+absl::Status Inbox::SettleMoments(uint32_t layer, std::span<const uint32_t> replicas,
+                                  const NewParts<BackwardInput>& parts) {
+  std::optional<BalanceMoments> settled;
+  if (const auto known = moments_.find(layer); known != moments_.end()) {
+    settled = known->second;
+  }
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const std::optional<BalanceMoments>& mine = parts[i]->moments;
+    if (!mine.has_value()) continue;
+    if (!settled.has_value()) settled = mine;
+    for (const auto& [name, moments, others] :
+         {std::tuple("importance", mine->importance, settled->importance),
+          std::tuple("load", mine->load, settled->load)}) {
+      if (moments == others) continue;
+      return Bad(Replica(replicas[i]),
+                 absl::StrFormat(
+                     ": mean %.17g and variance %.17g of %s differ from %.17g "
+                     "and %.17g of another frame of the step",
+                     moments.mean, moments.variance, name, others.mean, others.variance));
+    }
+  }
+  if (settled.has_value()) moments_[layer] = *settled;
   return absl::OkStatus();
 }
 
@@ -306,7 +335,9 @@ absl::Status Inbox::HandleBackward(const std::string& worker,
         }
         return parts;
       },
-      [](const NewParts<BackwardInput>&) { return absl::OkStatus(); },
+      [&](const NewParts<BackwardInput>& parts) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return SettleMoments(key.layer, replicas, parts);
+      },
       [&](NewParts<BackwardInput> all) { work_.Backward(key, std::move(all)); });
 }
 
@@ -445,6 +476,7 @@ void Inbox::Advance() {
   const uint64_t step = version_++;
   awaits_scale_.reset();
   forward_rows_.clear();
+  moments_.clear();
   const auto over = [&](const RendezvousKey& key) {
     return key.mode == v1::MODE_TRAIN && key.step <= step;
   };

@@ -139,6 +139,9 @@ class Inbox {
   absl::Status CheckBackward(const RendezvousKey& key,
                              std::span<const uint32_t> replicas) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status SettleMoments(uint32_t layer, std::span<const uint32_t> replicas,
+                             const NewParts<BackwardInput>& parts)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckClose(uint64_t step, std::span<const uint32_t> replicas) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -156,6 +159,8 @@ class Inbox {
   Applies apply_ ABSL_GUARDED_BY(mutex_);
   // Rows of the forward frames of the step in progress, [R] each.
   std::map<RendezvousKey, std::vector<int64_t>> forward_rows_ ABSL_GUARDED_BY(mutex_);
+  // Of the hierarchical layers of the step in progress, by layer.
+  std::map<uint32_t, BalanceMoments> moments_ ABSL_GUARDED_BY(mutex_);
   // The step that awaits its scale.
   std::optional<uint64_t> awaits_scale_ ABSL_GUARDED_BY(mutex_);
   // Evaluations before this one are over.

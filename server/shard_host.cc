@@ -86,8 +86,8 @@ void ShardHost::Post(std::function<absl::Status()> task) {
 
 void ShardHost::Forward(const RendezvousKey& key, Inbox::Forwards::Parts parts) {
   Post([this, key, parts = std::move(parts)] {
-    inbox_.FinishForward(key,
-                         shards_->layer(key.layer).Forward(key.mode, key.wave, parts));
+    inbox_.FinishForward(
+        key, shards_->layer(key.layer).Forward(key.mode, key.step, key.wave, parts));
     return absl::OkStatus();
   });
 }

@@ -403,17 +403,4 @@ absl::Status ValidateJob(const v1::Job& job) {
                        : absl::InvalidArgumentError(absl::StrJoin(wrong, "\n"));
 }
 
-absl::Status CheckTrainable(const v1::Job& job) {
-  for (int l = 0; l < job.model().layers_size(); ++l) {
-    const v1::Layer& layer = job.model().layers(l);
-    const std::string path = absl::StrCat("model.layers[", l, "]");
-    if (layer.moe().k_primary() > 0) {
-      return absl::UnimplementedError(absl::StrCat(
-          path, ".moe.k_primary is ", layer.moe().k_primary(),
-          ": this version counts hierarchical mixtures but does not train them"));
-    }
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace moe

@@ -21,7 +21,4 @@ void FillDefaults(v1::Job* job);
 // isn't. model.vocabulary may be 0 (taken from the data later).
 absl::Status ValidateJob(const v1::Job& job);
 
-// UNIMPLEMENTED if a valid job's model can be counted (describe.h) but not trained.
-absl::Status CheckTrainable(const v1::Job& job);
-
 }  // namespace moe

@@ -218,7 +218,7 @@ ModelPlan MakeModelPlan(const v1::Job& job) { return Planner(job).Run(); }
 void FillInitialValues(uint64_t seed, const TensorSpec& tensor, float* out) {
   if (tensor.bound > 0) {
     const RandomKey key = MakeKey(seed, Purpose::kInitialValue,
-                                  {.tensor = static_cast<uint64_t>(tensor.index)});
+                                  {.tensor = static_cast<uint32_t>(tensor.index)});
     for (int64_t r = 0; r < tensor.rows; ++r) {
       const std::span<float> row(out + r * tensor.cols, tensor.cols);
       FillUniform(key, r, row);

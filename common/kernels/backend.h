@@ -74,7 +74,9 @@ struct GateBatch {
   Matrix noise;       // [T, n] the standard normal draws; ignored without noise
   int32_t k = 0;
   bool with_noise = false;
-  RandomKey key;       // of the draws; row = token, column = expert
+  RandomKey key;       // of the draws; column = expert
+  // Host, [T]: row of each token's draws; empty: its place in the batch.
+  std::span<const int32_t> draw_row;
   int32_t* expert = nullptr;  // [T, k] chosen experts, ascending within a token
   float* gate = nullptr;      // [T, k] their gates, in the same order
   // [T, 2] the experts that hold the k-th and the (k+1)-th largest H; the second is -1 if k == n.
@@ -166,7 +168,7 @@ class Backend {
   virtual void LogSoftmax(Matrix x) = 0;
 
   // ---- noisy top-k gating (eq. 3-5, 8-10)
-  // Reads clean, raw, k, with_noise, key; writes the rest. A tie goes to the lower expert.
+  // Reads clean, raw, k, with_noise, key, draw_row; writes the rest. A tie goes to the lower expert.
   virtual void NoisyTopKForward(const GateBatch& batch) = 0;
   // dgate: [T, k] dL/dG(x)_i of the chosen, importance's part included. dload: [n] dL/dLoad_i,
   // which flows through the clean logit, the noise scale and the threshold; null: none.

@@ -51,7 +51,7 @@ class Probe {
 
  private:
   Backend& backend_;
-  uint64_t count_ = 0;
+  uint32_t count_ = 0;
 };
 
 void AddProducts(Backend& backend, Probe& probe, Hash& hash) {

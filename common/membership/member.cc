@@ -151,7 +151,13 @@ class GrpcMember final : public Member {
     grpc::ClientContext context;
     context.set_deadline(DeadlineIn(kParting));
     const grpc::Status status = stub_->FailJob(&context, request, &response);
-    if (status.ok()) return;
+    if (status.ok()) {
+      if (response.failure().empty()) return;
+      // What failed here came of that.
+      absl::MutexLock lock(&mutex_);
+      SetTrouble(absl::AbortedError(response.failure()));
+      return;
+    }
     LOG(WARNING) << "could not tell the coordinator that the job failed (" << cause
                  << "): " << status.error_message();
     if (!IsTransient(status)) return;

@@ -168,7 +168,7 @@ RandomKey MakeKey(uint64_t seed, Purpose purpose, const RandomIds& ids) {
       {static_cast<uint32_t>(purpose), ids.layer, low(ids.step), high(ids.step)},
       {low(seed), high(seed)});
   const std::array<uint32_t, 4> second = Philox4x32(
-      {ids.wave, ids.replica, low(ids.tensor), high(ids.tensor)}, {first[0], first[1]});
+      {ids.wave, ids.replica, ids.tensor, ids.group}, {first[0], first[1]});
   return {second[0], second[1]};
 }
 

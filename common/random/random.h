@@ -18,6 +18,7 @@ enum class Purpose : uint32_t {
   kProbe = 4,
   // Order of tokens that tie for an expert.
   kGateTie = 5,
+  kSecondaryGateNoise = 6,
 };
 
 // Key of one tensor of random numbers, derived by Philox from the ids.
@@ -34,7 +35,9 @@ struct RandomIds {
   uint32_t wave = 0;
   uint32_t replica = 0;
   // Of a logical tensor of parameters.
-  uint64_t tensor = 0;
+  uint32_t tensor = 0;
+  // Of a hierarchical MoE.
+  uint32_t group = 0;
 };
 
 RandomKey MakeKey(uint64_t seed, Purpose purpose, const RandomIds& ids);

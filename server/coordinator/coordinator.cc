@@ -61,7 +61,6 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
   options.checkpoint_dir = Absolute(options.checkpoint_dir);
   options.restore_from = Absolute(options.restore_from);
   RETURN_IF_ERROR(ValidateJob(options.job));
-  RETURN_IF_ERROR(CheckTrainable(options.job));
   if (options.mode == v1::RUN_MODE_TRAIN && options.checkpoint_dir.empty()) {
     return absl::InvalidArgumentError("training needs a --checkpoint_dir");
   }

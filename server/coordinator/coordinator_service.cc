@@ -42,8 +42,8 @@ grpc::Status CoordinatorServiceImpl::Leave(grpc::ServerContext*,
 
 grpc::Status CoordinatorServiceImpl::FailJob(grpc::ServerContext*,
                                              const v1::FailJobRequest* request,
-                                             v1::FailJobResponse*) {
-  controller_.FailJob(*request);
+                                             v1::FailJobResponse* response) {
+  *response = controller_.FailJob(*request);
   return grpc::Status::OK;
 }
 

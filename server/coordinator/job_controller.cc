@@ -95,9 +95,12 @@ void JobController::Leave(const v1::LeaveRequest& request) {
   life_.Lose(request.member(), "left before the job was finished");
 }
 
-void JobController::FailJob(const v1::FailJobRequest& request) {
+v1::FailJobResponse JobController::FailJob(const v1::FailJobRequest& request) {
   absl::MutexLock lock(&mutex_);
+  v1::FailJobResponse response;
+  response.set_failure(life_.failure());
   life_.FailBy(request.member(), request.cause());
+  return response;
 }
 
 absl::Status JobController::ReportStep(const v1::ReportStepRequest& request) {

@@ -41,7 +41,7 @@ class JobController {
   absl::StatusOr<v1::HeartbeatResponse> Heartbeat(const v1::HeartbeatRequest& request,
                                                   const Cancelled& cancelled);
   void Leave(const v1::LeaveRequest& request);
-  void FailJob(const v1::FailJobRequest& request);
+  v1::FailJobResponse FailJob(const v1::FailJobRequest& request);
   absl::Status ReportStep(const v1::ReportStepRequest& request);
   absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
       const v1::ReportEvaluationRequest& request, const Cancelled& cancelled);

@@ -465,9 +465,9 @@ TEST_F(ClusterClientTest, WrongForwardAnswersAreRefused) {
        [](auto* r) {
          r->mutable_replies(0)->mutable_groups(0)->mutable_y()->append("x");
        }},
-      {"importance has 3 bytes instead of 2",
+      {"3 values of importance and 2 of load instead of 2",
        [](auto* r) { r->mutable_replies(0)->mutable_groups(0)->add_importance(1); }},
-      {"load has 0 bytes instead of 2",
+      {"2 values of importance and 0 of load instead of 2",
        [](auto* r) { r->mutable_replies(0)->mutable_groups(0)->clear_load(); }},
       {"the totals of group 3 differ",
        [](auto* r) { r->mutable_replies(1)->mutable_groups(1)->set_load(0, 4); }},

@@ -17,7 +17,8 @@ using ::testing::IsEmpty;
 void ExpectServer(const ExpertLayout& layout, int32_t server,
                   const std::vector<int32_t>& offset, const std::vector<int32_t>& expert,
                   const std::vector<float>& gate, const RoutingPlan::Server& actual) {
-  const int32_t b = layout.experts / layout.groups;
+  // Groups take the place of experts where these have gates of their own.
+  const int32_t b = layout.hierarchical ? 1 : layout.experts / layout.groups;
   std::vector<uint32_t> rows;
   for (size_t t = 0; t + 1 < offset.size(); ++t) {
     bool here = false;
@@ -68,15 +69,17 @@ TEST(RoutingPlan, EqualsTheNaiveLoops) {
     for (int32_t g = 0; g < layout.groups; ++g) {
       layout.server_of_group.push_back(static_cast<int32_t>(random() % layout.servers));
     }
+    layout.hierarchical = round % 3 == 0;
+    const int32_t choices = layout.hierarchical ? layout.groups : layout.experts;
     const int32_t tokens = static_cast<int32_t>(random() % 40);
     std::vector<int32_t> offset = {0};
     std::vector<int32_t> expert;
     std::vector<float> gate;
     for (int32_t t = 0; t < tokens; ++t) {
-      std::vector<int32_t> all(layout.experts);
-      for (int32_t e = 0; e < layout.experts; ++e) all[e] = e;
+      std::vector<int32_t> all(choices);
+      for (int32_t e = 0; e < choices; ++e) all[e] = e;
       std::shuffle(all.begin(), all.end(), random);
-      const int32_t chosen = static_cast<int32_t>(random() % (layout.experts + 1));
+      const int32_t chosen = static_cast<int32_t>(random() % (choices + 1));
       std::sort(all.begin(), all.begin() + chosen);
       expert.insert(expert.end(), all.begin(), all.begin() + chosen);
       offset.push_back(static_cast<int32_t>(expert.size()));

@@ -122,10 +122,10 @@ TEST_F(JobLifecycleTest, FirstCauseStands) {
   EXPECT_EQ(State().phase(), v1::PHASE_RUNNING);
   request.set_member("worker/b");
   request.set_cause("the disk is full");
-  controller_->FailJob(request);
+  EXPECT_EQ(controller_->FailJob(request).failure(), "");
   request.set_member("server/a");
   request.set_cause("worker/b is gone");
-  controller_->FailJob(request);
+  EXPECT_EQ(controller_->FailJob(request).failure(), "worker/b: the disk is full");
   EXPECT_EQ(State().failure(), "worker/b: the disk is full");
   EXPECT_THAT(Printed(), HasSubstr("failed: worker/b: the disk is full\n"));
   const absl::Status status = controller_->ReportStep(StepReport("worker/a", 0));

@@ -429,23 +429,5 @@ TEST(ValidateJobTest, StepsOrEpochsOrBoth) {
   EXPECT_TRUE(ValidateJob(*job).ok());
 }
 
-TEST(CheckTrainableTest, RefusesWhatIsOnlyCounted) {
-  const v1::Job job = JobOf(R"(
-      d_model: 8
-      layers { lstm { hidden: 16 projection: 8 } }
-      layers { moe { experts: 1 k: 1 hidden: 4 hidden: 4 groups: 1 gating: GATING_NOISY_TOP_K } }
-      )");
-  EXPECT_TRUE(CheckTrainable(job).ok());
-
-  const absl::Status dense = CheckTrainable(JobOf(R"(
-      d_model: 8
-      layers { lstm { hidden: 8 } }
-      layers { moe { experts: 2 hidden: 4 groups: 1 gating: GATING_SOFTMAX } }
-      )"));
-  EXPECT_EQ(dense.code(), absl::StatusCode::kUnimplemented);
-  EXPECT_THAT(std::string(dense.message()),
-              StartsWith("model.layers[1].moe.gating is GATING_SOFTMAX: "));
-}
-
 }  // namespace
 }  // namespace moe

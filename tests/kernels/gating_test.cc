@@ -230,6 +230,38 @@ TEST_P(GatingTest, VanishingNoiseStaysFinite) {
   EXPECT_NEAR(total, 8, 1e-6);
 }
 
+// The rows of a server's batch come from anywhere in the micro-batches of the replicas.
+TEST_P(GatingTest, DrawsOfNamedRows) {
+  Random random;
+  const int64_t n = 9;
+  const HostMatrix clean = random.Normal(40, n), raw = random.Normal(40, n);
+  Gate whole(backend(), clean, raw, 3, true, 0);
+  backend().NoisyTopKForward(whole.batch);
+
+  const std::vector<int32_t> row = {2, 3, 17, 39};
+  HostMatrix some_clean(4, n), some_raw(4, n);
+  for (int64_t t = 0; t < 4; ++t) {
+    for (int64_t i = 0; i < n; ++i) {
+      some_clean(t, i) = clean(row[t], i);
+      some_raw(t, i) = raw(row[t], i);
+    }
+  }
+  Gate some(backend(), some_clean, some_raw, 3, true, 2);
+  some.batch.draw_row = row;
+  backend().NoisyTopKForward(some.batch);
+  const HostMatrix all = whole.noise.Get(), drawn = some.noise.Get();
+  const std::vector<int32_t> expert = Download(whole.expert),
+                             some_expert = Download(some.expert);
+  const std::vector<float> gate = Download(whole.gate), some_gate = Download(some.gate);
+  for (int64_t t = 0; t < 4; ++t) {
+    for (int64_t i = 0; i < n; ++i) EXPECT_EQ(drawn(t, i), all(row[t], i));
+    for (int64_t j = 0; j < 3; ++j) {
+      EXPECT_EQ(some_expert[t * 3 + j], expert[row[t] * 3 + j]);
+      EXPECT_EQ(some_gate[t * 3 + j], gate[row[t] * 3 + j]);
+    }
+  }
+}
+
 TEST_P(GatingTest, NoTokens) {
   const HostMatrix none(0, 6);
   Gate gate(backend(), none, none, 2, true, 0);

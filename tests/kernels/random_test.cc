@@ -114,7 +114,7 @@ TEST(Random, EveryIdMakesAnotherKey) {
   add(1, Purpose::kDropout, {.wave = 1});
   add(1, Purpose::kDropout, {.replica = 1});
   add(1, Purpose::kDropout, {.tensor = 1});
-  add(1, Purpose::kDropout, {.tensor = 1ull << 32});
+  add(1, Purpose::kDropout, {.group = 1});
 }
 
 }  // namespace

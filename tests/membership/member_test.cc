@@ -226,6 +226,14 @@ TEST_F(MemberTest, FailureReachesEverybody) {
   EXPECT_EQ(coordinator_->Wait().message(), "worker/b: the disk is full");
 }
 
+// Whatever the member's own heartbeat has heard.
+TEST_F(MemberTest, AFailureThatFollowsAnotherHasItsCause) {
+  StartJob();
+  members_[1]->Fail("the disk is full");
+  members_[2]->Fail("worker/a is gone");
+  EXPECT_EQ(members_[2]->health().message(), "worker/a: the disk is full");
+}
+
 TEST_F(MemberTest, LeavingEarlyFailsTheJob) {
   StartJob();
   members_[1]->Leave();

@@ -129,7 +129,7 @@ class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
       EXPECT_TRUE(input.ok()) << input.status();
       inputs.push_back(std::make_shared<const ForwardInput>(*std::move(input)));
     }
-    return layer_->Forward(mode, wave, inputs);
+    return layer_->Forward(mode, step, wave, inputs);
   }
 
   std::vector<v1::BackwardReply> Backward(uint64_t step, uint32_t wave) {

@@ -189,7 +189,7 @@ TEST_F(ExpertServerTest, WantsAGreetingFirst) {
   EXPECT_THAT(refusal([](Conversation& s) { s.Send(testing::PullOf({"dense/0"}, 0)); }),
               HasSubstr("the first message must be Hello"));
   EXPECT_THAT(refusal([](Conversation& s) { EXPECT_FALSE(s.Hello("worker/w0", 99)); }),
-              HasSubstr("worker/w0 speaks protocol version 99; this server speaks 1"));
+              HasSubstr("worker/w0 speaks protocol version 99; this server speaks 2"));
   EXPECT_THAT(refusal([](Conversation& s) {
                 EXPECT_FALSE(s.Hello("worker/w0", kProtocolVersion, 3));
               }),

@@ -65,6 +65,16 @@ v1::Job MadeJob(const std::string& optimizer, const std::string& hidden) {
   return *job;
 }
 
+v1::Job MadeHierarchicalJob(const std::string& optimizer) {
+  v1::Job job = MadeJob(optimizer);
+  v1::Moe& moe = *job.mutable_model()->mutable_layers(kLayer)->mutable_moe();
+  moe.set_k_primary(1);
+  moe.set_w_importance(0.1f);
+  moe.set_w_load(0.1f);
+  CHECK(ValidateJob(job).ok()) << ValidateJob(job);
+  return job;
+}
+
 std::vector<MadeFrame::Pair> MadeFrame::PairsOf(int32_t group) const {
   std::vector<Pair> of_group;
   for (Pair pair : pairs) {
@@ -159,6 +169,49 @@ v1::ExchangeRequest BackwardOf(uint64_t step, uint32_t wave,
     *request.mutable_backward()->add_frames() =
         BackwardFrameOf(MakeFrame(step, r, wave), r);
   }
+  return request;
+}
+
+namespace {
+
+void MakeHierarchical(v1::ForwardRequest* request) {
+  for (v1::ForwardFrame& frame : *request->mutable_frames()) {
+    for (v1::GroupRouting& routing : *frame.mutable_groups()) {
+      std::vector<uint32_t> all_rows(routing.row().size() / sizeof(uint32_t)), row;
+      std::memcpy(all_rows.data(), routing.row().data(), routing.row().size());
+      const std::vector<float> gates = Floats(routing.gate());
+      std::vector<float> gate;
+      for (size_t p = 0; p < all_rows.size(); ++p) {
+        if (!row.empty() && row.back() == all_rows[p]) continue;
+        row.push_back(all_rows[p]);
+        gate.push_back(gates[p]);
+      }
+      routing.set_row(BytesOf(row));
+      routing.set_gate(BytesOf(gate));
+      routing.clear_expert();
+      routing.clear_importance();
+      if (routing.load_size() > 0) {
+        routing.clear_load();
+        routing.add_load(0.5 + static_cast<double>(row.size()));
+      }
+    }
+  }
+}
+
+void MakeHierarchical(v1::BackwardRequest* request) {
+  for (v1::BackwardFrame& frame : *request->mutable_frames()) {
+    frame.mutable_importance()->set_mean(2);
+    frame.mutable_importance()->set_variance(0.5);
+    frame.mutable_load()->set_mean(3);
+    frame.mutable_load()->set_variance(0.25);
+  }
+}
+
+}  // namespace
+
+v1::ExchangeRequest Hierarchical(v1::ExchangeRequest request) {
+  if (request.has_forward()) MakeHierarchical(request.mutable_forward());
+  if (request.has_backward()) MakeHierarchical(request.mutable_backward());
   return request;
 }
 

@@ -22,6 +22,8 @@ namespace moe::testing {
 // fields of Optimizer beside the schedule; hidden: the experts' hidden layers.
 v1::Job MadeJob(const std::string& optimizer = "adam {}",
                 const std::string& hidden = "7");
+// The same with a hierarchical MoE: of the experts of each group that is chosen, 2.
+v1::Job MadeHierarchicalJob(const std::string& optimizer = "adam {}");
 inline constexpr uint32_t kLayer = 1;
 inline constexpr int32_t kWidth = 5;
 inline constexpr int32_t kExperts = 6;
@@ -62,6 +64,9 @@ v1::ExchangeRequest ForwardOf(uint64_t step, uint32_t wave,
                               v1::Mode mode = v1::MODE_TRAIN);
 v1::ExchangeRequest BackwardOf(uint64_t step, uint32_t wave,
                                const std::vector<uint32_t>& replicas);
+// Makes of forward or backward frames those of MadeHierarchicalJob: a group's rows are
+// those that have an expert in it.
+v1::ExchangeRequest Hierarchical(v1::ExchangeRequest request);
 v1::ExchangeRequest CloseOf(const ModelPlan& plan, uint64_t step,
                             const std::vector<uint32_t>& replicas, bool cut = false);
 v1::ExchangeRequest ApplyOf(uint64_t step, double scale);

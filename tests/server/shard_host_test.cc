@@ -16,137 +16,27 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "common/job/model_plan.h"
 #include "tests/server/made_step.h"
+#include "tests/server/shard_host_fixture.h"
 
 namespace moe {
 namespace {
 
 using ::testing::AllOf;
+using testing::Digests;
 using ::testing::HasSubstr;
 using testing::kLayer;
 using testing::kWaves;
 using ::testing::MatchesRegex;
 using testing::RecordingSink;
+using testing::SetFloat;
+using testing::SetWord;
+using testing::ShardHostTest;
 using testing::Workers;
 
 constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
 constexpr absl::StatusCode kPrecondition = absl::StatusCode::kFailedPrecondition;
-
-using Digests = std::map<std::string, std::string>;
-
-class ShardHostTest : public ::testing::Test {
- protected:
-  void SetUp() override { Load(testing::MadeState(testing::MadeJob()), 1); }
-
-  void Load(const v1::ClusterState& state, int threads,
-            absl::Duration timeout = absl::Seconds(60)) {
-    host_ = nullptr;
-    std::string error;
-    backend_ = MakeCpuBackend(threads, &error);
-    ASSERT_NE(backend_, nullptr) << error;
-    plan_ = MakeModelPlan(state.job());
-    ShardHost::Options options;
-    options.server = "server/s0";
-    options.state = state;
-    options.rendezvous_timeout = timeout;
-    options.events.shard_written = [this](uint64_t step, const v1::ShardFile& file) {
-      written_[absl::StrCat(step, " ", file.shard())] = file;
-      if (const auto call = std::exchange(on_written_, nullptr)) call();
-      return absl::OkStatus();
-    };
-    options.events.failed = [this](const absl::Status& cause) {
-      failure_ = cause;
-      failed_.Notify();
-    };
-    options.events.idle = [](const std::string&, const v1::MemberTimes&) {};
-    absl::StatusOr<std::unique_ptr<ShardHost>> host =
-        ShardHost::Load(*backend_, std::move(options));
-    ASSERT_TRUE(host.ok()) << host.status();
-    host_ = *std::move(host);
-    sinks_.clear();
-    for (const auto& [worker, replicas] : Workers()) {
-      sinks_[worker] = std::make_shared<RecordingSink>();
-    }
-  }
-
-  absl::Status Send(const std::string& worker, v1::ExchangeRequest request) {
-    return host_->Handle(worker, std::move(request), sinks_[worker]);
-  }
-  v1::ExchangeResponse Next(const std::string& worker) { return sinks_[worker]->Next(); }
-
-  // Sends what make(replicas) gives, in the workers' order or the other way round.
-  template <typename Make>
-  void SendAll(const Make& make, bool reversed = false) {
-    std::vector<std::string> workers;
-    for (const auto& [worker, replicas] : Workers()) workers.push_back(worker);
-    if (reversed) std::reverse(workers.begin(), workers.end());
-    for (const std::string& worker : workers) {
-      const absl::Status status = Send(worker, make(Workers().at(worker)));
-      EXPECT_TRUE(status.ok()) << status;
-    }
-  }
-
-  void Frames(uint64_t step, bool reversed = false) {
-    for (uint32_t w = 0; w < kWaves; ++w) {
-      SendAll([&](const auto& replicas) { return testing::ForwardOf(step, w, replicas); },
-              reversed);
-    }
-    for (uint32_t w = 0; w < kWaves; ++w) {
-      SendAll(
-          [&](const auto& replicas) { return testing::BackwardOf(step, w, replicas); },
-          reversed);
-    }
-    for (const auto& [worker, replicas] : Workers()) {
-      for (uint32_t w = 0; w < kWaves; ++w) {
-        EXPECT_EQ(Next(worker).forward().replies_size(),
-                  static_cast<int>(replicas.size()));
-      }
-      for (uint32_t w = 0; w < kWaves; ++w) {
-        EXPECT_EQ(Next(worker).backward().id().wave(), w);
-      }
-    }
-  }
-
-  void Step(uint64_t step, bool reversed = false, bool cut = false) {
-    Frames(step, reversed);
-    SendAll(
-        [&](const auto& replicas) {
-          return testing::CloseOf(plan_, step, replicas, cut);
-        },
-        reversed);
-    for (const auto& [worker, replicas] : Workers()) {
-      EXPECT_EQ(Next(worker).close().version(), step + 1);
-    }
-  }
-
-  Digests DigestsOf() {
-    absl::StatusOr<v1::GetTensorDigestsResponse> response = host_->Digests();
-    EXPECT_TRUE(response.ok()) << response.status();
-    Digests digests;
-    for (const v1::TensorDigest& digest : response->tensors()) {
-      digests[digest.name()] = digest.sha256();
-    }
-    return digests;
-  }
-
-  std::string TempFolder(const std::string& name) {
-    const std::string folder = ::testing::TempDir() + "/shard_host_" + name;
-    std::filesystem::remove_all(folder);
-    return folder;
-  }
-
-  std::map<std::string, v1::ShardFile> written_;
-  // Once, on the engine's thread before the step shows.
-  std::function<void()> on_written_;
-  absl::Status failure_;
-  absl::Notification failed_;
-  std::unique_ptr<Backend> backend_;
-  ModelPlan plan_;
-  std::unique_ptr<ShardHost> host_;
-  std::map<std::string, std::shared_ptr<RecordingSink>> sinks_;
-};
 
 TEST_F(ShardHostTest, ArrivalOrderAndThreadsChangeNoBit) {
   for (uint64_t step = 0; step < 3; ++step) Step(step);
@@ -391,13 +281,6 @@ struct Refusal {
 class RefusedFrame : public ShardHostTest,
                      public ::testing::WithParamInterface<Refusal> {};
 
-void SetFloat(std::string* bytes, size_t at, float value) {
-  std::memcpy(bytes->data() + at * sizeof(float), &value, sizeof(value));
-}
-void SetWord(std::string* bytes, size_t at, uint32_t value) {
-  std::memcpy(bytes->data() + at * sizeof(value), &value, sizeof(value));
-}
-
 constexpr char kWhere[] = "forward step 0 wave 0 layer 1 of worker/w0: replica 1: ";
 
 std::vector<Refusal> Refusals() {
@@ -511,8 +394,11 @@ TEST_F(ShardHostTest, RefusesAnotherGeneration) {
 
 TEST_F(ShardHostTest, RefusesBadBackwardFrames) {
   EXPECT_THAT(Send("worker/w1", testing::BackwardOf(0, 0, {2})).message(),
-              HasSubstr("replica 2 did not send its forward frame before"));
+              HasSubstr("replica 2 did not send forward step 0 wave 1 layer 1 before"));
   SendAll([](const auto& replicas) { return testing::ForwardOf(0, 0, replicas); });
+  EXPECT_THAT(Send("worker/w1", testing::BackwardOf(0, 0, {2})).message(),
+              HasSubstr("replica 2 did not send forward step 0 wave 1 layer 1 before"));
+  SendAll([](const auto& replicas) { return testing::ForwardOf(0, 1, replicas); });
   v1::ExchangeRequest request = testing::BackwardOf(0, 0, {2});
   request.mutable_backward()->mutable_frames(0)->mutable_dy()->pop_back();
   EXPECT_THAT(
@@ -528,6 +414,9 @@ TEST_F(ShardHostTest, RefusesBadBackwardFrames) {
   request.mutable_backward()->mutable_id()->set_mode(v1::MODE_EVALUATE);
   EXPECT_THAT(Send("worker/w1", request).message(),
               HasSubstr("an evaluation has no backward pass"));
+  EXPECT_THAT(
+      Send("worker/w1", testing::Hierarchical(testing::BackwardOf(0, 0, {2}))).message(),
+      HasSubstr("replica 2: has moments, but the layer is flat"));
 }
 
 TEST_F(ShardHostTest, RefusesBadCloses) {

@@ -11,8 +11,10 @@
 namespace moe::testing {
 namespace {
 
-bool IsExpert(const TensorSpec& tensor) {
-  return tensor.name.find(".expert") != std::string::npos;
+// Of an expert shard, and so not the replicas'.
+bool IsOfServers(const TensorSpec& tensor) {
+  return tensor.name.find(".expert") != std::string::npos ||
+         tensor.name.find(".group") != std::string::npos;
 }
 
 // matrix: from 0.
@@ -33,7 +35,7 @@ NamedTensors RandomParameters(const v1::Job& job, uint64_t seed) {
   for (const TensorSpec& tensor : MakeModelPlan(job).tensors) {
     std::vector<float>& values = parameters[tensor.name];
     values.resize(tensor.size());
-    const auto id = static_cast<uint64_t>(tensor.index);
+    const auto id = static_cast<uint32_t>(tensor.index);
     FillUniform(MakeKey(seed, Purpose::kProbe, {.tensor = id}), 0, values);
     for (size_t i = 0; i < values.size(); ++i) {
       const auto column = static_cast<int64_t>(i) % tensor.cols;
@@ -77,13 +79,17 @@ LocalModel::LocalModel(Backend& backend, const v1::Job& job, bool parallel)
         training.unroll()));
   }
   for (int segment = 0; segment < replicas_[0]->segments() - 1; ++segment) {
-    experts_.emplace_back(backend, job_, replicas_[0]->moe_layer(segment));
+    const int32_t layer = replicas_[0]->moe_layer(segment);
+    experts_.emplace_back(backend, job_, layer);
+    gates_.push_back(job.model().layers(layer).moe().k_primary() > 0
+                         ? std::make_unique<LocalSecondaryGates>(backend, job_, layer)
+                         : nullptr);
   }
 }
 
 void LocalModel::SetParameters(const NamedTensors& parameters) {
   for (const TensorSpec& tensor : plan_.tensors) {
-    if (IsExpert(tensor)) continue;
+    if (IsOfServers(tensor)) continue;
     const std::vector<float>& values = parameters.at(tensor.name);
     backend_.Upload(values.data(), parameters_.tensor(tensor.name).data,
                     values.size() * sizeof(float));
@@ -96,13 +102,18 @@ void LocalModel::SetParameters(const NamedTensors& parameters) {
         weights[j].Upload(parameters.at(ExpertName(layer, e, j)));
       }
     }
+    if (gates_[i] == nullptr) continue;
+    for (const LocalSecondaryGates::GateTensor& tensor : gates_[i]->Tensors()) {
+      const std::vector<float>& values = parameters.at(tensor.name);
+      backend_.Upload(values.data(), tensor.value.data, values.size() * sizeof(float));
+    }
   }
 }
 
 NamedTensors LocalModel::GetParameters() {
   NamedTensors parameters;
   for (const TensorSpec& tensor : plan_.tensors) {
-    if (IsExpert(tensor)) continue;
+    if (IsOfServers(tensor)) continue;
     std::vector<float>& values = parameters[tensor.name];
     values.resize(tensor.size());
     backend_.Download(parameters_.tensor(tensor.name).data, values.data(),
@@ -115,6 +126,12 @@ NamedTensors LocalModel::GetParameters() {
       for (size_t j = 0; j < weights.size(); ++j) {
         parameters[ExpertName(layer, e, j)] = Download(weights[j]);
       }
+    }
+    if (gates_[i] == nullptr) continue;
+    for (const LocalSecondaryGates::GateTensor& tensor : gates_[i]->Tensors()) {
+      std::vector<float>& values = parameters[tensor.name];
+      values.resize(tensor.value.size());
+      backend_.Download(tensor.value.data, values.data(), values.size() * sizeof(float));
     }
   }
   return parameters;
@@ -131,6 +148,9 @@ LocalModel::StepResult LocalModel::Forward(
   }
   for (auto& replica : replicas_) replica->BeginStep(step, mode, tokens);
   for (LocalExperts& experts : experts_) experts.BeginStep();
+  for (auto& gates : gates_) {
+    if (gates != nullptr) gates->BeginStep();
+  }
   result.choices.resize(experts_.size());
 
   const int32_t waves = job_.training().waves();
@@ -150,6 +170,11 @@ LocalModel::StepResult LocalModel::Forward(
         }
       }
       if (segment == segments - 1) continue;
+      std::vector<MoeCall> flat;
+      if (gates_[segment] != nullptr) {
+        flat = gates_[segment]->Forward(mode, step, wave, calls);
+        for (size_t r = 0; r < flat.size(); ++r) calls[r] = &flat[r];
+      }
       const auto y = experts_[segment].Forward(wave, calls);
       result.choices[segment].resize(replicas_.size());
       for (size_t r = 0; r < replicas_.size(); ++r) {
@@ -196,16 +221,25 @@ void LocalModel::Backward(StepResult* result) {
     }
     LocalExperts& experts = experts_[segment];
     const v1::Moe& moe = job_.model().layers(replicas_[0]->moe_layer(segment)).moe();
+    LocalSecondaryGates* const gates = gates_[segment].get();
     std::vector<double> dimportance, dload;
-    result->balance_loss +=
-        moe.w_importance() *
-            CvSquared(experts.importance(), moe.w_importance(), &dimportance) +
-        moe.w_load() * CvSquared(experts.load(), moe.w_load(), &dload);
+    if (gates != nullptr) {
+      const BalanceMoments moments = gates->Moments();
+      result->balance_loss += moe.w_importance() * CvSquared(moments.importance) +
+                              moe.w_load() * CvSquared(moments.load);
+      dimportance.resize(moe.groups());
+    } else {
+      result->balance_loss +=
+          moe.w_importance() *
+              CvSquared(experts.importance(), moe.w_importance(), &dimportance) +
+          moe.w_load() * CvSquared(experts.load(), moe.w_load(), &dload);
+    }
     for (int32_t wave = 0; wave < waves; ++wave) {
       std::vector<std::span<const float>> dy;
       for (auto& replica : replicas_)
         dy.push_back(replica->moe_output_gradient(segment, wave));
-      const LocalExperts::Gradients gradients = experts.Backward(wave, dy);
+      LocalExperts::Gradients gradients = experts.Backward(wave, dy);
+      if (gates != nullptr) dload = gates->Backward(wave, &gradients);
       ForEachReplica([&](int64_t r) {
         replicas_[r]->SetMoeGradient(segment, wave, gradients.dx[r], gradients.dgate[r],
                                      dimportance, dload);
@@ -217,7 +251,7 @@ void LocalModel::Backward(StepResult* result) {
 
   gradients_.clear();
   for (const TensorSpec& tensor : plan_.tensors) {
-    if (!IsExpert(tensor)) gradients_[tensor.name] = SumOverReplicas(tensor.name);
+    if (!IsOfServers(tensor)) gradients_[tensor.name] = SumOverReplicas(tensor.name);
   }
   for (size_t i = 0; i < experts_.size(); ++i) {
     const int32_t layer = replicas_[0]->moe_layer(i);
@@ -226,6 +260,11 @@ void LocalModel::Backward(StepResult* result) {
       for (size_t j = 0; j < gradients.size(); ++j) {
         gradients_[ExpertName(layer, e, j)] = Download(gradients[j]);
       }
+    }
+    if (gates_[i] == nullptr) continue;
+    for (LocalSecondaryGates::GateTensor& tensor : gates_[i]->Tensors()) {
+      tensor.gradient.resize(tensor.value.size());
+      gradients_[tensor.name] = std::move(tensor.gradient);
     }
   }
   result->gradients = gradients_;
@@ -253,24 +292,28 @@ Tensor LocalModel::Upload(const TensorSpec& spec,
   return tensor;
 }
 
+void LocalModel::UpdateTensor(const OptimizerStep& step, const TensorSpec& tensor,
+                              float* value, NamedTensors* m, NamedTensors* v) {
+  const Tensor gradient = Upload(tensor, gradients_.at(tensor.name));
+  const Tensor first = Upload(tensor, m->at(tensor.name));
+  const Tensor second = Upload(tensor, v->at(tensor.name));
+  OptimizerStep own = step;
+  if (tensor.own_rate > 0) {
+    own.kind = OptimizerStep::Kind::kSgd;
+    own.adam.rate = tensor.own_rate;
+  }
+  backend_.OptimizerUpdate(own, tensor.size(), gradient.data(), value, first.data(),
+                           second.data());
+  (*m)[tensor.name] = Download(first);
+  (*v)[tensor.name] = Download(second);
+}
+
 void LocalModel::Update(const OptimizerStep& step, NamedTensors* m, NamedTensors* v) {
   std::map<std::string, const TensorSpec*> specs;
   for (const TensorSpec& tensor : plan_.tensors) {
     specs[tensor.name] = &tensor;
-    if (IsExpert(tensor)) continue;
-    const Tensor gradient = Upload(tensor, gradients_.at(tensor.name));
-    const Tensor first = Upload(tensor, m->at(tensor.name));
-    const Tensor second = Upload(tensor, v->at(tensor.name));
-    OptimizerStep own = step;
-    if (tensor.own_rate > 0) {
-      own.kind = OptimizerStep::Kind::kSgd;
-      own.adam.rate = tensor.own_rate;
-    }
-    backend_.OptimizerUpdate(own, tensor.size(), gradient.data(),
-                             parameters_.tensor(tensor.name).data, first.data(),
-                             second.data());
-    (*m)[tensor.name] = Download(first);
-    (*v)[tensor.name] = Download(second);
+    if (IsOfServers(tensor)) continue;
+    UpdateTensor(step, tensor, parameters_.tensor(tensor.name).data, m, v);
   }
   for (size_t i = 0; i < experts_.size(); ++i) {
     const int32_t layer = replicas_[0]->moe_layer(i);
@@ -288,6 +331,11 @@ void LocalModel::Update(const OptimizerStep& step, NamedTensors* m, NamedTensors
         (*m)[ExpertName(layer, e, j)] = Download(moments[e].m[j]);
         (*v)[ExpertName(layer, e, j)] = Download(moments[e].v[j]);
       }
+    }
+    if (gates_[i] == nullptr) continue;
+    for (const LocalSecondaryGates::GateTensor& tensor : gates_[i]->Tensors()) {
+      if (tensor.gradient.empty()) continue;
+      UpdateTensor(step, *specs.at(tensor.name), tensor.value.data, m, v);
     }
   }
 }

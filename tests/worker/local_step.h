@@ -13,6 +13,7 @@
 #include "common/kernels/backend.h"
 #include "proto/moe/v1/job.pb.h"
 #include "tests/worker/local_experts.h"
+#include "tests/worker/local_secondary_gates.h"
 #include "worker/models/parameters.h"
 #include "worker/models/replica_model.h"
 
@@ -70,6 +71,8 @@ class LocalModel {
   void Backward(StepResult* result);
   void ForEachReplica(const std::function<void(int64_t)>& fn);
   std::vector<float> SumOverReplicas(const std::string& name);
+  void UpdateTensor(const OptimizerStep& step, const TensorSpec& tensor, float* value,
+                    NamedTensors* m, NamedTensors* v);
   Tensor Upload(const TensorSpec& spec, const std::vector<float>& values) const;
 
   Backend& backend_;
@@ -78,7 +81,9 @@ class LocalModel {
   const ModelPlan plan_;
   const DenseParameters parameters_;
   std::vector<std::unique_ptr<ReplicaModel>> replicas_;
-  std::vector<LocalExperts> experts_;  // by MoE layer
+  // By MoE layer; gates: null if it is flat.
+  std::vector<LocalExperts> experts_;
+  std::vector<std::unique_ptr<LocalSecondaryGates>> gates_;
   NamedTensors gradients_;
 };
 

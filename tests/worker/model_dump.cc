@@ -12,7 +12,8 @@
 //   c/<r>/<w>/<layer>                   f32 [lanes, hidden] carried in
 //   output/<r>/<w>/<layer>              f32 [lanes, d] carried in
 //   uniform/<layer id>/<r>/<w>          f32 [T, d] dropped if below the rate
-//   noise/<layer>/<r>/<w>               f32 [T, n]
+//   noise/<gate>/<r>/<w>                f32 [T, n]; <gate>: layer<l>.moe, hierarchical
+//                                       also layer<l>.moe.group<g>
 //   rows/<layer>/<expert>               i32 [1] rows of the expert
 // r: replica, w: wave. "result": loss_sum, balance_loss; "adam": its constants;
 // "own_rate": of tensors that have one.
@@ -86,9 +87,20 @@ void AddDraws(const v1::Job& job, uint64_t step, uint32_t replica, uint32_t wave
               Dump* dump) {
   const int64_t rows =
       job.training().lanes() / job.training().waves() * job.training().unroll();
-  const auto key = [&](Purpose purpose, uint32_t layer_id) {
+  const auto key = [&](Purpose purpose, uint32_t layer_id, uint32_t group = 0) {
     return MakeKey(job.seed(), purpose,
-                   {.layer = layer_id, .step = step, .wave = wave, .replica = replica});
+                   {.layer = layer_id,
+                    .step = step,
+                    .wave = wave,
+                    .replica = replica,
+                    .group = group});
+  };
+  const auto add_noise = [&](const std::string& gate, int64_t n, RandomKey of_gate) {
+    std::vector<float> noise(rows * n);
+    for (int64_t t = 0; t < rows; ++t) {
+      FillNormal(of_gate, t, std::span(noise).subspan(t * n, n));
+    }
+    dump->Add<float>(Path("noise/" + gate, replica, wave), {rows, n}, noise);
   };
   for (int l = -1; l < job.model().layers_size(); ++l) {
     const int64_t d = job.model().d_model();
@@ -98,12 +110,18 @@ void AddDraws(const v1::Job& job, uint64_t step, uint32_t replica, uint32_t wave
     }
     dump->Add<float>(Path("uniform", l + 1, replica, wave), {rows, d}, uniform);
     if (l < 0 || !job.model().layers(l).has_moe()) continue;
-    const int64_t n = job.model().layers(l).moe().experts();
-    std::vector<float> noise(rows * n);
-    for (int64_t t = 0; t < rows; ++t) {
-      FillNormal(key(Purpose::kGateNoise, l + 1), t, std::span(noise).subspan(t * n, n));
+    const v1::Moe& moe = job.model().layers(l).moe();
+    const std::string gate = "layer" + std::to_string(l) + ".moe";
+    const RandomKey of_worker = key(Purpose::kGateNoise, l + 1);
+    if (moe.k_primary() == 0) {
+      add_noise(gate, moe.experts(), of_worker);
+      continue;
     }
-    dump->Add<float>(Path("noise", l, replica, wave), {rows, n}, noise);
+    add_noise(gate, moe.groups(), of_worker);
+    for (int32_t g = 0; g < moe.groups(); ++g) {
+      add_noise(gate + ".group" + std::to_string(g), moe.experts() / moe.groups(),
+                key(Purpose::kSecondaryGateNoise, l + 1, g));
+    }
   }
 }
 

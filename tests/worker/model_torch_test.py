@@ -6,6 +6,7 @@ and compares the losses, every gradient and every updated parameter.
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,8 +14,8 @@ import tempfile
 import numpy
 import torch
 
-JOBS = ["lstm_moe_lstm", "moe_moe", "all_experts", "dense", "deep", "strict", "softmax", "lstm",
-        "projected"]
+JOBS = ["lstm_moe_lstm", "moe_moe", "all_experts", "dense", "deep", "strict", "softmax", "hierarchical",
+        "hierarchical_extremes", "lstm", "projected"]
 TOLERANCE = 1e-4  # of a tensor's largest element
 
 
@@ -52,6 +53,9 @@ class Model:
         self.load = {}
         # L_batchwise / m (equation 20, in the logarithms of X and T), of the thresholds alone.
         self.batchwise = torch.zeros((), dtype=torch.float64)
+        # Hierarchical layers.
+        self.load_primary = {}
+        self.rows_of_group = {}
 
     def losses(self):
         training = self.job["training"]
@@ -63,7 +67,7 @@ class Model:
         for layer, importance in self.importance.items():
             moe = self.job["model"]["layers"][layer]["moe"]
             balance = balance + moe["w_importance"] * cv_squared(importance)
-            balance = balance + moe["w_load"] * cv_squared(self.load[layer])
+            balance = balance + moe["w_load"] * cv_squared(self.load_of(layer))
         tokens = training["replicas"] * training["lanes"] * training["unroll"]
         return sum(losses), balance, sum(losses) / tokens + balance + self.batchwise / tokens
 
@@ -98,24 +102,20 @@ class Model:
             outputs.append(output)
         return torch.cat(outputs)
 
-    def moe(self, x, l, r, w):
-        moe = self.job["model"]["layers"][l]["moe"]
-        if moe["gating"] == "GATING_NOISY_TOP_K":
-            gates, load = self.noisy_top_k(x, moe, l, r, w)
-        elif moe["gating"] == "GATING_SOFTMAX":
-            gates = torch.softmax(x @ self.p[f"layer{l}.moe.wg"], dim=1)
-            load = torch.ones_like(gates)
-        else:
-            gates, load = self.strictly_balanced(x, moe, l)
-        self.importance[l] = self.importance.get(l, 0) + gates.sum(0)
-        self.load[l] = self.load.get(l, 0) + load.sum(0)
-        y = torch.zeros_like(x)
-        for e in range(moe["experts"]):
-            out = x @ self.p[f"layer{l}.moe.expert{e}.w1"]
-            for matrix in range(2, len(moe["hidden"]) + 2):
-                out = torch.relu(out) @ self.p[f"layer{l}.moe.expert{e}.w{matrix}"]
-            y = y + gates[:, e:e + 1] * out
-        return torch.sigmoid(y) if moe["sigmoid_output"] else y
+    def gate(self, x, name, r, w, k):
+        """Gates and P(x, i) of noisy top-k, [T, n] each."""
+        clean = x @ self.p[name + ".wg"]
+        scale = torch.nn.functional.softplus(x @ self.p[name + ".wnoise"])
+        noisy = clean + self.dump.get(f"noise/{name}/{r}/{w}") * scale
+        top = noisy.topk(k, dim=1).indices
+        chosen = torch.zeros_like(noisy, dtype=torch.bool).scatter(1, top, True)
+        gates = torch.softmax(noisy.masked_fill(~chosen, -torch.inf), dim=1)
+        if k == noisy.shape[1]:
+            return gates, chosen.double()
+        # kth_excluding: the (k+1)-th of all for those within the top k, else the k-th.
+        ordered = noisy.sort(dim=1, descending=True).values
+        threshold = torch.where(chosen, ordered[:, k:k + 1], ordered[:, k - 1:k])
+        return gates, torch.distributions.Normal(0, 1).cdf((clean - threshold) / scale)
 
     def strictly_balanced(self, x, moe, l):
         log_g = torch.log_softmax(x @ self.p[f"layer{l}.moe.wg"], dim=1)
@@ -130,22 +130,46 @@ class Model:
         self.batchwise = self.batchwise + loss * len(x) / m
         return gates, chosen.double()
 
-    def noisy_top_k(self, x, moe, l, r, w):
-        n, k = moe["experts"], moe["k"]
-        clean = x @ self.p[f"layer{l}.moe.wg"]
-        scale = torch.nn.functional.softplus(x @ self.p[f"layer{l}.moe.wnoise"])
-        noisy = clean + self.dump.get(f"noise/{l}/{r}/{w}") * scale
-        top = noisy.topk(k, dim=1).indices
-        chosen = torch.zeros_like(noisy, dtype=torch.bool).scatter(1, top, True)
-        gates = torch.softmax(noisy.masked_fill(~chosen, -torch.inf), dim=1)
-        if k < n:
-            # kth_excluding: the (k+1)-th of all for those within the top k, else the k-th.
-            ordered = noisy.sort(dim=1, descending=True).values
-            threshold = torch.where(chosen, ordered[:, k:k + 1], ordered[:, k - 1:k])
-            load = torch.distributions.Normal(0, 1).cdf((clean - threshold) / scale)
+    def moe(self, x, l, r, w):
+        moe = self.job["model"]["layers"][l]["moe"]
+        name = f"layer{l}.moe"
+        if moe["gating"] == "GATING_SOFTMAX":
+            gates = torch.softmax(x @ self.p[f"{name}.wg"], dim=1)
+            load = torch.ones_like(gates)
+        elif moe["gating"] == "GATING_STRICTLY_BALANCED":
+            gates, load = self.strictly_balanced(x, moe, l)
+        elif moe["k_primary"] == 0:
+            gates, load = self.gate(x, name, r, w, moe["k"])
         else:
-            load = chosen.double()
-        return gates, load
+            primary, load_primary = self.gate(x, name, r, w, moe["k_primary"])
+            self.add(self.load_primary, l, load_primary.sum(0))
+            self.add(self.rows_of_group, l, (primary > 0).sum(0))
+            gates, load = [], []
+            for g in range(moe["groups"]):
+                own, own_load = self.gate(x, f"{name}.group{g}", r, w, moe["k"])
+                gates.append(primary[:, g:g + 1] * own)
+                load.append(own_load * (primary[:, g:g + 1] > 0))
+            gates, load = torch.cat(gates, 1), torch.cat(load, 1)
+        self.add(self.importance, l, gates.sum(0))
+        self.add(self.load, l, load.sum(0))
+        y = torch.zeros_like(x)
+        for e in range(moe["experts"]):
+            out = x @ self.p[f"{name}.expert{e}.w1"]
+            for matrix in range(2, len(moe["hidden"]) + 2):
+                out = torch.relu(out) @ self.p[f"{name}.expert{e}.w{matrix}"]
+            y = y + gates[:, e:e + 1] * out
+        return torch.sigmoid(y) if moe["sigmoid_output"] else y
+
+    @staticmethod
+    def add(totals, l, values):
+        totals[l] = totals.get(l, 0) + values
+
+    def load_of(self, l):
+        """Equation 10; hierarchical: equation 14."""
+        if l not in self.load_primary:
+            return self.load[l]
+        share = self.load_primary[l] / self.rows_of_group[l].clamp(min=1)
+        return (self.load[l].reshape(len(share), -1) * share[:, None]).reshape(-1)
 
 
 class Comparison:
@@ -163,13 +187,18 @@ class Comparison:
 
 def adam_update(dump, parameters):
     adam = dump.json["adam"]
-    # The optimizer leaves alone what has no gradient: experts without rows.
+    # The optimizer leaves alone what has no gradient: experts without rows, and the gate of
+    # a group without rows.
     for name, parameter in parameters.items():
-        layer, _, rest = name.partition(".moe.expert")
-        if rest:
-            expert = rest.split(".")[0]
-            if dump.get(f"rows/{layer[len('layer'):]}/{expert}").item() == 0:
-                parameter.grad = None
+        match = re.fullmatch(r"layer(\d+)\.moe\.(expert|group)(\d+)\..*", name)
+        if match is None:
+            continue
+        layer, kind, number = int(match[1]), match[2], int(match[3])
+        moe = dump.json["job"]["model"]["layers"][layer]["moe"]
+        count = 1 if kind == "expert" else moe["experts"] // moe["groups"]
+        experts = range(number * count, (number + 1) * count)
+        if sum(dump.get(f"rows/{layer}/{e}").item() for e in experts) == 0:
+            parameter.grad = None
     with torch.no_grad():
         for name, rate in dump.json["own_rate"].items():
             parameters[name] -= rate * parameters[name].grad

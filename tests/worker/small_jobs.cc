@@ -9,186 +9,232 @@ namespace moe::testing {
 namespace {
 
 const std::map<std::string, std::string>& Layers() {
-  static const auto* const layers =
-      new std::map<std::string, std::string>{{"lstm_moe_lstm", R"pb(
-                                                layers {
-                                                  lstm { hidden: 7 }
-                                                  dropout: 0.2
-                                                  residual: true
-                                                }
-                                                layers {
-                                                  moe {
-                                                    experts: 6
-                                                    k: 2
-                                                    hidden: 9
-                                                    groups: 2
-                                                    gating: GATING_NOISY_TOP_K
-                                                    w_importance: 0.2
-                                                    w_load: 0.3
-                                                    sigmoid_output: true
-                                                  }
-                                                  dropout: 0.25
-                                                  residual: true
-                                                }
-                                                layers {
-                                                  lstm { hidden: 7 }
-                                                  dropout: 0.1
-                                                }
-                                              )pb"},
-                                             {"moe_moe", R"pb(
-                                                layers {
-                                                  moe {
-                                                    experts: 4
-                                                    k: 3
-                                                    hidden: 5
-                                                    groups: 1
-                                                    gating: GATING_NOISY_TOP_K
-                                                    w_importance: 0.1
-                                                  }
-                                                }
-                                                layers {
-                                                  lstm { hidden: 7 }
-                                                  dropout: 0.3
-                                                  residual: true
-                                                }
-                                                layers {
-                                                  moe {
-                                                    experts: 5
-                                                    k: 1
-                                                    hidden: 6
-                                                    groups: 5
-                                                    gating: GATING_NOISY_TOP_K
-                                                    w_load: 0.4
-                                                  }
-                                                  dropout: 0.1
-                                                }
-                                              )pb"},
-                                             {"all_experts", R"pb(
-                                                layers {
-                                                  lstm { hidden: 7 }
-                                                  residual: true
-                                                }
-                                                layers {
-                                                  moe {
-                                                    experts: 3
-                                                    k: 3
-                                                    hidden: 5
-                                                    groups: 1
-                                                    gating: GATING_NOISY_TOP_K
-                                                    w_importance: 0.2
-                                                    w_load: 0.3
-                                                    sigmoid_output: true
-                                                  }
-                                                  dropout: 0.2
-                                                }
-                                              )pb"},
-                                             {"dense", R"pb(
-                                                layers {
-                                                  moe {
-                                                    experts: 1
-                                                    k: 1
-                                                    hidden: 9
-                                                    groups: 1
-                                                    gating: GATING_NOISY_TOP_K
-                                                    w_importance: 0.2
-                                                    w_load: 0.3
-                                                    sigmoid_output: true
-                                                  }
-                                                  dropout: 0.2
-                                                  residual: true
-                                                }
-                                                layers {
-                                                  lstm { hidden: 7 }
-                                                  dropout: 0.1
-                                                }
-                                              )pb"},
-                                             {"deep", R"pb(
-                                                layers {
-                                                  lstm { hidden: 7 }
-                                                  residual: true
-                                                }
-                                                layers {
-                                                  moe {
-                                                    experts: 4
-                                                    k: 2
-                                                    hidden: [ 9, 5, 8 ]
-                                                    groups: 2
-                                                    gating: GATING_NOISY_TOP_K
-                                                    w_importance: 0.2
-                                                    w_load: 0.3
-                                                    sigmoid_output: true
-                                                  }
-                                                  dropout: 0.1
-                                                  residual: true
-                                                }
-                                              )pb"},
-                                             {"strict", R"pb(
-                                                layers {
-                                                  lstm { hidden: 7 }
-                                                  dropout: 0.2
-                                                  residual: true
-                                                }
-                                                layers {
-                                                  moe {
-                                                    experts: 6
-                                                    k: 2
-                                                    hidden: 5
-                                                    groups: 3
-                                                    gating: GATING_STRICTLY_BALANCED
-                                                    w_importance: 0.2
-                                                    sigmoid_output: true
-                                                  }
-                                                  dropout: 0.1
-                                                  residual: true
-                                                }
-                                                layers {
-                                                  moe {
-                                                    experts: 3
-                                                    k: 1
-                                                    hidden: 5
-                                                    groups: 1
-                                                    gating: GATING_STRICTLY_BALANCED
-                                                  }
-                                                  residual: true
-                                                }
-                                              )pb"},
-                                             {"softmax", R"pb(
-                                                layers {
-                                                  lstm { hidden: 7 }
-                                                  residual: true
-                                                }
-                                                layers {
-                                                  moe {
-                                                    experts: 5
-                                                    k: 5
-                                                    hidden: 5
-                                                    groups: 5
-                                                    gating: GATING_SOFTMAX
-                                                    w_importance: 0.3
-                                                    sigmoid_output: true
-                                                  }
-                                                  dropout: 0.2
-                                                }
-                                              )pb"},
-                                             {"lstm", R"pb(
-                                                layers {
-                                                  lstm { hidden: 7 }
-                                                  dropout: 0.2
-                                                  residual: true
-                                                }
-                                                layers { lstm { hidden: 7 } }
-                                              )pb"},
-                                             {"projected", R"pb(
-                                                layers {
-                                                  lstm { hidden: 10 projection: 7 }
-                                                  dropout: 0.2
-                                                  residual: true
-                                                }
-                                                layers {
-                                                  lstm { hidden: 5 projection: 7 }
-                                                  dropout: 0.1
-                                                }
-                                              )pb"}};
+  static const auto* const layers = new std::map<std::string, std::string>{
+      {"lstm_moe_lstm", R"pb(
+         layers {
+           lstm { hidden: 7 }
+           dropout: 0.2
+           residual: true
+         }
+         layers {
+           moe {
+             experts: 6
+             k: 2
+             hidden: 9
+             groups: 2
+             gating: GATING_NOISY_TOP_K
+             w_importance: 0.2
+             w_load: 0.3
+             sigmoid_output: true
+           }
+           dropout: 0.25
+           residual: true
+         }
+         layers {
+           lstm { hidden: 7 }
+           dropout: 0.1
+         }
+       )pb"},
+      {"moe_moe", R"pb(
+         layers {
+           moe {
+             experts: 4
+             k: 3
+             hidden: 5
+             groups: 1
+             gating: GATING_NOISY_TOP_K
+             w_importance: 0.1
+           }
+         }
+         layers {
+           lstm { hidden: 7 }
+           dropout: 0.3
+           residual: true
+         }
+         layers {
+           moe {
+             experts: 5
+             k: 1
+             hidden: 6
+             groups: 5
+             gating: GATING_NOISY_TOP_K
+             w_load: 0.4
+           }
+           dropout: 0.1
+         }
+       )pb"},
+      {"all_experts", R"pb(
+         layers {
+           lstm { hidden: 7 }
+           residual: true
+         }
+         layers {
+           moe {
+             experts: 3
+             k: 3
+             hidden: 5
+             groups: 1
+             gating: GATING_NOISY_TOP_K
+             w_importance: 0.2
+             w_load: 0.3
+             sigmoid_output: true
+           }
+           dropout: 0.2
+         }
+       )pb"},
+      {"dense", R"pb(
+         layers {
+           moe {
+             experts: 1
+             k: 1
+             hidden: 9
+             groups: 1
+             gating: GATING_NOISY_TOP_K
+             w_importance: 0.2
+             w_load: 0.3
+             sigmoid_output: true
+           }
+           dropout: 0.2
+           residual: true
+         }
+         layers {
+           lstm { hidden: 7 }
+           dropout: 0.1
+         }
+       )pb"},
+      {"deep", R"pb(
+         layers {
+           lstm { hidden: 7 }
+           residual: true
+         }
+         layers {
+           moe {
+             experts: 4
+             k: 2
+             hidden: [ 9, 5, 8 ]
+             groups: 2
+             gating: GATING_NOISY_TOP_K
+             w_importance: 0.2
+             w_load: 0.3
+             sigmoid_output: true
+           }
+           dropout: 0.1
+           residual: true
+         }
+       )pb"},
+      {"strict", R"pb(
+         layers {
+           lstm { hidden: 7 }
+           dropout: 0.2
+           residual: true
+         }
+         layers {
+           moe {
+             experts: 6
+             k: 2
+             hidden: 5
+             groups: 3
+             gating: GATING_STRICTLY_BALANCED
+             w_importance: 0.2
+             sigmoid_output: true
+           }
+           dropout: 0.1
+           residual: true
+         }
+         layers {
+           moe { experts: 3 k: 1 hidden: 5 groups: 1 gating: GATING_STRICTLY_BALANCED }
+           residual: true
+         }
+       )pb"},
+      {"softmax", R"pb(
+         layers {
+           lstm { hidden: 7 }
+           residual: true
+         }
+         layers {
+           moe {
+             experts: 5
+             k: 5
+             hidden: 5
+             groups: 5
+             gating: GATING_SOFTMAX
+             w_importance: 0.3
+             sigmoid_output: true
+           }
+           dropout: 0.2
+         }
+       )pb"},
+      {"hierarchical", R"pb(
+         layers {
+           lstm { hidden: 7 }
+           dropout: 0.2
+           residual: true
+         }
+         layers {
+           moe {
+             experts: 9
+             k: 2
+             hidden: 5
+             groups: 3
+             k_primary: 2
+             gating: GATING_NOISY_TOP_K
+             w_importance: 0.2
+             w_load: 0.3
+             sigmoid_output: true
+           }
+           dropout: 0.1
+           residual: true
+         }
+         layers { lstm { hidden: 7 } }
+       )pb"},
+      {"hierarchical_extremes", R"pb(
+         layers {
+           moe {
+             experts: 4
+             k: 2
+             hidden: 5
+             groups: 2
+             k_primary: 2
+             gating: GATING_NOISY_TOP_K
+             w_importance: 0.2
+             w_load: 0.3
+           }
+           residual: true
+         }
+         layers {
+           moe {
+             experts: 10
+             k: 1
+             hidden: [ 4, 3 ]
+             groups: 5
+             k_primary: 1
+             gating: GATING_NOISY_TOP_K
+             w_importance: 0.2
+             w_load: 0.3
+           }
+           dropout: 0.1
+           residual: true
+         }
+       )pb"},
+      {"lstm", R"pb(
+         layers {
+           lstm { hidden: 7 }
+           dropout: 0.2
+           residual: true
+         }
+         layers { lstm { hidden: 7 } }
+       )pb"},
+      {"projected", R"pb(
+         layers {
+           lstm { hidden: 10 projection: 7 }
+           dropout: 0.2
+           residual: true
+         }
+         layers {
+           lstm { hidden: 5 projection: 7 }
+           dropout: 0.1
+         }
+       )pb"}};
   return *layers;
 }
 

@@ -15,6 +15,12 @@ namespace moe::testing {
 //   all_experts    k = n: no gradient through the load
 //   dense          one expert: the baseline without gating
 //   deep           experts with three hidden layers
+//   strict         strictly balanced gating; tokens with all experts and with none
+//   softmax        softmax gating
+//   hierarchical   2 of 3 groups, 2 of 3 experts in each, both balancing losses
+//   hierarchical_extremes
+//                  a layer in which every token goes everywhere, and one with 1 of 5 groups
+//                  and 1 of 2 experts
 //   lstm           no MoE layer
 //   projected      LSTMs with a projection, wider and narrower than the model
 std::vector<std::string> SmallJobNames();

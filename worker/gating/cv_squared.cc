@@ -7,14 +7,12 @@
 namespace moe {
 
 double CvSquared(std::span<const double> v, double w, std::vector<double>* gradient) {
-  gradient->assign(v.size(), 0);
-  const auto [mean, variance] = MomentsOf(v);
-  if (mean == 0) return 0;
-  const double scale = 2 / (static_cast<double>(v.size()) * mean * mean);
+  const Moments moments = MomentsOf(v);
+  gradient->resize(v.size());
   for (size_t i = 0; i < v.size(); ++i) {
-    (*gradient)[i] = w * scale * ((v[i] - mean) - variance / mean);
+    (*gradient)[i] = CvSquaredGradient(moments, static_cast<int64_t>(v.size()), w, v[i]);
   }
-  return variance / (mean * mean);
+  return CvSquared(moments);
 }
 
 }  // namespace moe

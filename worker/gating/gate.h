@@ -47,7 +47,7 @@ class Gate {
                         std::span<const double> dload, Matrix dx) = 0;
 };
 
-// The gate of a MoE layer. parameter: one of its tensors by the last part of its name in
+// The gate of a MoE layer; of a hierarchical one the primary gate. parameter: one of its tensors by the last part of its name in
 // common/job/model_plan.h ("wg"). layer_id: as of Pass::Key. rows: T.
 std::unique_ptr<Gate> MakeGate(
     Backend& backend, uint32_t layer_id, const v1::Moe& moe,

@@ -22,8 +22,8 @@ std::unique_ptr<Gate> MakeGate(
       CHECK_EQ(moe.gating(), v1::GATING_NOISY_TOP_K);
       return std::make_unique<NoisyTopKGate>(
           backend, layer_id,
-          NoisyTopKGate::Parameters{parameter("wg"), parameter("wnoise")}, moe.k(), rows,
-          waves);
+          NoisyTopKGate::Parameters{parameter("wg"), parameter("wnoise")},
+          moe.k_primary() > 0 ? moe.k_primary() : moe.k(), rows, waves);
   }
 }
 

@@ -35,8 +35,9 @@
 namespace moe {
 
 // What the gate of one MoE layer chose for one micro-batch of T tokens: p pairs of token
-// and expert (worker/gating/gate.h). Host memory, owned by the model, valid until the
-// next Forward of the same segment and wave.
+// and expert (worker/gating/gate.h); in a hierarchical MoE this is the primary gate, and
+// its experts are the groups. Host memory, owned by the model, valid until the next
+// Forward of the same segment and wave.
 struct MoeCall {
   int32_t layer = 0;                   // index into Model.layers
   std::span<const int32_t> offset;     // [T + 1] of each token's pairs
@@ -91,7 +92,8 @@ class ReplicaModel {
   std::span<const float> moe_output_gradient(int segment, int32_t wave) const;
   // dx: [T, d_model] through the experts; dgate: [p] <dL/dy, E_i(x)>; dimportance and
   // dload: [n] gradients of the balancing losses with respect to the step's Importance
-  // and Load.
+  // and Load. Hierarchical: dx also through the secondary gates, dgate dL/dG_primary with
+  // the importance loss in it, so that dimportance is 0, and dload dL/dLoad_primary.
   void SetMoeGradient(int segment, int32_t wave, std::span<const float> dx,
                       std::span<const float> dgate, std::span<const double> dimportance,
                       std::span<const double> dload);

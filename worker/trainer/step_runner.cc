@@ -41,6 +41,8 @@ StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& pl
   const int moe_layers = models_.front()->segments() - 1;
   plans_.resize(moe_layers);
   for (auto& plans : plans_) plans.resize(waves_ * owned_.size());
+  chosen_.resize(moe_layers);
+  for (auto& chosen : chosen_) chosen.resize(waves_ * owned_.size());
   totals_.resize(moe_layers);
   importance_gradient_.resize(moe_layers);
   load_gradient_.resize(moe_layers);
@@ -56,6 +58,10 @@ v1::FrameId StepRunner::FrameOf(int segment, int32_t wave) const {
   id.set_layer(models_.front()->moe_layer(segment));
   id.set_mode(mode_ == PassMode::kTrain ? v1::MODE_TRAIN : v1::MODE_EVALUATE);
   return id;
+}
+
+const v1::Moe& StepRunner::MoeOf(int segment) const {
+  return job_.model().layers(models_.front()->moe_layer(segment)).moe();
 }
 
 const RoutingPlan& StepRunner::PlanOf(int segment, int32_t wave, size_t owned) const {
@@ -109,6 +115,9 @@ absl::Status StepRunner::AwaitForward(int segment, int32_t wave) {
   std::vector<ForwardResult> results;
   for (size_t i = 0; i < owned_.size(); ++i) {
     results.push_back({owned_[i], &PlanOf(segment, wave, i), rows_[i].data()});
+    if (Hierarchical(segment)) {
+      results.back().chosen = &chosen_[segment][wave * owned_.size() + i];
+    }
   }
   const bool last_of_step = mode_ == PassMode::kTrain && wave == waves_ - 1;
   ActivityScope scope(clock_, Activity::kMoving);
@@ -134,7 +143,14 @@ absl::Status StepRunner::CheckFinite() const {
 
 void StepRunner::FormBalanceGradients() {
   for (size_t segment = 0; segment < totals_.size(); ++segment) {
-    const v1::Moe& moe = job_.model().layers(models_.front()->moe_layer(segment)).moe();
+    const v1::Moe& moe = MoeOf(segment);
+    if (Hierarchical(segment)) {
+      // The servers form the losses' gradients; what is left for the primary gate comes
+      // with the backward replies.
+      importance_gradient_[segment].assign(moe.groups(), 0);
+      load_gradient_[segment].assign(moe.groups(), 0);
+      continue;
+    }
     CvSquared(totals_[segment].importance, moe.w_importance(),
               &importance_gradient_[segment]);
     CvSquared(totals_[segment].load, moe.w_load(), &load_gradient_[segment]);
@@ -160,6 +176,7 @@ absl::Status StepRunner::SendBackward(int segment, int32_t wave) {
   for (size_t i = 0; i < owned_.size(); ++i) {
     calls.push_back({owned_[i], &PlanOf(segment, wave, i),
                      models_[i]->moe_output_gradient(segment, wave).data()});
+    if (Hierarchical(segment)) calls.back().moments = &totals_[segment].moments;
   }
   return experts_.SendBackward(FrameOf(segment, wave), calls);
 }
@@ -170,6 +187,10 @@ absl::Status StepRunner::AwaitBackward(int segment, int32_t wave) {
     const RoutingPlan& plan = PlanOf(segment, wave, i);
     gates_[i].resize(plan.choices());
     results.push_back({owned_[i], &plan, rows_[i].data(), gates_[i].data()});
+    // The same for all replicas.
+    if (Hierarchical(segment)) {
+      results.back().dload_primary = load_gradient_[segment].data();
+    }
   }
   ActivityScope scope(clock_, Activity::kMoving);
   RETURN_IF_ERROR(experts_.AwaitBackward(FrameOf(segment, wave), results));
@@ -196,7 +217,7 @@ PassResult StepRunner::Summarize(std::span<const MicroBatch> batches) const {
   for (int segment = 0; segment < models_.front()->segments() - 1; ++segment) {
     PassResult::Balance& balance = result.balance.emplace_back();
     balance.layer = models_.front()->moe_layer(segment);
-    const int32_t experts = job_.model().layers(balance.layer).moe().experts();
+    const int32_t experts = MoeOf(segment).experts();
     balance.assigned.resize(experts);
     balance.importance.resize(experts);
     for (size_t i = 0; i < owned_.size(); ++i) {
@@ -225,6 +246,16 @@ void StepRunner::ForEachChoice(const std::function<void(const Choice&)>& fn) con
     for (size_t i = 0; i < owned_.size(); ++i) {
       choice.replica = owned_[i];
       for (choice.wave = 0; choice.wave < waves_; ++choice.wave) {
+        if (Hierarchical(segment)) {
+          const ChosenPairs& chosen = chosen_[segment][choice.wave * owned_.size() + i];
+          for (size_t j = 0; j < chosen.expert.size(); ++j) {
+            choice.token = chosen.token[j];
+            choice.expert = chosen.expert[j];
+            choice.gate = chosen.gate[j];
+            fn(choice);
+          }
+          continue;
+        }
         const MoeCall& call = models_[i]->moe_call(segment, choice.wave);
         const auto tokens = static_cast<int32_t>(call.offset.size()) - 1;
         for (choice.token = 0; choice.token < tokens; ++choice.token) {

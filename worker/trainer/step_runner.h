@@ -17,6 +17,7 @@
 #include "client/expert_client.h"
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
+#include "common/base/moments.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/job.pb.h"
 #include "worker/models/parameters.h"
@@ -67,7 +68,8 @@ class StepRunner {
   // Backward over all waves; the models' gradients() hold the result.
   absl::Status Backward();
 
-  // What a gate chose in the last Forward.
+  // What the gates chose in the last Forward; hierarchical: both gates together, and `gate`
+  // is their product.
   struct Choice {
     int segment = 0;  // the one before the MoE layer
     int32_t layer = 0;
@@ -77,7 +79,7 @@ class StepRunner {
     int32_t expert = 0;
     float gate = 0;
   };
-  // By MoE layer, replica, wave, token and expert.
+  // By MoE layer, replica, wave, token and expert; hierarchical: by group before token.
   void ForEachChoice(const std::function<void(const Choice&)>& fn) const;
 
   // Totals of each MoE layer over the last training step, all replicas.
@@ -91,6 +93,8 @@ class StepRunner {
   absl::Status AwaitBackward(int segment, int32_t wave);
   absl::Status CheckFinite() const;
   void FormBalanceGradients();
+  const v1::Moe& MoeOf(int segment) const;
+  bool Hierarchical(int segment) const { return MoeOf(segment).k_primary() > 0; }
   const RoutingPlan& PlanOf(int segment, int32_t wave, size_t owned) const;
   PassResult Summarize(std::span<const MicroBatch> batches) const;
 
@@ -106,9 +110,12 @@ class StepRunner {
   PassMode mode_ = PassMode::kTrain;
   // [segment][wave * owned + i]
   std::vector<std::vector<std::unique_ptr<RoutingPlan>>> plans_;
-  std::vector<BalanceTotals> totals_;                     // [segment]
-  std::vector<std::vector<double>> importance_gradient_;  // [segment][n]
-  std::vector<std::vector<double>> load_gradient_;        // [segment][n]
+  // [segment][wave * owned + i]; hierarchical only.
+  std::vector<std::vector<ChosenPairs>> chosen_;
+  std::vector<BalanceTotals> totals_;  // [segment]
+  // [segment][n] By the Importance and Load of what the worker's gate chooses among.
+  std::vector<std::vector<double>> importance_gradient_;
+  std::vector<std::vector<double>> load_gradient_;
   // Host buffers of one exchange, for each owned replica.
   std::vector<std::vector<float>> rows_;
   std::vector<std::vector<float>> gates_;

@@ -184,8 +184,8 @@ v1::ReportStepRequest Trainer::Report(uint64_t step, const PassResult& pass,
     v1::LayerBalance* balance = report.add_balance();
     balance->set_layer(pass.balance[m].layer);
     const BalanceTotals& totals = runner_.totals()[m];
-    balance->set_cv_importance(CoefficientOfVariation(totals.importance));
-    balance->set_cv_load(CoefficientOfVariation(totals.load));
+    balance->set_cv_importance(CoefficientOfVariation(totals.moments.importance));
+    balance->set_cv_load(CoefficientOfVariation(totals.moments.load));
     balance->mutable_assigned()->Add(pass.balance[m].assigned.begin(),
                                      pass.balance[m].assigned.end());
     balance->set_unrouted(pass.balance[m].unrouted);

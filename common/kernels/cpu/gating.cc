@@ -28,6 +28,9 @@ void CheckBatch(const GateBatch& batch) {
   Check(batch.raw.rows == clean.rows && batch.raw.cols == clean.cols, "raw is [T, n]");
   Check(batch.noise.rows == clean.rows && batch.noise.cols == clean.cols,
         "noise is [T, n]");
+  Check(
+      batch.draw_row.empty() || static_cast<int64_t>(batch.draw_row.size()) == clean.rows,
+      "draw_row is [T]");
 }
 
 // One token's forward pass; the buffers serve one token after another.
@@ -51,7 +54,10 @@ class ForwardPass {
     const float* logit = batch_.clean.row(t);
     if (batch_.with_noise) {
       float* noise = batch_.noise.row(t);
-      if (draw) FillNormal(batch_.key, t, {noise, static_cast<size_t>(n_)});
+      if (draw) {
+        const int64_t row = batch_.draw_row.empty() ? t : batch_.draw_row[t];
+        FillNormal(batch_.key, row, {noise, static_cast<size_t>(n_)});
+      }
       const float* raw = batch_.raw.row(t);
       ForLanes(n_, [&](auto lanes, int64_t i) {
         const Vec scale = NoiseScale(lanes.Load(raw + i)).value;

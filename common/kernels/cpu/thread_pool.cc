@@ -39,6 +39,8 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::For(int64_t n, const std::function<void(int64_t)>& fn) {
+  // As in the pool's threads: which one takes an index must not show.
+  const FlushDenormals flush;
   if (n <= 1 || threads_.empty()) {
     for (int64_t i = 0; i < n; ++i) fn(i);
     return;

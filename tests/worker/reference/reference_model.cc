@@ -42,6 +42,36 @@ double KthExcluding(Row v, int k, size_t i) {
   return v[k - 1];
 }
 
+// What the rows of a step come to in one MoE layer of n experts.
+struct LayerTotals {
+  Row importance;                       // [n]
+  Row load;                             // [n]; hierarchical: of the groups' own gates
+  std::vector<int64_t> rows_of_expert;  // [n]
+  Row load_primary;                     // [groups], hierarchical
+  std::vector<int64_t> rows_of_group;   // [groups], hierarchical
+
+  explicit LayerTotals(const v1::Moe& moe)
+      : importance(moe.experts()),
+        load(moe.experts()),
+        rows_of_expert(moe.experts()),
+        load_primary(moe.groups()),
+        rows_of_group(moe.groups()) {}
+
+  // Eq. 10 or, hierarchical, 14.
+  Row Load(const v1::Moe& moe) const {
+    Row result = load;
+    if (moe.k_primary() == 0) return result;
+    const size_t per_group = moe.experts() / moe.groups();
+    for (size_t i = 0; i < result.size(); ++i) {
+      const size_t group = i / per_group;
+      // No rows: 0 already.
+      if (rows_of_group[group] == 0) continue;
+      result[i] *= load_primary[group] / static_cast<double>(rows_of_group[group]);
+    }
+    return result;
+  }
+};
+
 // One pass over one micro-batch of one replica.
 class MicroBatchPass {
  public:
@@ -56,10 +86,9 @@ class MicroBatchPass {
         lanes_(job.training().lanes() / job.training().waves()),
         d_(job.model().d_model()) {}
 
-  // Returns the sum of -ln p(target). Adds to importance and load, [layer][expert].
+  // Returns the sum of -ln p(target). Adds to totals, [layer].
   double Run(const MicroBatch& batch, std::vector<std::vector<LaneState>>& state,
-             std::vector<Row>& importance, std::vector<Row>& load,
-             std::vector<std::vector<int64_t>>& rows_of_expert) {
+             std::vector<LayerTotals>& totals) {
     target_ = batch.target;
     threshold_loss_ = 0;
     std::vector<Row> x;
@@ -72,8 +101,7 @@ class MicroBatchPass {
     for (int l = 0; l < job_.model().layers_size(); ++l) {
       const v1::Layer& layer = job_.model().layers(l);
       std::vector<Row> y =
-          layer.has_lstm() ? LstmLayer(l, x, state[l])
-                           : MoeLayer(l, x, importance[l], load[l], rows_of_expert[l]);
+          layer.has_lstm() ? LstmLayer(l, x, state[l]) : MoeLayer(l, x, totals[l]);
       Dropout(l + 1, layer.dropout(), y);
       if (layer.residual()) {
         for (size_t t = 0; t < y.size(); ++t) {
@@ -106,10 +134,13 @@ class MicroBatchPass {
  private:
   const Row& Named(const std::string& name) const { return parameters_.at(name); }
 
-  RandomKey Key(Purpose purpose, uint32_t layer_id) const {
-    return MakeKey(
-        job_.seed(), purpose,
-        {.layer = layer_id, .step = step_, .wave = wave_, .replica = replica_});
+  RandomKey Key(Purpose purpose, uint32_t layer_id, uint32_t group = 0) const {
+    return MakeKey(job_.seed(), purpose,
+                   {.layer = layer_id,
+                    .step = step_,
+                    .wave = wave_,
+                    .replica = replica_,
+                    .group = group});
   }
 
   void Dropout(uint32_t layer_id, float rate, std::vector<Row>& y) const {
@@ -150,39 +181,26 @@ class MicroBatchPass {
     return y;
   }
 
-  std::vector<Row> MoeLayer(int l, const std::vector<Row>& x, Row& importance, Row& load,
-                            std::vector<int64_t>& rows_of_expert) {
+  std::vector<Row> MoeLayer(int l, const std::vector<Row>& x, LayerTotals& totals) {
     const v1::Moe& moe = job_.model().layers(l).moe();
     const std::string prefix = "layer" + std::to_string(l) + ".moe.";
-    std::vector<Row> gates(x.size(), Row(moe.experts(), 0));  // 0: not chosen
-    if (moe.gating() == v1::GATING_STRICTLY_BALANCED) {
-      gates = StrictlyBalancedGates(l, x);
-    } else {
-      for (size_t t = 0; t < x.size(); ++t) {
-        if (!training_ && target_[t] < 0) continue;
-        gates[t] = moe.gating() == v1::GATING_SOFTMAX
-                       ? Softmax(Product(x[t], Named(prefix + "wg")))
-                       : NoisyTopKGates(l, t, x[t], load);
-      }
-    }
-
-    std::vector<Row> y(x.size(), Row(d_, 0));
+    std::vector<Row> strict;
+    if (moe.gating() == v1::GATING_STRICTLY_BALANCED)
+      strict = StrictlyBalancedGates(l, x);
+    std::vector<Row> y;
     for (size_t t = 0; t < x.size(); ++t) {
-      for (int i = 0; i < moe.experts(); ++i) {
-        const double gate = gates[t][i];
-        if (gate == 0) continue;
-        importance[i] += gate;
-        if (!SmoothLoad(moe)) load[i] += 1;
-        ++rows_of_expert[i];
-        const std::string expert = prefix + "expert" + std::to_string(i);
-        Row out = x[t];
-        for (int matrix = 1; matrix <= moe.hidden_size() + 1; ++matrix) {
-          if (matrix > 1) {
-            for (double& value : out) value = std::max(value, 0.0);
-          }
-          out = Product(out, Named(expert + ".w" + std::to_string(matrix)));
-        }
-        for (int64_t c = 0; c < d_; ++c) y[t][c] += gate * out[c];
+      y.emplace_back(d_, 0.0);
+      if (moe.k_primary() > 0) {
+        if (IsCounted(t)) AddGroups(l, prefix, t, x[t], totals, y[t]);
+      } else if (moe.gating() == v1::GATING_STRICTLY_BALANCED) {
+        AddExperts(prefix, moe, 0, WithoutNoise(strict[t]), 1, x[t], totals, y[t]);
+      } else if (IsCounted(t)) {
+        const Gated gated =
+            moe.gating() == v1::GATING_SOFTMAX
+                ? WithoutNoise(Softmax(Product(x[t], Named(prefix + "wg"))))
+                : NoisyTopK(prefix, x[t], moe.experts(), moe.k(), t,
+                            Key(Purpose::kGateNoise, l + 1));
+        AddExperts(prefix, moe, 0, gated, 1, x[t], totals, y[t]);
       }
       if (moe.sigmoid_output()) {
         for (double& value : y[t]) value = Sigmoid(value);
@@ -191,9 +209,36 @@ class MicroBatchPass {
     return y;
   }
 
-  // Load is a sum of probabilities, not of tokens.
-  bool SmoothLoad(const v1::Moe& moe) const {
-    return moe.gating() == v1::GATING_NOISY_TOP_K && training_ && moe.k() < moe.experts();
+  // In evaluation rows without a target are padding.
+  bool IsCounted(size_t t) const { return training_ || target_[t] >= 0; }
+
+  // Eq. 12.
+  void AddGroups(int l, const std::string& prefix, size_t t, const Row& x,
+                 LayerTotals& totals, Row& y) const {
+    const v1::Moe& moe = job_.model().layers(l).moe();
+    const int per_group = moe.experts() / moe.groups();
+    const Gated primary = NoisyTopK(prefix, x, moe.groups(), moe.k_primary(), t,
+                                    Key(Purpose::kGateNoise, l + 1));
+    for (int i = 0; i < moe.groups(); ++i) {
+      totals.load_primary[i] += primary.load[i];
+      if (primary.gate[i] == 0) continue;
+      ++totals.rows_of_group[i];
+      const Gated gated =
+          NoisyTopK(prefix + "group" + std::to_string(i) + ".", x, per_group, moe.k(), t,
+                    Key(Purpose::kSecondaryGateNoise, l + 1, i));
+      AddExperts(prefix, moe, i * per_group, gated, primary.gate[i], x, totals, y);
+    }
+  }
+
+  // What a gate says of one row.
+  struct Gated {
+    Row gate;  // 0: not chosen
+    Row load;  // P(x, i); without noise 1 if chosen
+  };
+  static Gated WithoutNoise(const Row& gate) {
+    Gated gated{gate, gate};
+    for (double& load : gated.load) load = load > 0;
+    return gated;
   }
 
   static Row Softmax(Row v) {
@@ -203,16 +248,13 @@ class MicroBatchPass {
     return v;
   }
 
-  Row NoisyTopKGates(int l, size_t t, const Row& x, Row& load) const {
-    const v1::Moe& moe = job_.model().layers(l).moe();
-    const std::string prefix = "layer" + std::to_string(l) + ".moe.";
-    const int n = moe.experts();
-    const int k = moe.k();
+  Gated NoisyTopK(const std::string& prefix, const Row& x, int n, int k, size_t t,
+                  RandomKey key) const {
     const Row clean = Product(x, Named(prefix + "wg"));
     Row scale = Product(x, Named(prefix + "wnoise"));
     for (double& s : scale) s = Softplus(s);
     std::vector<float> noise(n, 0);
-    if (training_) FillNormal(Key(Purpose::kGateNoise, l + 1), t, noise);
+    if (training_) FillNormal(key, t, noise);
     Row h(n);  // eq. 4
     for (int i = 0; i < n; ++i) h[i] = clean[i] + noise[i] * scale[i];
 
@@ -222,11 +264,12 @@ class MicroBatchPass {
       int above = 0;
       for (int j = 0; j < n; ++j) above += h[j] > h[i] || (h[j] == h[i] && j < i);
       if (above < k) kept[i] = h[i];
-      if (SmoothLoad(moe)) {
-        load[i] += NormalCdf((clean[i] - KthExcluding(h, k, i)) / scale[i]);  // eq. 9
-      }
     }
-    return Softmax(kept);
+    Gated gated = WithoutNoise(Softmax(kept));
+    for (int i = 0; i < n && k < n && training_; ++i) {
+      gated.load[i] = NormalCdf((clean[i] - KthExcluding(h, k, i)) / scale[i]);  // eq. 9
+    }
+    return gated;
   }
 
   // Eq. 15-19 for all tokens; adds eq. 20 to threshold_loss_.
@@ -270,6 +313,28 @@ class MicroBatchPass {
     return gates;
   }
 
+  // The experts from `first` on, with their gates times `factor`.
+  void AddExperts(const std::string& prefix, const v1::Moe& moe, int first,
+                  const Gated& gated, double factor, const Row& x, LayerTotals& totals,
+                  Row& y) const {
+    for (size_t i = 0; i < gated.gate.size(); ++i) {
+      const double gate = factor * gated.gate[i];
+      totals.importance[first + i] += gate;
+      totals.load[first + i] += gated.load[i];
+      if (gate == 0) continue;
+      ++totals.rows_of_expert[first + i];
+      const std::string expert = prefix + "expert" + std::to_string(first + i);
+      Row out = x;
+      for (int matrix = 1; matrix <= moe.hidden_size() + 1; ++matrix) {
+        if (matrix > 1) {
+          for (double& value : out) value = std::max(value, 0.0);
+        }
+        out = Product(out, Named(expert + ".w" + std::to_string(matrix)));
+      }
+      for (int64_t c = 0; c < d_; ++c) y[c] += gate * out[c];
+    }
+  }
+
   const v1::Job& job_;
   const NamedValues& parameters_;
   const uint64_t step_;
@@ -303,28 +368,23 @@ ReferenceModel::Result ReferenceModel::Forward(
   const v1::Model& model = job_.model();
   Result result;
   result.state = state;
-  std::vector<Row> importance(model.layers_size()), load(model.layers_size());
-  result.rows_of_expert.resize(model.layers_size());
-  for (int l = 0; l < model.layers_size(); ++l) {
-    importance[l].assign(model.layers(l).moe().experts(), 0);
-    load[l].assign(model.layers(l).moe().experts(), 0);
-    result.rows_of_expert[l].assign(model.layers(l).moe().experts(), 0);
-  }
+  std::vector<LayerTotals> totals;
+  for (const v1::Layer& layer : model.layers()) totals.emplace_back(layer.moe());
   int64_t tokens = 0;
   for (size_t r = 0; r < batches.size(); ++r) {
     for (size_t w = 0; w < batches[r].size(); ++w) {
       MicroBatchPass pass(job_, parameters, step, training, r, w);
-      result.loss_sum += pass.Run(batches[r][w], result.state[r][w], importance, load,
-                                  result.rows_of_expert);
+      result.loss_sum += pass.Run(batches[r][w], result.state[r][w], totals);
       result.threshold_loss += pass.threshold_loss();
       for (int32_t target : batches[r][w].target) tokens += target >= 0;
     }
   }
   for (int l = 0; l < model.layers_size(); ++l) {
+    result.rows_of_expert.push_back(totals[l].rows_of_expert);
     if (!model.layers(l).has_moe()) continue;
     const v1::Moe& moe = model.layers(l).moe();
-    result.balance_loss += double{moe.w_importance()} * CvSquared(importance[l]) +
-                           double{moe.w_load()} * CvSquared(load[l]);
+    result.balance_loss += double{moe.w_importance()} * CvSquared(totals[l].importance) +
+                           double{moe.w_load()} * CvSquared(totals[l].Load(moe));
   }
   result.loss = result.loss_sum / tokens + result.balance_loss;
   result.threshold_loss /= tokens;
