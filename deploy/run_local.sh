@@ -10,6 +10,7 @@ readonly bin="$repo/bazel-bin"
 
 readonly lib="$repo/deploy/lib"
 source "$lib/messages.sh"
+source "$lib/values.sh"
 source "$lib/options.sh"
 source "$lib/processes.sh"
 source "$lib/build.sh"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# run_local.sh: its options and its help. Needs messages.sh and `repo`.
+# run_local.sh: its options and its help. Needs messages.sh, values.sh and `repo`.
 
 usage() {
   cat <<'END'
@@ -80,19 +80,4 @@ parse_options() {
     esac
   done
   [[ -z $text || -z $data ]] || die_usage "--text and --data exclude each other"
-}
-
-count() {
-  [[ $2 =~ ^[1-9][0-9]{0,8}$ ]] || die_usage "$1 is '$2'; it must be a whole number of at least 1"
-  say "$2"
-}
-
-existing_file() {
-  [[ -f $2 && -r $2 ]] || die_usage "$1: there is no readable file '$2'"
-  realpath -- "$2"
-}
-
-existing_folder() {
-  [[ -d $2 && -r $2 ]] || die_usage "$1: there is no readable folder '$2'"
-  realpath -- "$2"
 }

@@ -9,29 +9,18 @@
 # interruption. Prints a table and writes OUT/kjv.csv. About 45 minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source tests/experiments/series.sh
 out="${1:-out/kjv-series}"
-mkdir -p "$out"
-
-finished() { grep -qs '"phase": "FINISHED"' "$1/result.json"; }
-
-# run NAME JOB SEED SED: trains JOB, changed by the sed script, as OUT/NAME.
-run() {
-  local name="$1" job="$2" seed="$3" change="$4" folder="$out/$1"
-  finished "$folder" && return
-  echo "== $name"
-  if compgen -G "$folder/checkpoints/step-*/manifest.json" > /dev/null; then
-    deploy/run_local.sh --resume --out "$folder"
-    return
-  fi
-  rm -rf "$folder"
-  sed -e "s/^seed: .*/seed: $seed/" -e "$change" "$job" > "$out/$name.textproto"
-  deploy/run_local.sh --job "$out/$name.textproto" --out "$folder"
-}
+open_series "$out" 1
 
 for seed in 1 2 3; do
-  run "moe-$seed" deploy/configs/kjv-moe.textproto "$seed" ''
-  run "dense-$seed" deploy/configs/kjv-dense.textproto "$seed" ''
+  for model in moe dense; do
+    train "$out" "$model-$seed" \
+      < <(sed "s/^seed: .*/seed: $seed/" "deploy/configs/kjv-$model.textproto")
+  done
 done
-run "moe-1-no-losses" deploy/configs/kjv-moe.textproto 1 's/w_\(importance\|load\): .*/w_\1: 0/'
+train "$out" "moe-1-no-losses" \
+  < <(sed 's/w_\(importance\|load\): .*/w_\1: 0/' deploy/configs/kjv-moe.textproto)
+end_series
 
 /usr/bin/python3 tests/experiments/kjv_table.py "$out"

@@ -1,33 +1,21 @@
 #!/usr/bin/python3
 """The table of tests/experiments/kjv.sh, from the result.json of its runs."""
-import csv
-import json
 import os
 import statistics
 import sys
+
+from results import read_result, write_csv
 
 COLUMNS = ["run", "test_perplexity", "validation_perplexity", "cv_importance", "cv_load",
            "max_over_mean_load", "words_per_second", "seconds", "digest"]
 
 
-def read(out, run):
-    with open(os.path.join(out, run, "result.json"), encoding="utf-8") as file:
-        result = json.load(file)
-    balance = result["balance"][0] if result["balance"] else {}
-    row = {"run": run}
-    for column in COLUMNS[1:]:
-        row[column] = balance.get(column, result.get(column))
-    return row
-
-
 def main():
     out = sys.argv[1]
     runs = [f"{model}-{seed}" for model in ("moe", "dense") for seed in (1, 2, 3)]
-    rows = [read(out, run) for run in runs + ["moe-1-no-losses"]]
-    with open(os.path.join(out, "kjv.csv"), "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [{"run": run, **read_result(os.path.join(out, run))}
+            for run in runs + ["moe-1-no-losses"]]
+    write_csv(os.path.join(out, "kjv.csv"), COLUMNS, rows)
     print(f"{'run':18} {'test ppl':>8} {'CV(imp)':>8} {'CV(load)':>8} {'max/mean':>8}")
     for row in rows:
         print(f"{row['run']:18} {row['test_perplexity']:8.2f} {row['cv_importance']:8.3f} "
