@@ -48,7 +48,7 @@ Then, for training:
   deploy/run_local.sh --data DATA --job JOB
 
 Exit status: 0 the corpus is complete, 1 it failed (the cause is printed), 2
-wrong options, 130 stopped by Ctrl-C.
+wrong options, 130 or 143 stopped by Ctrl-C or SIGTERM.
 END
 }
 

@@ -2,6 +2,7 @@
 import argparse
 import collections
 import contextlib
+import ctypes
 import errno
 import fcntl
 import fnmatch
@@ -11,6 +12,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +29,14 @@ UNPACKED_BYTES = 400 << 20
 
 class Failure(Exception):
     """What the user reads, whole."""
+
+
+class Stopped(BaseException):
+    """By SIGINT or SIGTERM."""
+
+
+def stop(number, _):
+    raise Stopped(number)
 
 
 Source = collections.namedtuple("Source", "package reader patterns licence")
@@ -148,6 +158,14 @@ def read_file(task):
     return documents
 
 
+def become_worker():
+    """Ctrl-C is the parent's affair, and its end, even by SIGKILL, is also ours."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def text_path(source, deb, cache):
     """Where the package's text is kept. The name changes with whatever decides the text."""
     digest = hashlib.sha256(repr((source.reader, source.patterns, deb.version)).encode())
@@ -260,7 +278,7 @@ def build(args):
     progress = Progress(args.words)
     corpus = Corpus()
     rows = []
-    with multiprocessing.Pool(args.jobs) as pool:
+    with multiprocessing.Pool(args.jobs, become_worker) as pool:
         for number, source in enumerate(sources, 1):
             deb = debs[source.package]
             count = 0
@@ -289,6 +307,8 @@ def main():
     parser.add_argument("--jobs", type=int, required=True)
     parser.add_argument("--packages", default=os.path.join(HERE, "packages.txt"))
     args = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
         with opened(args.cache):
             build(args)
@@ -302,9 +322,9 @@ def main():
         print(f"debian_corpus.sh: the disk is full: {args.cache} and {args.out} need about 2 GB. What "
               "is there is kept: the same command goes on.", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except Stopped as stopped:
         print("\ndebian_corpus.sh: stopped; the same command goes on", file=sys.stderr)
-        return 130
+        return 128 + stopped.args[0]
     return 0
 
 

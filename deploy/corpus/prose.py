@@ -28,6 +28,7 @@ BOILERPLATE = re.compile(
     r"|(generated|built|created) (by|with|using) (sphinx|doxygen|docbook)|table of contents",
     re.IGNORECASE)
 
+BULLET = re.compile(r"^[*•·–-] +")
 FOOTNOTE_MARK = re.compile(r"\s?\[\d{1,3}\]")
 SPACE = re.compile(r"\s+")
 # Soft hyphens, zero-width characters, the mark behind a Sphinx heading.
@@ -36,9 +37,9 @@ LETTERS = re.compile(r"[^a-z]+")
 
 
 def clean(text):
-    """One line of NFC text without footnote marks, invisible characters and runs of white space."""
+    """One line of NFC text, without bullets, footnote marks and invisible characters."""
     text = INVISIBLE.sub("", unicodedata.normalize("NFC", text))
-    return SPACE.sub(" ", FOOTNOTE_MARK.sub("", text)).strip()
+    return BULLET.sub("", SPACE.sub(" ", FOOTNOTE_MARK.sub("", text)).strip())
 
 
 def is_prose(paragraph):

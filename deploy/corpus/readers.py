@@ -138,12 +138,13 @@ def _read_text(path):
 
 def pod(path, name):
     """One document: Perl's plain old documentation."""
-    shown = subprocess.run(["pod2text", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    shown = subprocess.run(["pod2text", "--loose", path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
     if not shown:
         raise Unreadable(path)
     yield name, BLANK_LINES.split(shown.decode("utf-8", "replace"))
 
 
+LINK = re.compile("[{}]")  # around the names of other entries
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
@@ -160,7 +161,8 @@ def dictionary(path, name):
                 continue
             seen.add(place)
             entry = entries[place[0]:place[0] + place[1]].decode("utf-8", "replace")
-            yield f"{name}:{word}", BLANK_LINES.split(html_entities.unescape(entry))
+            entry = LINK.sub("", html_entities.unescape(entry))
+            yield f"{name}:{word}", BLANK_LINES.split(entry)
 
 
 def _number(digits):
@@ -187,16 +189,17 @@ def sword(path, name):
     with open(path, encoding="utf-8", errors="replace") as conf:
         module = conf.readline().strip().strip("[]")
     chapters = {}
+    seen = set()  # diatheke repeats a comment with every verse that it is on
     for chapter, comment in _comments(os.path.dirname(os.path.dirname(path)), module):
-        comments = chapters.setdefault(chapter, [])
-        # That on several verses is shown with each of them.
-        if not comments or comments[-1] != comment:
-            comments.append(comment)
+        paragraphs = chapters.setdefault(chapter, [])
+        for paragraph in SWORD_BORDER.split(EMPHASIS.sub("", comment)):
+            if paragraph not in seen:
+                seen.add(paragraph)
+                paragraphs.append(paragraph)
     if not chapters:
         raise Unreadable(f"diatheke shows nothing of {module}")
-    for chapter, comments in chapters.items():
-        yield f"{name}:{chapter}", [paragraph for comment in comments
-                                    for paragraph in SWORD_BORDER.split(EMPHASIS.sub("", comment))]
+    for chapter, paragraphs in chapters.items():
+        yield f"{name}:{chapter}", paragraphs
 
 
 def _comments(root, module):

@@ -10,6 +10,10 @@ class CleanTest(unittest.TestCase):
     def test_white_space_marks_and_invisible_characters_go(self):
         self.assertEqual(prose.clean(" A\u00a0word\u00ad s\n\tof \u200bit [12] here.¶ "), "A word s of it here.")
 
+    def test_bullets_go(self):
+        self.assertEqual(prose.clean("  *  An item - of it."), "An item - of it.")
+        self.assertEqual(prose.clean("\u2022 An item."), "An item.")
+
     def test_composes(self):
         self.assertEqual(prose.clean("cafe\u0301"), "café")
 

@@ -68,7 +68,7 @@ class ReadersTest(unittest.TestCase):
     def test_pod(self):
         self.assertEqual(
             self.read(readers.pod, "a.pod", b"=head1 NAME\n\nA C<word> and\nB<another>.\n\n  code\n"),
-            [("a.pod", ["NAME A \"word\" and another.", "code"])])
+            [("a.pod", ["NAME", "A \"word\" and another.", "code"])])
         with self.assertRaises(readers.Unreadable):
             self.read(readers.pod, "a.pod", b"")
 
@@ -107,7 +107,7 @@ END
                                  ("com:II Kings 1", ["Another.", "(Com)"])])
 
     def test_dictionary(self):
-        entries = b"intro\nCat\n  A small animal.\nDog\n  An animal;\n\n  it barks.\n"
+        entries = b"intro\nCat\n  A {small} animal\nDog\n  An animal;\n\n  it barks.\n"
         index = b"00-database-info\tA\tG\ncat\tG\tW\nfeline\tG\tW\ndog\tc\tl\n"
         path = self.write("d.index", index)
         with gzip.open(path[:-len("index")] + "dict.dz", "wb") as file:
@@ -115,7 +115,7 @@ END
         self.assertEqual(
             [(name, [" ".join(p.split()) for p in paragraphs])
              for name, paragraphs in readers.dictionary(path, "d.index")],
-            [("d.index:cat", ["Cat A small animal."]), ("d.index:dog", ["Dog An animal;", "it barks."])])
+            [("d.index:cat", ["Cat A small animal"]), ("d.index:dog", ["Dog An animal;", "it barks."])])
 
 
 if __name__ == "__main__":

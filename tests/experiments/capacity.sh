@@ -159,6 +159,7 @@ END
 
 # ---- the series
 
+for model in ${models//,/ }; do layers "$model" >/dev/null; done
 deploy/install.sh build runtime experiments
 open_series "$out" "$resume"
 readonly jobs="$results/capacity-$name"
