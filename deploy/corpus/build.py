@@ -13,22 +13,18 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 from corpus import PARTS, Corpus
+from debs import Failure, candidates, download, unpacked
 import prose
 import readers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 REPORT_EVERY = 5  # seconds
-# Unpacked, the largest package of the list takes this much.
-UNPACKED_BYTES = 400 << 20
 
-
-class Failure(Exception):
-    """What the user reads, whole."""
+Source = collections.namedtuple("Source", "package reader patterns licence")
 
 
 class Stopped(BaseException):
@@ -37,10 +33,6 @@ class Stopped(BaseException):
 
 def stop(number, _):
     raise Stopped(number)
-
-
-Source = collections.namedtuple("Source", "package reader patterns licence")
-Deb = collections.namedtuple("Deb", "version size sha256 path")
 
 
 def read_list(path):
@@ -53,79 +45,6 @@ def read_list(path):
                 package, reader, patterns, licence = fields
                 sources.append(Source(package, reader, patterns.split(","), licence.strip()))
     return sources
-
-
-# ---- packages
-
-
-def candidates(sources, cache):
-    """{package: Deb} as apt would install them."""
-    shown = run(["apt-cache", "show", "--no-all-versions"] + [s.package for s in sources],
-                check=False).stdout
-    debs = {}
-    for stanza in shown.split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in stanza.splitlines()
-                      if ": " in line and not line.startswith(" "))
-        if not {"Package", "Version", "Size", "SHA256", "Filename"} <= fields.keys():
-            continue
-        path = os.path.join(cache, "debs", "{}_{}_{}.deb".format(
-            fields["Package"], fields["Version"].replace(":", "%3a"), fields["Architecture"]))
-        debs[fields["Package"]] = Deb(fields["Version"], int(fields["Size"]), fields["SHA256"], path)
-    missing = [s.package for s in sources if s.package not in debs]
-    if missing:
-        raise Failure(f"apt knows no package {', '.join(missing)}; this needs Debian 12 with its main "
-                      "section and up-to-date lists: run 'apt-get update' as root, then try again")
-    return debs
-
-
-def run(command, check=True, **options):
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            errors="replace", **options)
-    if check and result.returncode != 0:
-        if "No space left" in result.stderr:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        raise Failure(f"{' '.join(command[:2])} failed: {result.stderr.strip()}")
-    return result
-
-
-def is_whole(deb):
-    if not os.path.exists(deb.path) or os.path.getsize(deb.path) != deb.size:
-        return False
-    with open(deb.path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest() == deb.sha256
-
-
-def download(package, deb, progress):
-    if is_whole(deb):
-        return
-    progress.say(f"{package}: downloading {deb.size / 1e6:.1f} MB")
-    folder = os.path.dirname(deb.path)
-    result = run(["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root",
-                  f"{package}={deb.version}"], check=False, cwd=folder)
-    if is_whole(deb):
-        return
-    said = [line for line in result.stderr.splitlines() if line.startswith("E:")]
-    reason = said[-1][2:].strip() if said else "apt-get said nothing"
-    if "No space left" in result.stderr or free_bytes(folder) < deb.size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder)
-    raise Failure(f"cannot download {package} {deb.version}: {reason}\n"
-                  "  Is the network up? If the version is gone, run 'apt-get update' as root. What is "
-                  "there is kept: the same command goes on.")
-
-
-def free_bytes(folder):
-    return shutil.disk_usage(folder).free
-
-
-@contextlib.contextmanager
-def unpacked(deb, cache):
-    folder = os.path.join(cache, "unpacked")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        run(["dpkg-deb", "-x", deb.path, folder])
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---- text of one package
@@ -181,7 +100,7 @@ def extract(source, deb, cache, pool, progress):
     if os.path.exists(path):
         return path
     download(source.package, deb, progress)
-    with unpacked(deb, cache) as root:
+    with unpacked(deb, os.path.join(cache, "unpacked")) as root:
         files = files_of(source, root)
         if not files:
             raise Failure(f"{source.package} {deb.version} has no file like "
@@ -232,12 +151,18 @@ class Progress:
 # ---- the corpus
 
 
-def write(corpus, rows, words, out):
-    """train.txt, validation.txt, test.txt, README.md and licences; the README comes last."""
-    os.makedirs(out, exist_ok=True)
+def write(corpus, rows, cache, out):
+    """train.txt, validation.txt, test.txt, copyright/, and the README last."""
     readme = os.path.join(out, "README.md")
     if os.path.exists(readme):
         os.remove(readme)
+    licences = os.path.join(out, "copyright")
+    shutil.rmtree(licences, ignore_errors=True)
+    os.makedirs(licences)
+    for source, _, _ in rows:
+        kept = os.path.join(cache, "copyright", source.package)
+        if os.path.exists(kept):
+            shutil.copy(kept, licences)
     lines = ["# English prose from Debian's documentation", ""]
     for part, documents in corpus.parts().items():
         text = "\n".join("".join(p + "\n" for p in document) for document in documents).encode()
@@ -274,7 +199,7 @@ def build(args):
     cache = args.cache
     os.makedirs(args.out, exist_ok=True)
     sources = read_list(args.packages)
-    debs = candidates(sources, cache)
+    debs = candidates([source.package for source in sources], os.path.join(cache, "debs"))
     progress = Progress(args.words)
     corpus = Corpus()
     rows = []
@@ -293,9 +218,7 @@ def build(args):
     if corpus.words < args.words:
         raise Failure(f"the packages of {args.packages} give {corpus.words:,} words only; ask for "
                       "no more by --words")
-    write(corpus, rows, corpus.words, args.out)
-    shutil.copytree(os.path.join(cache, "copyright"), os.path.join(args.out, "copyright"),
-                    dirs_exist_ok=True)
+    write(corpus, rows, cache, args.out)
     print(f"{corpus.words:,} words in {args.out}: {', '.join(p + '.txt' for p in PARTS)}")
 
 
