@@ -1,6 +1,7 @@
 #include "client/remote_experts.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -304,7 +305,14 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
     }
     if (result.dload_primary == nullptr) continue;
     for (int32_t g = 0; g < layout.groups; ++g) {
-      result.dload_primary[g] = parts[r][g].reply->dload_primary();
+      const double gradient = parts[r][g].reply->dload_primary();
+      if (!std::isfinite(gradient) || gradient != parts[0][g].reply->dload_primary()) {
+        return absl::InternalError(absl::StrFormat(
+            "%s: dload_primary of group %d is %g for replica %d and %g for replica %d",
+            WrongAnswer(layout.server_of_group[g], key), g, gradient, result.replica,
+            parts[0][g].reply->dload_primary(), results[0].replica));
+      }
+      result.dload_primary[g] = gradient;
     }
   }
   return absl::OkStatus();

@@ -129,11 +129,14 @@ absl::StatusOr<GroupRows> DecodeRows(v1::Mode mode, int64_t rows,
       return Bad("row ", row[i], " comes after row ", row[i - 1], "; rows must ascend");
     }
   }
-  if (!AllFinite(chosen.gate)) return Bad("gate has a NaN or an infinity");
+  for (float gate : chosen.gate) {
+    if (!(gate >= 0 && gate <= 1)) return Bad("gate ", gate, " is not between 0 and 1");
+  }
   chosen.row.assign(row.begin(), row.end());
   RETURN_IF_ERROR(Sums("importance", mode, 0, routing.importance()).status());
   ASSIGN_OR_RETURN(const std::vector<double> load, Sums("load", mode, 1, routing.load()));
   if (!load.empty()) chosen.load = load[0];
+  if (chosen.load < 0) return Bad("load ", chosen.load, " is negative");
   return chosen;
 }
 

@@ -101,7 +101,12 @@ class ExpertsCommand final : public ClusterCommand {
     ClusterCommand::AddFlags(flags);
   }
   absl::Status Run(std::ostream& out) override {
-    return top_contexts_ > 0 ? ShowTopContexts(out) : ShowLoads(out);
+    if (top_contexts_ > 0) return ShowTopContexts(out);
+    if (expert_ >= 0 || !cluster_.checkpoint.empty() || !cluster_.data.empty()) {
+      return absl::InvalidArgumentError(
+          "--expert, --checkpoint and --data go with --top-contexts N");
+    }
+    return ShowLoads(out);
   }
 
  private:

@@ -17,12 +17,12 @@ double CoefficientOfVariation(std::span<const double> values) {
 
 double CvSquared(const Moments& moments) {
   const auto [mean, variance] = moments;
-  return mean == 0 ? 0 : variance / (mean * mean);
+  return mean * mean == 0 ? 0 : variance / (mean * mean);
 }
 
 double CvSquaredGradient(const Moments& moments, int64_t count, double w, double value) {
   const auto [mean, variance] = moments;
-  if (mean == 0) return 0;
+  if (mean * mean == 0) return 0;
   const double scale = 2 / (static_cast<double>(count) * mean * mean);
   return w * scale * ((value - mean) - variance / mean);
 }

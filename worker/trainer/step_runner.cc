@@ -86,7 +86,7 @@ absl::StatusOr<PassResult> StepRunner::Forward(uint64_t step, PassMode mode,
     }
   }
   RETURN_IF_ERROR(CheckFinite());
-  if (mode == PassMode::kTrain) FormBalanceGradients();
+  if (mode == PassMode::kTrain) RETURN_IF_ERROR(FormBalanceGradients());
   return Summarize(batches);
 }
 
@@ -141,9 +141,18 @@ absl::Status StepRunner::CheckFinite() const {
   return absl::OkStatus();
 }
 
-void StepRunner::FormBalanceGradients() {
+absl::Status StepRunner::FormBalanceGradients() {
   for (size_t segment = 0; segment < totals_.size(); ++segment) {
     const v1::Moe& moe = MoeOf(segment);
+    // A NaN in one column of a gate need not show in the loss.
+    const BalanceMoments& moments = totals_[segment].moments;
+    if (!std::isfinite(moments.importance.variance) ||
+        !std::isfinite(moments.load.variance)) {
+      return absl::DataLossError(
+          absl::StrCat("the balance of the experts is not finite at step ", step_,
+                       ": NaN or infinity in ", "the gate of layer",
+                       models_.front()->moe_layer(segment)));
+    }
     if (Hierarchical(segment)) {
       // The servers form the losses' gradients; what is left for the primary gate comes
       // with the backward replies.
@@ -155,6 +164,7 @@ void StepRunner::FormBalanceGradients() {
               &importance_gradient_[segment]);
     CvSquared(totals_[segment].load, moe.w_load(), &load_gradient_[segment]);
   }
+  return absl::OkStatus();
 }
 
 absl::Status StepRunner::Backward() {
@@ -222,7 +232,8 @@ PassResult StepRunner::Summarize(std::span<const MicroBatch> batches) const {
     balance.importance.resize(experts);
     for (size_t i = 0; i < owned_.size(); ++i) {
       for (int32_t wave = 0; wave < waves_; ++wave) {
-        const std::span<const int32_t> offset = models_[i]->moe_call(segment, wave).offset;
+        const std::span<const int32_t> offset =
+            models_[i]->moe_call(segment, wave).offset;
         const std::vector<int32_t>& target = batches[i * waves_ + wave].target;
         for (size_t t = 0; t < target.size(); ++t) {
           if (target[t] >= 0 && offset[t] == offset[t + 1]) ++balance.unrouted;

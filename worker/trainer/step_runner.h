@@ -92,7 +92,7 @@ class StepRunner {
   absl::Status SendBackward(int segment, int32_t wave);
   absl::Status AwaitBackward(int segment, int32_t wave);
   absl::Status CheckFinite() const;
-  void FormBalanceGradients();
+  absl::Status FormBalanceGradients();
   const v1::Moe& MoeOf(int segment) const;
   bool Hierarchical(int segment) const { return MoeOf(segment).k_primary() > 0; }
   const RoutingPlan& PlanOf(int segment, int32_t wave, size_t owned) const;

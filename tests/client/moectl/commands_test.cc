@@ -364,6 +364,9 @@ TEST_F(EvalTest, ShowsTheContextsThatTheWorkerWrote) {
   const Result json = ask({"--checkpoint=/c", "--data=/d", "--json"});
   EXPECT_EQ(nlohmann::json::parse(json.out)["experts"][0]["contexts"][0]["position"], 9);
 
+  const Result alone = Moectl({"experts", "--expert=3"});
+  EXPECT_EQ(alone.exit_status, 1);
+  EXPECT_THAT(alone.err, HasSubstr("go with --top-contexts"));
   const Result without = ask({"--checkpoint=/c"});
   EXPECT_EQ(without.exit_status, 1);
   EXPECT_THAT(without.err, HasSubstr("--top-contexts needs a --checkpoint and the --data"));
