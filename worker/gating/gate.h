@@ -47,8 +47,9 @@ class Gate {
                         std::span<const double> dload, Matrix dx) = 0;
 };
 
-// The gate of a MoE layer; of a hierarchical one the primary gate. parameter: one of its tensors by the last part of its name in
-// common/job/model_plan.h ("wg"). layer_id: as of Pass::Key. rows: T.
+// The gate of a MoE layer; of a hierarchical one the primary gate. parameter: one of its
+// tensors by the last part of its name in common/job/model_plan.h ("wg"). layer_id: as of
+// Pass::Key. rows: T.
 std::unique_ptr<Gate> MakeGate(
     Backend& backend, uint32_t layer_id, const v1::Moe& moe,
     const std::function<Parameter(const std::string&)>& parameter, int64_t rows,
