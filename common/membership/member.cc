@@ -161,8 +161,13 @@ class GrpcMember final : public Member {
     LOG(WARNING) << "could not tell the coordinator that the job failed (" << cause
                  << "): " << status.error_message();
     if (!IsTransient(status)) return;
-    // What failed here may be just how others left who missed the coordinator first.
+    // What failed here may be just how others left who missed the coordinator first; or it
+    // has ended with the job, and its last answer is still on the way.
     absl::MutexLock lock(&mutex_);
+    const absl::Time patience = absl::Now() + kParting;
+    while (health_.ok() && !IsOver(state_.phase()) &&
+           !changed_.WaitWithDeadline(&mutex_, patience)) {
+    }
     SetTrouble(absl::UnavailableError(
         absl::StrCat("lost the coordinator ", options_.coordinator,
                      ": could not tell it \"", cause, "\": ", status.error_message())));
