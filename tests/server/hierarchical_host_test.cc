@@ -134,10 +134,16 @@ std::vector<Refusal> Refusals() {
          std::memcpy(&first, g->row().data(), sizeof(first));
          SetWord(g->mutable_row(), 1, first);
        }},
-      {"NanGate", "gate has a NaN or an infinity",
+      {"NanGate", "gate nan is not between 0 and 1",
        [](v1::GroupRouting* g) {
          SetFloat(g->mutable_gate(), 0, std::numeric_limits<float>::quiet_NaN());
        }},
+      {"NegativeGate", "gate -0.25 is not between 0 and 1",
+       [](v1::GroupRouting* g) { SetFloat(g->mutable_gate(), 0, -0.25f); }},
+      {"GateAboveOne", "gate 1.5 is not between 0 and 1",
+       [](v1::GroupRouting* g) { SetFloat(g->mutable_gate(), 0, 1.5f); }},
+      {"NegativeLoad", "load -5 is negative",
+       [](v1::GroupRouting* g) { g->set_load(0, -5); }},
       {"Importance", "importance has 1 values instead of 0",
        [](v1::GroupRouting* g) { g->add_importance(1); }},
       {"LoadMissing", "load has 0 values instead of 1",
