@@ -242,7 +242,7 @@ def main():
         if error.errno != errno.ENOSPC:
             print(f"debian_corpus.sh: {error}", file=sys.stderr)
             return 1
-        print(f"debian_corpus.sh: the disk is full: {args.cache} and {args.out} need about 2 GB. What "
+        print(f"debian_corpus.sh: the disk is full: {args.cache} and {args.out} need about 1 GB. What "
               "is there is kept: the same command goes on.", file=sys.stderr)
         return 1
     except Stopped as stopped:

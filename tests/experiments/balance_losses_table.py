@@ -78,7 +78,7 @@ def main():
             "Table 6 of Shazeer et al. 2017 in small: `deploy/configs/kjv-moe.textproto` with 64 "
             "experts, 4 of them for each word,\non the King James Bible, with six settings of the "
             "losses' weights. Made by\n\n```\ntests/experiments/balance_losses.sh\n```\n\n"
-            f"Means over the seeds {', '.join(map(str, seeds))}. Balance first over the last training "
+            f"Means over seeds: {', '.join(map(str, seeds))}. Balance first over the last training "
             f"batches (those of the last\n{TRAINING_LINES} progress lines), with noise, as in the "
             "paper; then over the test text, without. The paper's row: test\nperplexity, "
             "CV(Importance), CV(Load), max/mean load of MoE-256 on the One Billion Word Benchmark.\n\n"
