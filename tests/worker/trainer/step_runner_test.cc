@@ -1,0 +1,249 @@
+// A worker's step over the wire format and real servers' shards, without a network, against
+// the models with their experts beside them.
+#include "worker/trainer/step_runner.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "client/cluster_client.h"
+#include "common/job/job_file.h"
+#include "common/job/model_plan.h"
+#include "glog/logging.h"
+#include "server/shard_host.h"
+#include "tests/worker/local_step.h"
+#include "tests/worker/small_jobs.h"
+#include "tests/worker/values.h"
+
+namespace moe {
+namespace {
+
+using testing::LocalBatch;
+using testing::LocalModel;
+using testing::NamedTensors;
+using testing::TestBackend;
+
+constexpr char kWorker[] = "worker/w0";
+
+// A stream that ends in a shard host of the same process.
+class LocalStream : public ShardStream {
+ public:
+  LocalStream(std::string server, ShardHost& host)
+      : server_(std::move(server)), host_(host), answers_(std::make_shared<Answers>()) {}
+
+  const std::string& peer() const override { return server_; }
+  absl::Status Send(v1::ExchangeRequest request) override {
+    request.set_generation(host_.generation());
+    return host_.Handle(kWorker, std::move(request), answers_);
+  }
+  absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
+                                             absl::Time deadline) override {
+    absl::MutexLock lock(&answers_->mutex);
+    const auto come = [&] { return answers_->by_key.contains(key); };
+    if (!answers_->mutex.AwaitWithDeadline(absl::Condition(&come), deadline)) {
+      return absl::DeadlineExceededError(Describe(key));
+    }
+    v1::ExchangeResponse response = *answers_->by_key.at(key);
+    answers_->by_key.erase(key);
+    return response;
+  }
+  void Cancel(const absl::Status&) override {}
+
+ private:
+  struct Answers : ReplySink {
+    void Send(std::shared_ptr<const v1::ExchangeResponse> response) override {
+      absl::MutexLock lock(&mutex);
+      by_key[KeyOf(*response)] = std::move(response);
+    }
+    absl::Mutex mutex;
+    std::map<ExchangeKey, std::shared_ptr<const v1::ExchangeResponse>> by_key;
+  };
+
+  const std::string server_;
+  ShardHost& host_;
+  const std::shared_ptr<Answers> answers_;
+};
+
+// Two servers share the groups; one worker has all replicas.
+class StepRunnerTest : public ::testing::TestWithParam<std::string> {
+ protected:
+  StepRunnerTest()
+      : job_(Job()), plan_(MakeModelPlan(job_)), parameters_(TestBackend(), plan_) {
+    v1::ClusterState state;
+    state.set_phase(v1::PHASE_RUNNING);
+    state.set_generation(1);
+    *state.mutable_job() = job_;
+    state.set_mode(v1::RUN_MODE_TRAIN);
+    for (const ShardSpec& shard : plan_.shards) {
+      v1::ShardPlacement& placed = *state.mutable_placement()->add_shards();
+      placed.set_shard(shard.id);
+      placed.set_server(absl::StrCat("server/s", shard.group % 2));
+    }
+    std::vector<uint32_t> owned;
+    for (int32_t r = 0; r < job_.training().replicas(); ++r) {
+      owned.push_back(r);
+      v1::ReplicaAssignment& assignment = *state.add_replicas();
+      assignment.set_replica(r);
+      assignment.set_worker(kWorker);
+    }
+    for (int s = 0; s < 2; ++s) {
+      const std::string id = absl::StrCat("server/s", s);
+      v1::ServerAddress& address = *state.add_servers();
+      address.set_server(id);
+      address.set_address("here");
+      ShardHost::Options options;
+      options.server = id;
+      options.state = state;
+      options.rendezvous_timeout = absl::Seconds(60);
+      options.events.failed = [](const absl::Status& cause) { LOG(FATAL) << cause; };
+      options.events.idle = [](const std::string&, const v1::MemberTimes&) {};
+      auto host = ShardHost::Load(TestBackend(), std::move(options));
+      CHECK(host.ok()) << host.status();
+      hosts_[id] = *std::move(host);
+    }
+    ClusterClient::Options options;
+    options.member = kWorker;
+    options.owned_replicas = owned;
+    options.open_stream = [this](const ShardStreamOptions& stream) {
+      return std::make_unique<LocalStream>(stream.server, *hosts_.at(stream.server));
+    };
+    auto client = ClusterClient::Connect(state, plan_, std::move(options));
+    CHECK(client.ok()) << client.status();
+    client_ = *std::move(client);
+    runner_ = std::make_unique<StepRunner>(TestBackend(), job_, plan_, parameters_,
+                                           client_->experts(), clock_, owned);
+    for (size_t i = 0; i < owned.size(); ++i) runner_->model(i).ResetState();
+
+    // Servers have the initial values; what the worker pulls may be anything.
+    NamedTensors values = testing::RandomParameters(job_, 7);
+    for (const TensorSpec& tensor : plan_.tensors) {
+      std::vector<float>& value = values.at(tensor.name);
+      if (tensor.name.find(".expert") == std::string::npos &&
+          tensor.name.find(".group") == std::string::npos) {
+        TestBackend().Upload(value.data(), parameters_.tensor(tensor.name).data,
+                             value.size() * sizeof(float));
+      } else {
+        FillInitialValues(job_.seed(), tensor, value.data());
+      }
+    }
+    local_ = std::make_unique<LocalModel>(TestBackend(), job_);
+    local_->SetParameters(values);
+  }
+
+  static v1::Job Job() {
+    v1::Job job = testing::SmallJob(GetParam());
+    FillDefaults(&job);
+    return job;
+  }
+
+  static std::vector<MicroBatch> Flatten(
+      const std::vector<std::vector<LocalBatch>>& batches) {
+    std::vector<MicroBatch> flat;
+    for (const auto& of_replica : batches) {
+      for (const LocalBatch& batch : of_replica) {
+        flat.push_back({batch.input, batch.target});
+      }
+    }
+    return flat;
+  }
+
+  void ExpectSame(const PassResult& pass, const LocalModel::StepResult& expected) {
+    double loss_sum = 0;
+    for (const v1::ReplicaLoss& loss : pass.losses) loss_sum += loss.loss_sum();
+    EXPECT_NEAR(loss_sum, expected.loss_sum, 1e-6 * expected.loss_sum);
+    ASSERT_EQ(pass.balance.size(), expected.choices.size());
+    for (size_t m = 0; m < pass.balance.size(); ++m) {
+      std::vector<uint64_t> assigned(pass.balance[m].assigned.size());
+      uint64_t tokens = 0;
+      for (const auto& of_replica : expected.choices[m]) {
+        for (const auto& of_wave : of_replica) {
+          for (int32_t expert : of_wave.expert) ++assigned[expert];
+          for (size_t t = 0; t + 1 < of_wave.offset.size(); ++t) {
+            tokens += of_wave.offset[t] < of_wave.offset[t + 1];
+          }
+        }
+      }
+      EXPECT_EQ(pass.balance[m].assigned, assigned);
+      double importance = 0;
+      for (double of_expert : pass.balance[m].importance) importance += of_expert;
+      EXPECT_NEAR(importance, static_cast<double>(tokens), 1e-4);
+    }
+  }
+
+  const v1::Job job_;
+  const ModelPlan plan_;
+  const DenseParameters parameters_;
+  std::map<std::string, std::unique_ptr<ShardHost>> hosts_;
+  std::unique_ptr<ClusterClient> client_;
+  ActivityClock clock_;
+  std::unique_ptr<StepRunner> runner_;
+  std::unique_ptr<LocalModel> local_;
+};
+
+TEST_P(StepRunnerTest, LossesBalanceAndGradients) {
+  const auto batches = testing::RandomBatches(job_, 1);
+  const v1::Training& training = job_.training();
+  const auto pass = runner_->Forward(
+      0, PassMode::kTrain,
+      int64_t{training.replicas()} * training.lanes() * training.unroll(),
+      Flatten(batches));
+  ASSERT_TRUE(pass.ok()) << pass.status();
+  const absl::Status backward = runner_->Backward();
+  ASSERT_TRUE(backward.ok()) << backward;
+
+  const LocalModel::StepResult expected = local_->Train(0, batches);
+  ExpectSame(*pass, expected);
+  double balance_loss = 0;
+  for (size_t m = 0; m < runner_->totals().size(); ++m) {
+    const v1::Moe& moe =
+        job_.model().layers(runner_->model(0).moe_layer(static_cast<int>(m))).moe();
+    const BalanceMoments& moments = runner_->totals()[m].moments;
+    balance_loss += moe.w_importance() * CvSquared(moments.importance) +
+                    moe.w_load() * CvSquared(moments.load);
+  }
+  EXPECT_NEAR(balance_loss, expected.balance_loss, 1e-5);
+
+  for (const ShardSpec& shard : plan_.shards) {
+    if (shard.kind != ShardKind::kDense) continue;
+    for (int64_t index : shard.tensors) {
+      const TensorSpec& tensor = plan_.tensors[index];
+      std::vector<double> sum(tensor.size());
+      for (size_t i = 0; i < runner_->owned().size(); ++i) {
+        std::vector<float> values(tensor.size());
+        TestBackend().Download(runner_->model(i).gradients().tensor(tensor.name).data,
+                               values.data(), values.size() * sizeof(float));
+        for (size_t j = 0; j < sum.size(); ++j) sum[j] += values[j];
+      }
+      const std::vector<float>& wanted = expected.gradients.at(tensor.name);
+      double largest = 0;
+      for (float value : wanted) largest = std::max<double>(largest, std::abs(value));
+      for (size_t j = 0; j < sum.size(); ++j) {
+        EXPECT_NEAR(sum[j], wanted[j], 1e-5 * largest + 1e-8)
+            << tensor.name << "[" << j << "]";
+      }
+    }
+  }
+}
+
+TEST_P(StepRunnerTest, EvaluationWithPadding) {
+  auto batches = testing::RandomBatches(job_, 3);
+  std::fill_n(batches[1][1].target.begin() + 2, 3, -1);
+  const auto pass = runner_->Forward(0, PassMode::kEvaluate, 1, Flatten(batches));
+  ASSERT_TRUE(pass.ok()) << pass.status();
+  ExpectSame(*pass, local_->Evaluate(batches));
+}
+
+INSTANTIATE_TEST_SUITE_P(Jobs, StepRunnerTest,
+                         ::testing::ValuesIn(testing::SmallJobNames()),
+                         [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace moe
