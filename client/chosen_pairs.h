@@ -14,12 +14,13 @@ namespace moe {
 struct ChosenPairs {
   std::vector<int32_t> token;
   std::vector<int32_t> expert;  // of the layer
-  std::vector<float> gate;      // the product of both gates
+  std::vector<float> gate;      // the product of both gates; empty in training
 };
 
-// Adds one group's. INTERNAL if they are not pairs of the group's rows and experts, in
-// order.
+// Adds one group's. INTERNAL unless they are layout.k pairs for each of the group's rows, in
+// order, with gates in an evaluation.
 absl::Status AppendChosen(const ExpertLayout& layout, const RoutingPlan::Group& group,
-                          const v1::GroupRouting& chosen, ChosenPairs* pairs);
+                          v1::Mode mode, const v1::GroupRouting& chosen,
+                          ChosenPairs* pairs);
 
 }  // namespace moe

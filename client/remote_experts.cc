@@ -9,15 +9,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/base/status_macros.h"
+#include "common/tensor/bytes.h"
 #include "glog/logging.h"
 
 namespace moe {
 namespace {
-
-template <typename T>
-void PutArray(std::span<const T> values, std::string* bytes) {
-  bytes->assign(reinterpret_cast<const char*>(values.data()), values.size_bytes());
-}
 
 // The rows of x, [tokens, d], that go to the server.
 void GatherRows(const float* x, int64_t d, const std::vector<uint32_t>& token,
@@ -138,6 +134,49 @@ absl::Status CollectGroups(const google::protobuf::RepeatedPtrField<Reply>& repl
   return absl::OkStatus();
 }
 
+// Servers that host a group of the layer, ascending.
+std::vector<int32_t> HostsOf(const ExpertLayout& layout) {
+  std::vector<int32_t> hosts = layout.server_of_group;
+  std::sort(hosts.begin(), hosts.end());
+  hosts.erase(std::unique(hosts.begin(), hosts.end()), hosts.end());
+  return hosts;
+}
+
+// "the answer of server/s0 to forward ... is wrong"
+std::string WrongAnswer(const ServerSet& servers, int32_t server,
+                        const ExchangeKey& key) {
+  return absl::StrCat("the answer of ", servers.streams[server]->peer(), " to ",
+                      Describe(key), " is wrong");
+}
+
+// The answers of all servers of a layer; the parts point into the responses.
+template <typename GroupReply>
+struct Answers {
+  std::vector<v1::ExchangeResponse> responses;
+  GroupParts<GroupReply> parts;
+};
+
+// replies: of a response. check: as of CollectGroups.
+template <typename GroupReply, typename Result, typename Replies, typename Check>
+absl::StatusOr<Answers<GroupReply>> AwaitAnswers(
+    const ServerSet& servers, const ExpertLayout& layout, const ExchangeKey& key,
+    std::span<const Result> results, const Replies& replies, const Check& check) {
+  const absl::Time deadline = servers.Deadline();
+  const std::vector<int32_t> hosts = HostsOf(layout);
+  Answers<GroupReply> answers;
+  answers.responses.reserve(hosts.size());
+  answers.parts.assign(results.size(),
+                       std::vector<GroupPart<GroupReply>>(layout.groups));
+  for (const int32_t s : hosts) {
+    ASSIGN_OR_RETURN(v1::ExchangeResponse response, servers.Await(s, key, deadline));
+    answers.responses.push_back(std::move(response));
+    const absl::Status collected = CollectGroups(replies(answers.responses.back()),
+                                                 results, s, check, &answers.parts);
+    RETURN_IF_ERROR(Annotate(collected, WrongAnswer(servers, s, key)));
+  }
+  return answers;
+}
+
 }  // namespace
 
 const ExpertLayout& RemoteExperts::layout(uint32_t layer) const {
@@ -146,17 +185,10 @@ const ExpertLayout& RemoteExperts::layout(uint32_t layer) const {
   return found->second;
 }
 
-std::vector<int32_t> RemoteExperts::HostsOf(uint32_t layer) const {
-  std::vector<int32_t> hosts = layout(layer).server_of_group;
-  std::sort(hosts.begin(), hosts.end());
-  hosts.erase(std::unique(hosts.begin(), hosts.end()), hosts.end());
-  return hosts;
-}
-
 absl::Status RemoteExperts::SendForward(const v1::FrameId& id,
                                         std::span<const ForwardCall> calls) {
   const ExpertLayout& layout = this->layout(id.layer());
-  for (const int32_t s : HostsOf(id.layer())) {
+  for (const int32_t s : HostsOf(layout)) {
     v1::ExchangeRequest request;
     *request.mutable_forward()->mutable_id() = id;
     for (const ForwardCall& call : calls) {
@@ -164,15 +196,15 @@ absl::Status RemoteExperts::SendForward(const v1::FrameId& id,
       v1::ForwardFrame& frame = *request.mutable_forward()->add_frames();
       frame.set_replica(call.replica);
       frame.set_tokens(call.plan->tokens());
-      PutArray(std::span(server.token), frame.mutable_token());
+      PutArray(server.token, frame.mutable_token());
       GatherRows(call.x, d_, server.token, frame.mutable_x());
       for (const RoutingPlan::Group& group : server.groups) {
         v1::GroupRouting& routing = *frame.add_groups();
         routing.set_group(group.group);
-        PutArray(std::span(group.row), routing.mutable_row());
-        PutArray(std::span(group.gate), routing.mutable_gate());
+        PutArray(group.row, routing.mutable_row());
+        PutArray(group.gate, routing.mutable_gate());
         if (!layout.hierarchical) {
-          PutArray(std::span(group.expert), routing.mutable_expert());
+          PutArray(group.expert, routing.mutable_expert());
         }
         if (id.mode() == v1::MODE_TRAIN) PutBalance(layout, call, &routing);
       }
@@ -187,27 +219,21 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
                                          BalanceTotals* totals) {
   const ExpertLayout& layout = this->layout(id.layer());
   const ExchangeKey key = FrameKey(v1::ExchangeRequest::kForward, id);
-  const absl::Time deadline = servers_.Deadline();
+  ASSIGN_OR_RETURN(
+      const auto answers,
+      AwaitAnswers<v1::GroupOutput>(
+          servers_, layout, key, results,
+          [](const v1::ExchangeResponse& response) -> const auto& {
+            return response.forward().replies();
+          },
+          [&](const RoutingPlan::Group& group, const v1::GroupOutput& output) {
+            absl::Status status =
+                CheckBytes("y", output.y().size(), group.token.size() * d_ * sizeof(float));
+            if (id.mode() == v1::MODE_TRAIN) status.Update(CheckTotals(layout, output));
+            return status;
+          }));
 
-  std::vector<v1::ExchangeResponse> responses;
-  GroupParts<v1::GroupOutput> parts(
-      results.size(), std::vector<GroupPart<v1::GroupOutput>>(layout.groups));
-  const std::vector<int32_t> hosts = HostsOf(id.layer());
-  responses.reserve(hosts.size());
-  for (const int32_t s : hosts) {
-    ASSIGN_OR_RETURN(v1::ExchangeResponse response, servers_.Await(s, key, deadline));
-    responses.push_back(std::move(response));
-    const auto check = [&](const RoutingPlan::Group& group,
-                           const v1::GroupOutput& output) -> absl::Status {
-      RETURN_IF_ERROR(
-          CheckBytes("y", output.y().size(), group.token.size() * d_ * sizeof(float)));
-      return id.mode() == v1::MODE_TRAIN ? CheckTotals(layout, output) : absl::OkStatus();
-    };
-    const absl::Status collected =
-        CollectGroups(responses.back().forward().replies(), results, s, check, &parts);
-    RETURN_IF_ERROR(Annotate(collected, WrongAnswer(s, key)));
-  }
-
+  const auto& parts = answers.parts;
   for (size_t r = 0; r < results.size(); ++r) {
     float* y = results[r].y;
     std::fill_n(y, results[r].plan->tokens() * d_, 0.0f);
@@ -215,12 +241,12 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
     if (results[r].chosen == nullptr) continue;
     *results[r].chosen = {};
     for (int32_t g = 0; g < layout.groups; ++g) {
-      RETURN_IF_ERROR(
-          Annotate(AppendChosen(layout, *parts[r][g].plan, parts[r][g].reply->chosen(),
-                                results[r].chosen),
-                   absl::StrFormat("%s: replica %d, group %d",
-                                   WrongAnswer(layout.server_of_group[g], key),
-                                   results[r].replica, g)));
+      RETURN_IF_ERROR(Annotate(
+          AppendChosen(layout, *parts[r][g].plan, id.mode(), parts[r][g].reply->chosen(),
+                       results[r].chosen),
+          absl::StrFormat("%s: replica %d, group %d",
+                          WrongAnswer(servers_, layout.server_of_group[g], key),
+                          results[r].replica, g)));
     }
   }
 
@@ -236,21 +262,16 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
       }
       return absl::InternalError(
           absl::StrFormat("%s: the totals of group %d differ from others",
-                          WrongAnswer(layout.server_of_group[g], key), g));
+                          WrongAnswer(servers_, layout.server_of_group[g], key), g));
     }
   }
   *totals = JoinTotals(layout, groups);
   return absl::OkStatus();
 }
 
-std::string RemoteExperts::WrongAnswer(int32_t server, const ExchangeKey& key) const {
-  return absl::StrCat("the answer of ", servers_.streams[server]->peer(), " to ",
-                      Describe(key), " is wrong");
-}
-
 absl::Status RemoteExperts::SendBackward(const v1::FrameId& id,
                                          std::span<const BackwardCall> calls) {
-  for (const int32_t s : HostsOf(id.layer())) {
+  for (const int32_t s : HostsOf(layout(id.layer()))) {
     v1::ExchangeRequest request;
     *request.mutable_backward()->mutable_id() = id;
     for (const BackwardCall& call : calls) {
@@ -270,28 +291,22 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
                                           std::span<const BackwardResult> results) {
   const ExpertLayout& layout = this->layout(id.layer());
   const ExchangeKey key = FrameKey(v1::ExchangeRequest::kBackward, id);
-  const absl::Time deadline = servers_.Deadline();
+  ASSIGN_OR_RETURN(
+      const auto answers,
+      AwaitAnswers<v1::GroupGradient>(
+          servers_, layout, key, results,
+          [](const v1::ExchangeResponse& response) -> const auto& {
+            return response.backward().replies();
+          },
+          [&](const RoutingPlan::Group& group, const v1::GroupGradient& gradient) {
+            absl::Status status = CheckBytes("dx", gradient.dx().size(),
+                                             group.token.size() * d_ * sizeof(float));
+            status.Update(CheckBytes("dgate", gradient.dgate().size(),
+                                     group.choice.size() * sizeof(float)));
+            return status;
+          }));
 
-  std::vector<v1::ExchangeResponse> responses;
-  GroupParts<v1::GroupGradient> parts(
-      results.size(), std::vector<GroupPart<v1::GroupGradient>>(layout.groups));
-  const std::vector<int32_t> hosts = HostsOf(id.layer());
-  responses.reserve(hosts.size());
-  for (const int32_t s : hosts) {
-    ASSIGN_OR_RETURN(v1::ExchangeResponse response, servers_.Await(s, key, deadline));
-    responses.push_back(std::move(response));
-    const auto check = [&](const RoutingPlan::Group& group,
-                           const v1::GroupGradient& gradient) -> absl::Status {
-      RETURN_IF_ERROR(CheckBytes("dx", gradient.dx().size(),
-                                 group.token.size() * d_ * sizeof(float)));
-      return CheckBytes("dgate", gradient.dgate().size(),
-                        group.choice.size() * sizeof(float));
-    };
-    const absl::Status collected =
-        CollectGroups(responses.back().backward().replies(), results, s, check, &parts);
-    RETURN_IF_ERROR(Annotate(collected, WrongAnswer(s, key)));
-  }
-
+  const auto& parts = answers.parts;
   for (size_t r = 0; r < results.size(); ++r) {
     const BackwardResult& result = results[r];
     std::fill_n(result.dx, result.plan->tokens() * d_, 0.0f);
@@ -309,7 +324,7 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
       if (!std::isfinite(gradient) || gradient != parts[0][g].reply->dload_primary()) {
         return absl::InternalError(absl::StrFormat(
             "%s: dload_primary of group %d is %g for replica %d and %g for replica %d",
-            WrongAnswer(layout.server_of_group[g], key), g, gradient, result.replica,
+            WrongAnswer(servers_, layout.server_of_group[g], key), g, gradient, result.replica,
             parts[0][g].reply->dload_primary(), results[0].replica));
       }
       result.dload_primary[g] = gradient;

@@ -3,8 +3,6 @@
 
 #include <cstdint>
 #include <span>
-#include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "client/expert_client.h"
@@ -29,11 +27,6 @@ class RemoteExperts final : public ExpertClient {
                              std::span<const BackwardResult> results) override;
 
  private:
-  // Servers that host a group of the layer, ascending.
-  std::vector<int32_t> HostsOf(uint32_t layer) const;
-  // "the answer of server/s0 to forward ... is wrong"
-  std::string WrongAnswer(int32_t server, const ExchangeKey& key) const;
-
   const ServerSet& servers_;
   const int64_t d_;
 };

@@ -145,6 +145,11 @@ absl::StatusOr<double> RemoteParameters::GradientNorm(
           return absl::InternalError(absl::StrFormat("%s sent no square sum of tensor %s",
                                                      peer, plan_.tensors[tensor].name));
         }
+        if (sum.mapped() < 0) {
+          return absl::InternalError(absl::StrFormat("%s sent the square sum %g of tensor %s",
+                                                     peer, sum.mapped(),
+                                                     plan_.tensors[tensor].name));
+        }
         if (!std::isfinite(sum.mapped())) {
           return absl::FailedPreconditionError(absl::StrFormat(
               "the gradient of %s is not finite", plan_.tensors[tensor].name));

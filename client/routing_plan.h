@@ -18,6 +18,8 @@ struct ExpertLayout {
   int32_t servers = 0;
   // The worker's gate chooses groups, and each group's own gate among its experts.
   bool hierarchical = false;
+  // Experts that a group's own gate chooses for each of its rows; hierarchical only.
+  int32_t k = 0;
   // [groups]: index of the server that hosts each.
   std::vector<int32_t> server_of_group;
 

@@ -53,8 +53,11 @@ absl::StatusOr<ShardMap> MakeShardMap(const v1::ClusterState& state,
                                                    " shards, but the job has ",
                                                    plan.shards.size()));
   }
-  for (auto& [_, layout] : map.layouts) {
+  for (auto& [layer, layout] : map.layouts) {
     layout.servers = static_cast<int32_t>(map.servers.size());
+    if (layout.hierarchical) {
+      layout.k = state.job().model().layers(static_cast<int>(layer)).moe().k();
+    }
   }
   return map;
 }

@@ -25,11 +25,12 @@ Tensor Concatenate(Backend& backend, int64_t width,
 
 }  // namespace
 
-ExpertLayer::ExpertLayer(Backend& backend, int64_t width,
+ExpertLayer::ExpertLayer(Backend& backend, int64_t width, int32_t experts,
                          std::vector<std::unique_ptr<ExpertShard>> shards)
     : backend_(backend), shards_(std::move(shards)) {
   CHECK(!shards_.empty());
   shape_.width = width;
+  shape_.experts = experts;
   shape_.experts_per_group = shards_[0]->spec().experts;
   shape_.hierarchical = shards_[0]->spec().gate_tensors > 0;
   for (const auto& shard : shards_) shape_.groups.push_back(shard->spec().group);

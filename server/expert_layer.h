@@ -17,8 +17,8 @@ namespace moe {
 
 class ExpertLayer {
  public:
-  // shards: at least one, ascending by group.
-  ExpertLayer(Backend& backend, int64_t width,
+  // experts: of the layer, on all servers. shards: at least one, ascending by group.
+  ExpertLayer(Backend& backend, int64_t width, int32_t experts,
               std::vector<std::unique_ptr<ExpertShard>> shards);
 
   const std::vector<std::unique_ptr<ExpertShard>>& shards() const { return shards_; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/tensor/bytes.h"
 #include "glog/logging.h"
 
 namespace moe {
@@ -24,11 +25,6 @@ std::vector<int64_t> HiddenWidths(const ModelPlan& plan, const ShardSpec& spec) 
     widths.push_back(plan.tensors[spec.tensors[spec.gate_tensors + i]].cols);
   }
   return widths;
-}
-
-template <typename T>
-void PutArray(const std::vector<T>& values, std::string* bytes) {
-  bytes->assign(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
 }
 
 void PutSpread(const Spread& spread, v1::Spread* message) {
@@ -189,7 +185,8 @@ std::vector<v1::GroupOutput> ExpertShard::Forward(
     routing.set_group(spec_.group);
     PutArray(pairs[r].row, routing.mutable_row());
     PutArray(pairs[r].expert, routing.mutable_expert());
-    PutArray(pairs[r].gate, routing.mutable_gate());
+    // In training it is nobody's business.
+    if (mode == v1::MODE_EVALUATE) PutArray(pairs[r].gate, routing.mutable_gate());
   }
   if (mode != v1::MODE_TRAIN) return outputs;
   const Spread importance = gate_->ImportanceSpread();
@@ -239,7 +236,7 @@ std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave, const WaveRo
   for (size_t r = 0; r < replicas; ++r) {
     DownloadRows(backend_, combined, batch.replica_row[r], batch.replica_row[r + 1],
                  gradients[r].mutable_dx());
-    PutArray(std::vector<float>(result.begin() + begin[r], result.begin() + begin[r + 1]),
+    PutArray(std::span(result).subspan(begin[r], begin[r + 1] - begin[r]),
              gradients[r].mutable_dgate());
   }
   return gradients;

@@ -29,7 +29,7 @@ class ExpertShard : public Shard {
               const v1::Job& job);
   ~ExpertShard() override;
 
-  // One result for each replica. pairs: [R]. kTrain: waves in ascending order.
+  // One result for each replica. pairs: [R]. MODE_TRAIN: waves in ascending order.
   std::vector<v1::GroupOutput> Forward(v1::Mode mode, uint32_t wave, const WaveRows& rows,
                                        std::span<const GroupPairs* const> pairs);
   // The same in a hierarchical MoE, where the group's own gate chooses the pairs. chosen:

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <set>
 #include <utility>
@@ -11,27 +10,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
+#include "common/tensor/bytes.h"
+#include "server/refusal.h"
 
 namespace moe {
 namespace {
-
-template <typename... Parts>
-absl::Status Bad(const Parts&... parts) {
-  return absl::InvalidArgumentError(absl::StrCat(parts...));
-}
-
-// The elements of a bytes field, which need not be aligned there.
-template <typename T>
-absl::StatusOr<std::vector<T>> Elements(const std::string& field,
-                                        const std::string& bytes) {
-  if (bytes.size() % sizeof(T) != 0) {
-    return Bad(field, " has ", bytes.size(), " bytes, which is no multiple of ",
-               sizeof(T));
-  }
-  std::vector<T> elements(bytes.size() / sizeof(T));
-  if (!bytes.empty()) std::memcpy(elements.data(), bytes.data(), bytes.size());
-  return elements;
-}
 
 bool AllFinite(std::span<const float> values) {
   uint32_t worst = 0;
@@ -56,9 +39,9 @@ absl::StatusOr<Tensor> Rows(Backend& backend, const std::string& field, int64_t 
   return tensor;
 }
 
-// `expected` values in training, none in evaluation.
+// Sums over so many tokens: `expected` of them in training, none in evaluation.
 absl::StatusOr<std::vector<double>> Sums(
-    const std::string& field, v1::Mode mode, size_t expected,
+    const std::string& field, v1::Mode mode, size_t expected, uint32_t tokens,
     const google::protobuf::RepeatedField<double>& values) {
   if (mode != v1::MODE_TRAIN) expected = 0;
   if (static_cast<size_t>(values.size()) != expected) {
@@ -66,8 +49,21 @@ absl::StatusOr<std::vector<double>> Sums(
   }
   for (double value : values) {
     if (!std::isfinite(value)) return Bad(field, " has a NaN or an infinity");
+    if (value < 0 || value > tokens * kMostGate) {
+      return Bad(field, " ", value, " is not between 0 and the number of tokens, ",
+                 tokens);
+    }
   }
   return std::vector<double>(values.begin(), values.end());
+}
+
+absl::Status CheckGates(std::span<const float> gates) {
+  for (float gate : gates) {
+    if (!(gate >= 0 && gate <= kMostGate)) {
+      return Bad("gate ", gate, " is not between 0 and 1");
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckRow(uint32_t row, int64_t rows) {
@@ -75,14 +71,16 @@ absl::Status CheckRow(uint32_t row, int64_t rows) {
   return Bad("row ", row, " is out of range: there are ", rows);
 }
 
+// rows, tokens: of the frame.
 absl::StatusOr<GroupPairs> DecodePairs(const LayerShape& shape, v1::Mode mode,
-                                       int64_t rows, const v1::GroupRouting& routing) {
+                                       int64_t rows, uint32_t tokens,
+                                       const v1::GroupRouting& routing) {
   GroupPairs pairs;
   ASSIGN_OR_RETURN(const std::vector<uint32_t> row,
-                   Elements<uint32_t>("row", routing.row()));
+                   GetArray<uint32_t>("row", routing.row()));
   ASSIGN_OR_RETURN(const std::vector<uint32_t> expert,
-                   Elements<uint32_t>("expert", routing.expert()));
-  ASSIGN_OR_RETURN(pairs.gate, Elements<float>("gate", routing.gate()));
+                   GetArray<uint32_t>("expert", routing.expert()));
+  ASSIGN_OR_RETURN(pairs.gate, GetArray<float>("gate", routing.gate()));
   if (expert.size() != row.size() || pairs.gate.size() != row.size()) {
     return Bad("row, expert and gate have ", row.size(), ", ", expert.size(), " and ",
                pairs.gate.size(), " elements instead of equally many");
@@ -98,22 +96,22 @@ absl::StatusOr<GroupPairs> DecodePairs(const LayerShape& shape, v1::Mode mode,
                  ") does not come after the one before it");
     }
   }
-  if (!AllFinite(pairs.gate)) return Bad("gate has a NaN or an infinity");
+  RETURN_IF_ERROR(CheckGates(pairs.gate));
   pairs.row.assign(row.begin(), row.end());
   pairs.expert.assign(expert.begin(), expert.end());
   ASSIGN_OR_RETURN(pairs.importance, Sums("importance", mode, shape.experts_per_group,
-                                          routing.importance()));
+                                          tokens, routing.importance()));
   ASSIGN_OR_RETURN(pairs.load,
-                   Sums("load", mode, shape.experts_per_group, routing.load()));
+                   Sums("load", mode, shape.experts_per_group, tokens, routing.load()));
   return pairs;
 }
 
-absl::StatusOr<GroupRows> DecodeRows(v1::Mode mode, int64_t rows,
+absl::StatusOr<GroupRows> DecodeRows(v1::Mode mode, int64_t rows, uint32_t tokens,
                                      const v1::GroupRouting& routing) {
   GroupRows chosen;
   ASSIGN_OR_RETURN(const std::vector<uint32_t> row,
-                   Elements<uint32_t>("row", routing.row()));
-  ASSIGN_OR_RETURN(chosen.gate, Elements<float>("gate", routing.gate()));
+                   GetArray<uint32_t>("row", routing.row()));
+  ASSIGN_OR_RETURN(chosen.gate, GetArray<float>("gate", routing.gate()));
   if (!routing.expert().empty()) {
     return Bad(
         "expert has ", routing.expert().size(),
@@ -129,14 +127,12 @@ absl::StatusOr<GroupRows> DecodeRows(v1::Mode mode, int64_t rows,
       return Bad("row ", row[i], " comes after row ", row[i - 1], "; rows must ascend");
     }
   }
-  for (float gate : chosen.gate) {
-    if (!(gate >= 0 && gate <= 1)) return Bad("gate ", gate, " is not between 0 and 1");
-  }
+  RETURN_IF_ERROR(CheckGates(chosen.gate));
   chosen.row.assign(row.begin(), row.end());
-  RETURN_IF_ERROR(Sums("importance", mode, 0, routing.importance()).status());
-  ASSIGN_OR_RETURN(const std::vector<double> load, Sums("load", mode, 1, routing.load()));
+  RETURN_IF_ERROR(Sums("importance", mode, 0, tokens, routing.importance()).status());
+  ASSIGN_OR_RETURN(const std::vector<double> load,
+                   Sums("load", mode, 1, tokens, routing.load()));
   if (!load.empty()) chosen.load = load[0];
-  if (chosen.load < 0) return Bad("load ", chosen.load, " is negative");
   return chosen;
 }
 
@@ -180,7 +176,7 @@ absl::StatusOr<CloseInput::Gradient> DecodeGradient(
   CloseInput::Gradient gradient;
   gradient.shard = node.shard();
   gradient.node = {node.level(), node.index()};
-  ASSIGN_OR_RETURN(gradient.sum, Elements<float>(name, node.gradient()));
+  ASSIGN_OR_RETURN(gradient.sum, GetArray<float>(name, node.gradient()));
   if (static_cast<int64_t>(gradient.sum.size()) != shard->second) {
     return Bad(name, " has ", gradient.sum.size(), " values instead of ", shard->second);
   }
@@ -195,7 +191,7 @@ absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& s
   ForwardInput input;
   input.tokens = frame.tokens();
   ASSIGN_OR_RETURN(const std::vector<uint32_t> token,
-                   Elements<uint32_t>("token", frame.token()));
+                   GetArray<uint32_t>("token", frame.token()));
   RETURN_IF_ERROR(CheckTokens(token, frame.tokens()));
   input.token.assign(token.begin(), token.end());
   const int64_t rows = static_cast<int64_t>(token.size());
@@ -211,11 +207,12 @@ absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& s
     }
     const std::string name = absl::StrCat("group ", routing.group());
     if (shape.hierarchical) {
-      absl::StatusOr<GroupRows> chosen = DecodeRows(mode, rows, routing);
+      absl::StatusOr<GroupRows> chosen = DecodeRows(mode, rows, input.tokens, routing);
       RETURN_IF_ERROR(Annotate(chosen.status(), name));
       input.rows.push_back(*std::move(chosen));
     } else {
-      absl::StatusOr<GroupPairs> pairs = DecodePairs(shape, mode, rows, routing);
+      absl::StatusOr<GroupPairs> pairs =
+          DecodePairs(shape, mode, rows, input.tokens, routing);
       RETURN_IF_ERROR(Annotate(pairs.status(), name));
       input.pairs.push_back(*std::move(pairs));
     }

@@ -21,6 +21,10 @@
 
 namespace moe {
 
+// The largest gate that is let pass, and the largest share of a sum of them in the number of
+// its tokens: what rounding may add to 1.
+inline constexpr double kMostGate = 1 + 1e-6;
+
 // One replica's chosen (row, expert) pairs in one group of b experts, by row, then
 // expert.
 struct GroupPairs {
@@ -60,7 +64,8 @@ struct BackwardInput {
 
 // What a server hosts of a layer, and its widths.
 struct LayerShape {
-  int64_t width = 0;  // d
+  int64_t width = 0;    // d
+  int32_t experts = 0;  // of the whole layer
   int32_t experts_per_group = 0;
   bool hierarchical = false;
   std::vector<uint32_t> groups;  // ascending

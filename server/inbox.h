@@ -1,13 +1,12 @@
 // The receiving half of a generation: checks what workers send against the state of the
-// conversation (expert.proto), decodes it, and joins it over the replicas. What is refused
-// has changed nothing.
+// conversation, decodes it, and joins it over the replicas. What is refused has changed
+// nothing.
 //
 // Thread-safe. Handle is called by those who read from workers, the rest by the engine.
 #pragma once
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -22,7 +21,7 @@
 #include "common/kernels/backend.h"
 #include "proto/moe/v1/expert.pb.h"
 #include "proto/moe/v1/parameter.pb.h"
-#include "server/frames.h"
+#include "server/conversation.h"
 #include "server/rendezvous.h"
 #include "server/reply_sink.h"
 #include "server/shard_set.h"
@@ -31,10 +30,10 @@ namespace moe {
 
 class Inbox {
  public:
-  using Forwards = Rendezvous<ForwardInput>;
-  using Backwards = Rendezvous<BackwardInput>;
-  using Closes = Rendezvous<CloseInput>;
-  using Applies = Rendezvous<v1::ApplyRequest>;
+  using Options = Conversation::Options;
+  using Forwards = Conversation::Forwards;
+  using Backwards = Conversation::Backwards;
+  using Closes = Conversation::Closes;
 
   // Gets what is complete, in the order in which it became so; only puts it in a queue.
   class Work {
@@ -46,16 +45,6 @@ class Inbox {
     virtual void Apply(const RendezvousKey& key, double scale) = 0;
     // The shards have the version that is asked for.
     virtual void Pull(v1::PullRequest pull, std::shared_ptr<ReplySink> sink) = 0;
-  };
-  struct Options {
-    // Member id of this server.
-    std::string server;
-    uint64_t generation = 0;
-    // Steps taken.
-    uint64_t version = 0;
-    uint32_t waves = 1;
-    // [R]: member id of each replica's worker.
-    std::vector<std::string> worker_of;
   };
 
   // What is passed by reference outlives the inbox; of the shards it uses what is
@@ -96,7 +85,7 @@ class Inbox {
     std::shared_ptr<ReplySink> sink;
   };
   template <typename Part>
-  using NewParts = std::vector<std::shared_ptr<const Part>>;
+  using NewParts = Conversation::NewParts<Part>;
 
   absl::Status HandlePull(v1::PullRequest pull, const std::shared_ptr<ReplySink>& sink);
   absl::Status HandleForward(const std::string& worker, const v1::ForwardRequest& request,
@@ -114,8 +103,8 @@ class Inbox {
   // `check` says whether it still may, and `settle` (locked) whether the parts agree with
   // the others'. Then it counts, and if it was the last, `complete` (locked) gets all.
   template <typename Part>
-  absl::Status Admit(Rendezvous<Part>& rendezvous, const RendezvousKey& key,
-                     std::span<const uint32_t> replicas,
+  absl::Status Admit(Rendezvous<Part>& (Conversation::*rendezvous)(),
+                     const RendezvousKey& key, std::span<const uint32_t> replicas,
                      const std::shared_ptr<ReplySink>& sink,
                      const std::function<absl::Status()>& check,
                      const std::function<absl::StatusOr<NewParts<Part>>()>& decode,
@@ -123,48 +112,21 @@ class Inbox {
                      const std::function<void(NewParts<Part>)>& complete)
       ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // That the replicas exist, ascend, and are the worker's.
+  // As those of the conversation.
   absl::Status CheckReplicas(const std::string& worker,
-                             std::span<const uint32_t> replicas) const;
-  // That the frame's layer is here and its wave and mode exist.
-  absl::StatusOr<const LayerShape*> CheckFrame(const v1::FrameId& id) const;
-  // Of a pull.
-  absl::Status NotToBeHad(uint64_t version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status CheckStep(uint64_t step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status CheckNotClosed(uint64_t step, std::span<const uint32_t> replicas) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status CheckForward(const RendezvousKey& key,
-                            std::span<const uint32_t> replicas) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status CheckBackward(const RendezvousKey& key,
                              std::span<const uint32_t> replicas) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status SettleMoments(uint32_t layer, std::span<const uint32_t> replicas,
-                             const NewParts<BackwardInput>& parts)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status CheckClose(uint64_t step, std::span<const uint32_t> replicas) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<const LayerShape*> CheckFrame(const v1::FrameId& id) const
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
   Backend& backend_;
   const ShardSet& shards_;
   Work& work_;
-  const Options options_;
+  const uint64_t generation_;
   const uint32_t replicas_;
 
   mutable absl::Mutex mutex_;
-  uint64_t version_ ABSL_GUARDED_BY(mutex_);
-  Forwards forward_ ABSL_GUARDED_BY(mutex_);
-  Backwards backward_ ABSL_GUARDED_BY(mutex_);
-  Closes close_ ABSL_GUARDED_BY(mutex_);
-  Applies apply_ ABSL_GUARDED_BY(mutex_);
-  // Rows of the forward frames of the step in progress, [R] each.
-  std::map<RendezvousKey, std::vector<int64_t>> forward_rows_ ABSL_GUARDED_BY(mutex_);
-  // Of the hierarchical layers of the step in progress, by layer.
-  std::map<uint32_t, BalanceMoments> moments_ ABSL_GUARDED_BY(mutex_);
-  // The step that awaits its scale.
-  std::optional<uint64_t> awaits_scale_ ABSL_GUARDED_BY(mutex_);
-  // Evaluations before this one are over.
-  uint64_t evaluation_ ABSL_GUARDED_BY(mutex_) = 0;
+  Conversation conversation_ ABSL_GUARDED_BY(mutex_);
   std::vector<PendingPull> pending_pulls_ ABSL_GUARDED_BY(mutex_);
 };
 

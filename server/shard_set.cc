@@ -52,8 +52,9 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
                      " shard ", *mine.begin(), ", which the job doesn't have"));
   }
   for (auto& [layer, shards] : groups) {
-    set->layers_[layer] =
-        std::make_unique<ExpertLayer>(backend, job.model().d_model(), std::move(shards));
+    set->layers_[layer] = std::make_unique<ExpertLayer>(
+        backend, job.model().d_model(), job.model().layers(layer).moe().experts(),
+        std::move(shards));
   }
 
   for (Shard* shard : set->all_) {

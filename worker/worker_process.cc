@@ -134,6 +134,11 @@ absl::Status Worker::Run() {
 absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& member,
                           const v1::ClusterState& state) {
   const v1::Job& job = state.job();
+  if (!options_.contexts_file.empty() && state.mode() != v1::RUN_MODE_EVALUATE) {
+    return absl::InvalidArgumentError(
+        "--contexts_file is for an evaluation, but this run trains; leave it out, and take "
+        "moectl experts --top-contexts afterwards");
+  }
   const ModelPlan plan = MakeModelPlan(job);
   std::vector<uint32_t> owned;
   for (const v1::ReplicaAssignment& replica : state.replicas()) {

@@ -36,6 +36,7 @@ class Worker {
     // How long to wait for the other members before the job starts.
     absl::Duration start_timeout = absl::Minutes(10);
     // Where the highest gates of an evaluation are written, as TopContexts::ToJson; empty: nowhere.
+    // Refused where the run trains.
     std::string contexts_file;
     TopContexts::Options contexts;
     // How streams to servers are opened; a cluster within one process puts its own here.

@@ -58,4 +58,31 @@ Spread Join(const Spread& a, const Spread& b) {
   return joined;
 }
 
+bool MayContain(const Moments& all, int64_t count, double most, const Spread& part) {
+  constexpr double kRounding = 1e-9;
+  const double of_all = static_cast<double>(count);
+  const double of_part = static_cast<double>(part.count);
+  const double of_rest = of_all - of_part;
+  // Comparisons are false for a NaN. In a range, m2 is at most that of values at its ends.
+  const auto possible = [most](double n, double sum, double m2, double sum_slack,
+                               double m2_slack) {
+    const double mean = n > 0 ? sum / n : 0;
+    return sum >= -sum_slack && sum <= n * most + sum_slack && m2 >= -m2_slack &&
+           m2 <= n * mean * (most - mean) + m2_slack;
+  };
+  const double range = of_all * most;
+  if (of_rest < 0 || !possible(of_all, of_all * all.mean, of_all * all.variance,
+                               kRounding * range, kRounding * range * most)) {
+    return false;
+  }
+  // What is left for the other values.
+  const double sum = of_all * all.mean - of_part * part.mean;
+  const double from_part = part.mean - all.mean;
+  const double from_rest = of_rest > 0 ? sum / of_rest - all.mean : 0;
+  const double m2 = of_all * all.variance - part.m2 - of_part * from_part * from_part -
+                    of_rest * from_rest * from_rest;
+  return possible(of_rest, sum, m2, kRounding * of_all * all.mean,
+                  kRounding * of_all * (all.variance + all.mean * all.mean));
+}
+
 }  // namespace moe

@@ -37,6 +37,9 @@ struct Spread {
 Spread SpreadOf(std::span<const double> values);
 // Of the values of both (Chan et al. 1979). Rounds by the order of joining.
 Spread Join(const Spread& a, const Spread& b);
+// Whether `count` values from 0 to `most` with the moments `all` can hold such a part;
+// rounding is allowed for.
+bool MayContain(const Moments& all, int64_t count, double most, const Spread& part);
 
 // Of a MoE layer's Importance and Load (eq. 6 and 10; hierarchical: eq. 13 and 14).
 struct BalanceMoments {

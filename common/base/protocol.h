@@ -7,7 +7,7 @@ namespace moe {
 
 // Raised when a message or its meaning changes: the coordinator refuses members that
 // differ.
-inline constexpr int32_t kProtocolVersion = 2;
+inline constexpr int32_t kProtocolVersion = 3;
 
 inline constexpr char kVersion[] = "0.1.0";
 

@@ -60,6 +60,49 @@ TEST(SpreadTest, PartsJoinToTheWhole) {
   EXPECT_EQ(joined.moments().variance, joined.m2 / 10);
 }
 
+// Of every part of some numbers, and of no other moments.
+TEST(SpreadTest, AWholeMayContainItsParts) {
+  Values v = Numbers(12, 2);
+  v[3] = 0;
+  v[7] = 5;
+  constexpr double kMost = 5;
+  const Moments whole = MomentsOf(v);
+  for (int64_t size : {0, 1, 5, 11, 12}) {
+    for (const Spread& part :
+         {SpreadOf(std::span(v).first(size)), SpreadOf(std::span(v).last(size))}) {
+      EXPECT_TRUE(MayContain(whole, 12, kMost, part)) << size;
+      EXPECT_FALSE(MayContain(whole, size - 1, kMost, part)) << size;
+    }
+  }
+  const Spread all = SpreadOf(v);
+  EXPECT_FALSE(MayContain({whole.mean * 1.0001, whole.variance}, 12, kMost, all));
+  EXPECT_FALSE(MayContain({whole.mean, whole.variance * 1.0001}, 12, kMost, all));
+  EXPECT_FALSE(MayContain({whole.mean, whole.variance * 0.9999}, 12, kMost, all));
+  EXPECT_FALSE(MayContain({NAN, whole.variance}, 12, kMost, all));
+  EXPECT_FALSE(MayContain({whole.mean, whole.variance}, 12, kMost, {12, NAN, NAN}));
+  EXPECT_FALSE(MayContain({INFINITY, 0}, 12, kMost, {}));
+  EXPECT_FALSE(MayContain({1e300, 0}, 12, kMost, {}));
+  EXPECT_TRUE(MayContain({}, 12, kMost, {3, 0, 0}));
+}
+
+TEST(SpreadTest, WhatIsLeftForTheOthersIsBounded) {
+  // Two of four numbers from 0 to 10: their sum is 6, their squares deviate by 2 from 3.
+  const Spread part = {2, 3, 2};
+  const auto may = [&](double mean, double variance) {
+    return MayContain({mean, variance}, 4, 10, part);
+  };
+  // The others are 0 and 0; both 10.
+  EXPECT_TRUE(may(1.5, (2 + 4 * 1.5 * 1.5) / 4));
+  EXPECT_TRUE(may(6.5, (2 + 4 * 3.5 * 3.5) / 4));
+  EXPECT_FALSE(may(1.49, 3));
+  EXPECT_FALSE(may(6.51, 13));
+  // Their mean is 4: both 4, or at most as far apart as 0 and 8.
+  EXPECT_TRUE(may(3.5, (2 + 4 * 0.25) / 4));
+  EXPECT_FALSE(may(3.5, (2 + 4 * 0.25) / 4 - 1e-6));
+  EXPECT_TRUE(may(3.5, (2 + 4 * 0.25 + 32) / 4));
+  EXPECT_FALSE(may(3.5, (2 + 4 * 0.25 + 49) / 4));
+}
+
 TEST(CvSquaredTest, GradientAgreesWithFiniteDifferences) {
   Values v = Numbers(5, 2);
   const Moments moments = MomentsOf(v);

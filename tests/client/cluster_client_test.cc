@@ -73,6 +73,11 @@ class ClusterClientTest : public testing::Test {
  protected:
   void Start(float clip_norm = 0, absl::Duration timeout = absl::Seconds(30)) {
     job_ = MakeJob(clip_norm);
+    if (hierarchical_) {
+      v1::Moe& moe = *job_.mutable_model()->mutable_layers(kLayer)->mutable_moe();
+      moe.set_k_primary(2);
+      moe.set_k(1);
+    }
     plan_ = MakeModelPlan(job_);
     state_.set_generation(kFakeGeneration);
     *state_.mutable_job() = job_;
@@ -165,6 +170,13 @@ class ClusterClientTest : public testing::Test {
         const auto row = ToVector<uint32_t>(routing.row());
         const auto expert = ToVector<uint32_t>(routing.expert());
         const auto gate = ToVector<float>(routing.gate());
+        if (hierarchical_) {
+          output.mutable_y()->assign(row.size() * kWidth * sizeof(float), '\0');
+          output.mutable_chosen()->set_row(routing.row());
+          output.mutable_chosen()->set_expert(ToBytes(std::vector<uint32_t>(row.size())));
+          output.mutable_chosen()->set_gate(routing.gate());
+          continue;
+        }
         for (size_t p = 0; p < row.size(); ++p) {
           auto& sum = rows.try_emplace(row[p], kWidth, 0.0f).first->second;
           const int32_t e = static_cast<int32_t>(routing.group() * kPerGroup + expert[p]);
@@ -350,6 +362,8 @@ class ClusterClientTest : public testing::Test {
   }
 
   std::vector<uint32_t> owned_ = {0, 2};
+  // Of such a layer only forwards in evaluation are answered.
+  bool hierarchical_ = false;
   v1::Job job_;
   ModelPlan plan_;
   v1::ClusterState state_;
@@ -488,6 +502,61 @@ TEST_F(ClusterClientTest, WrongForwardAnswersAreRefused) {
     EXPECT_THAT(std::string(status.message()), HasSubstr("the answer of server/s1 at "));
     EXPECT_THAT(std::string(status.message()),
                 HasSubstr("to forward step 5 wave 0 layer 1"));
+  }
+}
+
+TEST_F(ClusterClientTest, WhatSecondaryGatesChoseIsChecked) {
+  hierarchical_ = true;
+  Start();
+  // Tokens 0 and 1 go to the groups 1 and 3, which are on server/s1; token 2 to group 0.
+  const std::vector<int32_t> offset = {0, 2, 4, 5};
+  const std::vector<int32_t> group = {1, 3, 1, 3, 0};
+  const std::vector<float> gate = {0.25, 0.75, 0.5, 0.5, 1};
+  const std::vector<float> x(3 * kWidth, 1);
+  const RoutingPlan plan(client_->experts().layout(kLayer), offset, group, gate);
+  ChosenPairs chosen;
+  std::vector<float> y(x.size());
+  const auto forward = [&](uint64_t step) {
+    v1::FrameId id = Id(v1::MODE_EVALUATE);
+    id.set_step(step);
+    const ForwardCall call = {2, &plan, x.data(), {}, {}};
+    const ForwardResult result = {2, &plan, y.data(), &chosen};
+    EXPECT_TRUE(client_->experts().SendForward(id, {&call, 1}).ok());
+    return client_->experts().AwaitForward(id, {&result, 1}, nullptr);
+  };
+  const absl::Status status = forward(0);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_THAT(chosen.token, testing::ElementsAre(2, 0, 1, 0, 1));
+  EXPECT_THAT(chosen.expert, testing::ElementsAre(0, 2, 2, 6, 6));
+  EXPECT_THAT(chosen.gate, testing::ElementsAre(1, 0.25, 0.5, 0.75, 0.5));
+
+  struct Case {
+    const char* message;
+    std::function<void(v1::GroupRouting*)> spoil;
+  };
+  const std::vector<Case> cases = {
+      {"1 rows, 1 experts and 1 gates are chosen instead of 2, 2 and 2",
+       [](auto* c) {
+         for (std::string* field :
+              {c->mutable_row(), c->mutable_expert(), c->mutable_gate()}) {
+           field->resize(4);
+         }
+       }},
+      {"gate has 7 bytes, which is no multiple of 4",
+       [](auto* c) { c->mutable_gate()->resize(7); }},
+  };
+  uint64_t step = 1;
+  for (const Case& wrong : cases) {
+    spoil_ = [&](int server, v1::ExchangeResponse* response) {
+      if (server != 1) return;
+      wrong.spoil(response->mutable_forward()->mutable_replies(0)->mutable_groups(1)
+                      ->mutable_chosen());
+    };
+    const absl::Status refused = forward(step++);
+    EXPECT_EQ(refused.code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("the answer of server/s1 at "));
+    EXPECT_THAT(std::string(refused.message()),
+                HasSubstr(std::string("replica 2, group 3: ") + wrong.message));
   }
 }
 
@@ -660,6 +729,8 @@ TEST_F(ClusterClientTest, WrongSquareSumsAreRefused) {
        [](auto* r) { *r->add_square_sums() = r->square_sums(0); }},
       {"which it doesn't host", [](auto* r) { r->add_square_sums()->set_tensor(1000); }},
       {" is not finite", [](auto* r) { r->mutable_square_sums(0)->set_sum(NAN); }},
+      {"sent the square sum -4 of tensor ",
+       [](auto* r) { r->mutable_square_sums(0)->set_sum(-4); }},
       {"is at version 9 after the close of step ", [](auto* r) { r->set_version(9); }},
   };
   uint64_t step = 0;

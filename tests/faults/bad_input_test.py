@@ -102,6 +102,24 @@ class BadDataTest(c.TestCase):
         self.assertRegex(worker.last_line, "other data .* than the checkpoint was trained on")
 
 
+class ContextsTest(c.TestCase):
+    """Contexts are of an evaluation (moectl experts --top-contexts)."""
+
+    def test_of_a_run_that_trains(self):
+        cluster = self.new_cluster()
+        cluster.start_coordinator()
+        cluster.start_server("s0")
+        path = os.path.join(cluster.folder, "contexts.json")
+        since = time.monotonic()
+        cluster.start_worker("w0", flags=["--contexts_file", path])
+        self.assert_failed(cluster, since, "--contexts_file is for an evaluation, .* trains")
+
+    def test_without_a_file(self):
+        worker = self.run_program([c.WORKER, "--data", self.data, "--contexts_layer", 1])
+        self.assertEqual(worker.status, 2, worker.report())
+        self.assertRegex(worker.stderr, "--contexts_layer .* --contexts_file, which is missing")
+
+
 class TakenPlaceTest(c.TestCase):
     def test_taken_port_of_a_coordinator(self):
         first = self.new_cluster()

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/protocol.h"
 #include "common/net/channel.h"
 #include "proto/moe/v1/expert.grpc.pb.h"
@@ -189,7 +190,8 @@ TEST_F(ExpertServerTest, WantsAGreetingFirst) {
   EXPECT_THAT(refusal([](Conversation& s) { s.Send(testing::PullOf({"dense/0"}, 0)); }),
               HasSubstr("the first message must be Hello"));
   EXPECT_THAT(refusal([](Conversation& s) { EXPECT_FALSE(s.Hello("worker/w0", 99)); }),
-              HasSubstr("worker/w0 speaks protocol version 99; this server speaks 2"));
+              HasSubstr(absl::StrCat("worker/w0 speaks protocol version 99; this server speaks ",
+                                     kProtocolVersion)));
   EXPECT_THAT(refusal([](Conversation& s) {
                 EXPECT_FALSE(s.Hello("worker/w0", kProtocolVersion, 3));
               }),

@@ -198,20 +198,21 @@ void MakeHierarchical(v1::ForwardRequest* request) {
   }
 }
 
-void MakeHierarchical(v1::BackwardRequest* request) {
+void MakeHierarchical(const BalanceMoments& moments, v1::BackwardRequest* request) {
   for (v1::BackwardFrame& frame : *request->mutable_frames()) {
-    frame.mutable_importance()->set_mean(2);
-    frame.mutable_importance()->set_variance(0.5);
-    frame.mutable_load()->set_mean(3);
-    frame.mutable_load()->set_variance(0.25);
+    frame.mutable_importance()->set_mean(moments.importance.mean);
+    frame.mutable_importance()->set_variance(moments.importance.variance);
+    frame.mutable_load()->set_mean(moments.load.mean);
+    frame.mutable_load()->set_variance(moments.load.variance);
   }
 }
 
 }  // namespace
 
-v1::ExchangeRequest Hierarchical(v1::ExchangeRequest request) {
+v1::ExchangeRequest Hierarchical(v1::ExchangeRequest request,
+                                 const BalanceMoments& moments) {
   if (request.has_forward()) MakeHierarchical(request.mutable_forward());
-  if (request.has_backward()) MakeHierarchical(request.mutable_backward());
+  if (request.has_backward()) MakeHierarchical(moments, request.mutable_backward());
   return request;
 }
 

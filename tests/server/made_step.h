@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/synchronization/mutex.h"
+#include "common/base/moments.h"
 #include "common/job/model_plan.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/expert.pb.h"
@@ -65,8 +66,9 @@ v1::ExchangeRequest ForwardOf(uint64_t step, uint32_t wave,
 v1::ExchangeRequest BackwardOf(uint64_t step, uint32_t wave,
                                const std::vector<uint32_t>& replicas);
 // Makes of forward or backward frames those of MadeHierarchicalJob: a group's rows are
-// those that have an expert in it.
-v1::ExchangeRequest Hierarchical(v1::ExchangeRequest request);
+// those that have an expert in it. moments: of backward frames.
+v1::ExchangeRequest Hierarchical(v1::ExchangeRequest request,
+                                 const BalanceMoments& moments = {});
 v1::ExchangeRequest CloseOf(const ModelPlan& plan, uint64_t step,
                             const std::vector<uint32_t>& replicas, bool cut = false);
 v1::ExchangeRequest ApplyOf(uint64_t step, double scale);

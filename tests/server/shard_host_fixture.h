@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
+#include "common/base/moments.h"
 #include "common/job/model_plan.h"
 #include "server/shard_host.h"
 #include "tests/server/made_step.h"
@@ -82,27 +83,48 @@ class ShardHostTest : public ::testing::Test {
 
   // Frames as the job has them.
   v1::ExchangeRequest Made(v1::ExchangeRequest request) const {
-    return hierarchical_ ? Hierarchical(std::move(request)) : request;
+    return hierarchical_ ? Hierarchical(std::move(request), moments_) : request;
   }
 
-  void Frames(uint64_t step, bool reversed = false) {
+  // The forward frames of a step and their answers.
+  void Forwards(uint64_t step, bool reversed = false) {
     for (uint32_t w = 0; w < kWaves; ++w) {
       SendAll([&](const auto& replicas) { return Made(ForwardOf(step, w, replicas)); },
               reversed);
     }
+    for (const auto& [worker, replicas] : Workers()) {
+      for (uint32_t w = 0; w < kWaves; ++w) {
+        const v1::ForwardResponse response = Next(worker).forward();
+        ASSERT_EQ(response.replies_size(), static_cast<int>(replicas.size()));
+        if (hierarchical_) moments_ = MomentsOf(response.replies(0));
+      }
+    }
+  }
+
+  void Frames(uint64_t step, bool reversed = false) {
+    Forwards(step, reversed);
     for (uint32_t w = 0; w < kWaves; ++w) {
       SendAll([&](const auto& replicas) { return Made(BackwardOf(step, w, replicas)); },
               reversed);
     }
     for (const auto& [worker, replicas] : Workers()) {
       for (uint32_t w = 0; w < kWaves; ++w) {
-        EXPECT_EQ(Next(worker).forward().replies_size(),
-                  static_cast<int>(replicas.size()));
-      }
-      for (uint32_t w = 0; w < kWaves; ++w) {
         EXPECT_EQ(Next(worker).backward().id().wave(), w);
       }
     }
+  }
+
+  // Of a hierarchical layer whose groups are all in the reply.
+  static BalanceMoments MomentsOf(const v1::ForwardReply& reply) {
+    Spread importance, load;
+    const auto spread = [](const v1::Spread& message) {
+      return Spread{kPerGroup, message.mean(), message.m2()};
+    };
+    for (const v1::GroupOutput& group : reply.groups()) {
+      importance = Join(importance, spread(group.importance_spread()));
+      load = Join(load, spread(group.load_spread()));
+    }
+    return {importance.moments(), load.moments()};
   }
 
   void Step(uint64_t step, bool reversed = false, bool cut = false) {
@@ -132,6 +154,8 @@ class ShardHostTest : public ::testing::Test {
 
   const v1::Job job_;
   const bool hierarchical_;
+  // Of the hierarchical layer in the step in progress.
+  BalanceMoments moments_;
   std::map<std::string, v1::ShardFile> written_;
   // Once, on the engine's thread before the step shows.
   std::function<void()> on_written_;

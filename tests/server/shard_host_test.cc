@@ -125,17 +125,62 @@ TEST_F(ShardHostTest, WhatComesAgainIsAnsweredAgainAndCountsOnce) {
 
 TEST_F(ShardHostTest, EvaluationReadsTheCurrentVersion) {
   Step(0);
-  for (uint64_t batch : {3, 4}) {
+  const auto evaluate = [&](uint64_t batch, uint32_t wave) {
     SendAll([&](const auto& replicas) {
-      return testing::ForwardOf(batch, 0, replicas, v1::MODE_EVALUATE);
+      return testing::ForwardOf(batch, wave, replicas, v1::MODE_EVALUATE);
     });
     EXPECT_EQ(Next("worker/w0").forward().id().step(), batch);
     EXPECT_EQ(Next("worker/w1").forward().id().mode(), v1::MODE_EVALUATE);
+  };
+  for (uint64_t batch : {0, 1}) {
+    for (uint32_t wave = 0; wave < kWaves; ++wave) evaluate(batch, wave);
   }
-  // A batch that is over is nobody's business any more.
-  EXPECT_TRUE(
-      Send("worker/w0", testing::ForwardOf(3, 0, {0, 1}, v1::MODE_EVALUATE)).ok());
+  // Training doesn't start the numbers over.
   Step(1);
+  evaluate(2, 0);
+  evaluate(2, 1);
+}
+
+TEST_F(ShardHostTest, EvaluationBatchesComeInTheirOrder) {
+  const auto send = [&](const std::string& worker, uint64_t batch, uint32_t wave) {
+    return Send(worker, testing::ForwardOf(batch, wave, Workers().at(worker),
+                                           v1::MODE_EVALUATE));
+  };
+  const auto refused = [&](const std::string& worker, uint64_t batch, uint32_t wave) {
+    const absl::Status status = send(worker, batch, wave);
+    EXPECT_EQ(status.code(), kPrecondition);
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refused("worker/w0", 7, 0),
+              HasSubstr("forward evaluation 7 wave 0 layer 1 of worker/w0: evaluation 7 "
+                        "is out of turn: evaluation 1 comes before it"));
+  EXPECT_THAT(refused("worker/w0", 1, 0),
+              HasSubstr("replica 0 did not send forward evaluation 0 wave 0 layer 1 "
+                        "before"));
+  ASSERT_TRUE(send("worker/w0", 0, 0).ok());
+  ASSERT_TRUE(send("worker/w1", 0, 0).ok());
+  Next("worker/w0");
+  EXPECT_THAT(refused("worker/w0", 1, 0),
+              HasSubstr("replica 0 did not send forward evaluation 0 wave 1 layer 1 "
+                        "before"));
+  ASSERT_TRUE(send("worker/w0", 0, 1).ok());
+  ASSERT_TRUE(send("worker/w1", 0, 1).ok());
+  Next("worker/w0");
+
+  // One worker is ahead; the other may still ask for its answers.
+  ASSERT_TRUE(send("worker/w0", 1, 0).ok());
+  EXPECT_THAT(refused("worker/w0", 2, 0), HasSubstr("evaluation 2 is out of turn"));
+  ASSERT_TRUE(send("worker/w1", 0, 1).ok());
+  for (uint32_t wave : {0, 1, 1}) {
+    EXPECT_EQ(Next("worker/w1").forward().id().wave(), wave);
+  }
+  ASSERT_TRUE(send("worker/w1", 1, 0).ok());
+  EXPECT_EQ(Next("worker/w0").forward().id().step(), 1u);
+  EXPECT_EQ(Next("worker/w1").forward().id().step(), 1u);
+  // A batch that is over is nobody's business any more.
+  EXPECT_TRUE(send("worker/w0", 0, 0).ok());
+  EXPECT_EQ(sinks_["worker/w0"]->waiting(), 0u);
+  EXPECT_THAT(refused("worker/w0", 2, 0), HasSubstr("forward evaluation 1 wave 1"));
 }
 
 TEST_F(ShardHostTest, ClipsByTheScaleThatAllWorkersName) {
@@ -359,10 +404,43 @@ std::vector<Refusal> Refusals() {
                   std::numeric_limits<float>::quiet_NaN());
        }},
       {"InfiniteGate", kInvalid,
-       absl::StrCat(kWhere, "group 1: gate has a NaN or an infinity"),
+       absl::StrCat(kWhere, "group 1: gate inf is not between 0 and 1"),
        [](v1::ForwardRequest* f) {
          SetFloat(f->mutable_frames(1)->mutable_groups(1)->mutable_gate(), 0,
                   std::numeric_limits<float>::infinity());
+       }},
+      {"NanGate", kInvalid, "group 1: gate nan is not between 0 and 1",
+       [](v1::ForwardRequest* f) {
+         SetFloat(f->mutable_frames(1)->mutable_groups(1)->mutable_gate(), 0,
+                  std::numeric_limits<float>::quiet_NaN());
+       }},
+      {"NegativeGate", kInvalid, "group 1: gate -0.25 is not between 0 and 1",
+       [](v1::ForwardRequest* f) {
+         SetFloat(f->mutable_frames(1)->mutable_groups(1)->mutable_gate(), 0, -0.25f);
+       }},
+      {"GateAboveOne", kInvalid, "group 1: gate 1.001 is not between 0 and 1",
+       [](v1::ForwardRequest* f) {
+         SetFloat(f->mutable_frames(1)->mutable_groups(1)->mutable_gate(), 0, 1.001f);
+       }},
+      {"NegativeImportance", kInvalid,
+       "group 0: importance -0.5 is not between 0 and the number of tokens, 11",
+       [](v1::ForwardRequest* f) {
+         f->mutable_frames(1)->mutable_groups(0)->set_importance(1, -0.5);
+       }},
+      {"ImportanceAboveTokens", kInvalid,
+       "group 0: importance 11.5 is not between 0 and the number of tokens, 11",
+       [](v1::ForwardRequest* f) {
+         f->mutable_frames(1)->mutable_groups(0)->set_importance(1, 11.5);
+       }},
+      {"NegativeLoad", kInvalid,
+       "group 0: load -1 is not between 0 and the number of tokens, 11",
+       [](v1::ForwardRequest* f) {
+         f->mutable_frames(1)->mutable_groups(0)->set_load(1, -1);
+       }},
+      {"LoadAboveTokens", kInvalid,
+       "group 0: load 12 is not between 0 and the number of tokens, 11",
+       [](v1::ForwardRequest* f) {
+         f->mutable_frames(1)->mutable_groups(0)->set_load(1, 12);
        }},
   };
 }

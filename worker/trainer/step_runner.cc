@@ -150,7 +150,7 @@ absl::Status StepRunner::FormBalanceGradients() {
         !std::isfinite(moments.load.variance)) {
       return absl::DataLossError(
           absl::StrCat("the balance of the experts is not finite at step ", step_,
-                       ": NaN or infinity in ", "the gate of layer",
+                       ": NaN or infinity in the gate of layer ",
                        models_.front()->moe_layer(segment)));
     }
     if (Hierarchical(segment)) {
@@ -244,7 +244,9 @@ PassResult StepRunner::Summarize(std::span<const MicroBatch> batches) const {
   ForEachChoice([&](const Choice& choice) {
     PassResult::Balance& balance = result.balance[choice.segment];
     ++balance.assigned[choice.expert];
-    balance.importance[choice.expert] += choice.gate;
+    if (mode_ == PassMode::kEvaluate) {
+      balance.importance[choice.expert] += choice.gate;
+    }
   });
   return result;
 }
@@ -262,7 +264,7 @@ void StepRunner::ForEachChoice(const std::function<void(const Choice&)>& fn) con
           for (size_t j = 0; j < chosen.expert.size(); ++j) {
             choice.token = chosen.token[j];
             choice.expert = chosen.expert[j];
-            choice.gate = chosen.gate[j];
+            choice.gate = chosen.gate.empty() ? 0 : chosen.gate[j];
             fn(choice);
           }
           continue;

@@ -36,7 +36,8 @@ struct PassResult {
   // One for each owned replica, ascending.
   std::vector<v1::ReplicaLoss> losses;
   // One for each MoE layer: tokens of the owned replicas that chose each expert, the sums of their
-  // gates, and the number of tokens that chose none.
+  // gates (of an evaluation; zeros in training, whose totals() have them), and the number of tokens
+  // that chose none.
   struct Balance {
     uint32_t layer = 0;
     std::vector<uint64_t> assigned;
@@ -69,7 +70,7 @@ class StepRunner {
   absl::Status Backward();
 
   // What the gates chose in the last Forward; hierarchical: both gates together, and `gate`
-  // is their product.
+  // is their product in an evaluation, and 0 in training.
   struct Choice {
     int segment = 0;  // the one before the MoE layer
     int32_t layer = 0;

@@ -21,6 +21,7 @@ class TopContexts {
     // -1: all.
     int32_t layer = -1;
     int32_t expert = -1;
+    friend bool operator==(const Options&, const Options&) = default;
   };
   struct Hit {
     float gate = 0;
