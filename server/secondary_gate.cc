@@ -103,7 +103,7 @@ std::vector<std::vector<double>> SecondaryGate::Choose(v1::Mode mode, uint64_t s
     if (count == 0) continue;
     GateBatch batch = Batch(*w, begin, count);
     batch.key = MakeKey(seed_, Purpose::kSecondaryGateNoise,
-                        {.layer = static_cast<uint32_t>(spec_.layer + 1),
+                        {.layer = LayerId(spec_.layer),
                          .step = step,
                          .wave = wave,
                          .replica = static_cast<uint32_t>(r),

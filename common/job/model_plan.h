@@ -13,14 +13,14 @@ namespace moe {
 
 // One parameter tensor, row-major [rows, cols].
 struct TensorSpec {
-  // Position in the logical order: embedding, the layers in order (gates before experts,
-  // each expert's w1 before its w2), softmax weight, softmax bias.
+  // Position in the logical order: embedding, the layers in order (a MoE layer's gate, then
+  // group by group the group's gate, if it has one, and its experts, each expert's w1 before
+  // its w2), softmax weight, softmax bias.
   int64_t index = 0;
   // embedding | layer<l>.lstm.{wx,wh,b[,wp]} | layer<l>.moe.<gate> |
-  // layer<l>.moe.expert<e>.{w1,w2} | softmax.{w,b}. An expert with m hidden layers has w1
-  // .. w<m+1>. <gate> by gating: noisy top-k {wg,wnoise}, softmax wg, strictly balanced
-  // {wg,threshold}, the latter being ln T; hierarchical {wg,wnoise} for the primary gate, and group<g>.{wg,wnoise}
-  // before the group's experts.
+  // layer<l>.moe.group<g>.<gate> (hierarchical) | layer<l>.moe.expert<e>.{w1,w2} |
+  // softmax.{w,b}. An expert with m hidden layers has w1 .. w<m+1>. <gate> by gating: noisy
+  // top-k {wg,wnoise}, softmax wg, strictly balanced {wg,threshold}, the latter being ln T.
   std::string name;
   int64_t rows = 0;
   int64_t cols = 0;

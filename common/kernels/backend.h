@@ -87,6 +87,9 @@ struct GateBatch {
   double* load = nullptr;
 };
 
+// Of one token's choices among n experts, a bit for each.
+constexpr int64_t ChosenBytes(int64_t n) { return (n + 7) / 8; }
+
 // Splits work over threads. Nested use is allowed; the calling thread takes part.
 class Parallel {
  public:
@@ -177,8 +180,8 @@ class Backend {
                                  Matrix dclean, Matrix draw) = 0;
 
   // ---- gates under which a token has any number of the n experts
-  // chosen: [T, ceil(n / 8)]; bit i % 8 of byte i / 8 of a row says that the token has expert i. The
-  // bits beyond n are 0.
+  // chosen: [T, ChosenBytes(n)]; bit i % 8 of byte i / 8 of a row says that the token has expert i.
+  // The bits beyond n are 0.
   //
   // For each expert the m tokens with the largest of its column of x [T, n] (eq. 18), 0 <= m <= T.
   // Equal numbers: those with the smaller Bits(key, token, expert) first. NaN is the largest.

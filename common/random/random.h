@@ -28,8 +28,13 @@ struct RandomKey {
   friend bool operator==(const RandomKey&, const RandomKey&) = default;
 };
 
+// The id of layer l of a model (from 0), and that of its embedding.
+constexpr uint32_t LayerId(int32_t l) { return static_cast<uint32_t>(l) + 1; }
+inline constexpr uint32_t kEmbeddingId = 0;
+
 // The ids that name a tensor of numbers; unused ones stay zero.
 struct RandomIds {
+  // LayerId or kEmbeddingId.
   uint32_t layer = 0;
   uint64_t step = 0;
   uint32_t wave = 0;

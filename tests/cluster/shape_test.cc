@@ -241,6 +241,7 @@ INSTANTIATE_TEST_SUITE_P(Gatings, GatingTest,
 TEST_F(ShapeTest, HierarchicalOnAnyShape) {
   const std::string job = absl::StrCat(kHierarchical, Training(3, 6));
   const std::string digest = Digest(job, {1, 1, 1});
+  EXPECT_EQ(Digest(job, {1, 1, 2}), digest);
   EXPECT_EQ(Digest(job, {1, 2, 2}), digest);
   EXPECT_EQ(Digest(job, {2, 3, 2}), digest);
   EXPECT_EQ(Digest(job, {5, 1, 1}), digest);

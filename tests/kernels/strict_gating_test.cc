@@ -18,7 +18,7 @@ constexpr RandomKey kKey{31, 32};
 // [T, n] of 0 and 1 from rows of bits; the bits beyond n must be 0.
 std::vector<int> Unpack(const Array<uint8_t>& chosen, int64_t tokens, int64_t n) {
   const std::vector<uint8_t> bytes = Download(chosen);
-  const int64_t row = (n + 7) / 8;
+  const int64_t row = ChosenBytes(n);
   std::vector<int> unpacked;
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t i = 0; i < 8 * row; ++i) {
@@ -35,7 +35,7 @@ std::vector<int> Unpack(const Array<uint8_t>& chosen, int64_t tokens, int64_t n)
 
 // An array whose bits are all set: what an operation leaves alone shows.
 Array<uint8_t> Bytes(Backend& backend, int64_t tokens, int64_t n) {
-  Array<uint8_t> bytes(backend, tokens * ((n + 7) / 8));
+  Array<uint8_t> bytes(backend, tokens * ChosenBytes(n));
   bytes.Upload(std::vector<uint8_t>(bytes.size(), 0xFF));
   return bytes;
 }
@@ -161,7 +161,7 @@ TEST_P(StrictGatingTest, NoTokens) {
 // Random choices, among them tokens with none and with all experts.
 struct Chosen {
   Chosen(Backend& backend, Random& random, int64_t tokens, int64_t n)
-      : bytes(backend, tokens * ((n + 7) / 8)), offset(backend, tokens + 1) {
+      : bytes(backend, tokens * ChosenBytes(n)), offset(backend, tokens + 1) {
     const std::vector<int32_t> dice = random.Below(10, tokens * n);
     std::vector<uint8_t> bits(bytes.size());
     offsets.push_back(0);
@@ -169,7 +169,7 @@ struct Chosen {
       for (int64_t i = 0; i < n; ++i) {
         const bool in = t % 5 == 1 || (t % 5 != 2 && dice[t * n + i] < 3);
         if (!in) continue;
-        bits[t * ((n + 7) / 8) + i / 8] |= static_cast<uint8_t>(1 << i % 8);
+        bits[t * ChosenBytes(n) + i / 8] |= static_cast<uint8_t>(1 << i % 8);
         experts.push_back(static_cast<int32_t>(i));
       }
       offsets.push_back(static_cast<int32_t>(experts.size()));

@@ -10,7 +10,7 @@ SoftmaxGate::SoftmaxGate(Backend& backend, const Parameter& wg, int64_t rows,
                          int32_t waves)
     : backend_(backend),
       wg_(wg),
-      bytes_((wg.value.cols + 7) / 8),
+      bytes_(ChosenBytes(wg.value.cols)),
       all_experts_(bytes_, 0xFF),
       softmax_(backend, wg, rows, waves),
       logits_(backend, rows, wg.value.cols),

@@ -28,7 +28,7 @@ class SoftmaxGate final : public Gate {
  private:
   Backend& backend_;
   const Parameter wg_;
-  const int64_t bytes_;  // of a token's choices, [ceil(n / 8)]
+  const int64_t bytes_;  // of a token's choices
   std::vector<uint8_t> all_experts_;
   ChosenSoftmax softmax_;
   Tensor logits_;          // [T, n]

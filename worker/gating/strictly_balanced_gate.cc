@@ -24,7 +24,7 @@ StrictlyBalancedGate::StrictlyBalancedGate(Backend& backend, uint32_t layer_id,
       softmax_(backend, parameters.wg, rows, waves),
       above_(waves, std::vector<int32_t>(experts_)),
       log_softmax_(backend, rows, experts_),
-      chosen_(backend, rows * ((experts_ + 7) / 8)),
+      chosen_(backend, rows * ChosenBytes(experts_)),
       count_(backend, experts_),
       dthreshold_(backend, experts_) {
   CHECK_EQ(m_ * experts_, k * rows);

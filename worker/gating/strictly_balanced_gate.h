@@ -29,7 +29,7 @@ class StrictlyBalancedGate final : public Gate {
   void Forward(const Pass& pass, int32_t wave, ConstMatrix x,
                std::span<const int32_t> target) override;
   const Choices& choices(int32_t wave) const override { return softmax_.choices(wave); }
-  // dload plays no part: Load is m.
+  // dload plays no part: in training Load is m, whatever the gate says.
   void Backward(const Pass& pass, int32_t wave, ConstMatrix x,
                 std::span<const float> dgate, std::span<const double> dimportance,
                 std::span<const double> dload, Matrix dx) override;
@@ -44,7 +44,7 @@ class StrictlyBalancedGate final : public Gate {
   // [waves][n] tokens of the micro-batch above each threshold.
   std::vector<std::vector<int32_t>> above_;
   Tensor log_softmax_;       // [T, n] ln G_sigma
-  Array<uint8_t> chosen_;    // [T, ceil(n / 8)]
+  Array<uint8_t> chosen_;    // [T, ChosenBytes(n)]
   Array<int32_t> count_;     // [n]
   Array<float> dthreshold_;  // [n]
 };

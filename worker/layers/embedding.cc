@@ -5,7 +5,7 @@
 namespace moe {
 
 Embedding::Embedding(Backend& backend, Parameter table, float dropout)
-    : backend_(backend), table_(table), dropout_(backend, /*layer_id=*/0, dropout) {}
+    : backend_(backend), table_(table), dropout_(backend, kEmbeddingId, dropout) {}
 
 void Embedding::Forward(const Pass& pass, int32_t wave, std::span<const int32_t> input,
                         Matrix y) const {

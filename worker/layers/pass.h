@@ -18,7 +18,7 @@ struct Pass {
   int64_t tokens = 0;
 
   bool training() const { return mode == PassMode::kTrain; }
-  // layer_id: 0 for the embedding, l + 1 for layer l.
+  // layer_id: LayerId or kEmbeddingId.
   RandomKey Key(Purpose purpose, uint32_t layer_id, int32_t wave) const {
     return MakeKey(seed, purpose,
                    {.layer = layer_id,

@@ -34,7 +34,7 @@ struct MoeLayer {
 
 struct LayerState {
   LayerState(Backend& backend, int32_t index, const v1::Layer& layer)
-      : dropout(backend, index + 1, layer.dropout()), residual(layer.residual()) {}
+      : dropout(backend, LayerId(index), layer.dropout()), residual(layer.residual()) {}
 
   // One of the two.
   std::unique_ptr<Lstm> lstm;
@@ -166,7 +166,7 @@ ReplicaModel::Impl::Impl(Backend& backend, const v1::Job& job, const ModelPlan& 
       };
       state.moe = std::make_unique<MoeLayer>(
           backend, layer.moe(),
-          MakeGate(backend, l + 1, layer.moe(), named, rows_, waves), rows_, d_, waves);
+          MakeGate(backend, LayerId(l), layer.moe(), named, rows_, waves), rows_, d_, waves);
       moe_layers_.push_back(l);
     }
   }

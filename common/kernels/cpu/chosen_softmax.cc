@@ -14,12 +14,10 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // elements
 
-int64_t BytesOf(int64_t n) { return (n + 7) / 8; }
-
 }  // namespace
 
 int64_t CountChosen(int64_t tokens, int64_t n, const uint8_t* chosen, int32_t* offset) {
-  const int64_t bytes = BytesOf(n);
+  const int64_t bytes = ChosenBytes(n);
   int64_t pairs = 0;
   for (int64_t t = 0; t < tokens; ++t) {
     offset[t] = static_cast<int32_t>(pairs);
@@ -33,7 +31,7 @@ int64_t CountChosen(int64_t tokens, int64_t n, const uint8_t* chosen, int32_t* o
 
 void ChosenSoftmaxForward(const Context& context, ConstMatrix x, const uint8_t* chosen,
                           const int32_t* offset, int32_t* expert, float* gate) {
-  const int64_t bytes = BytesOf(x.cols);
+  const int64_t bytes = ChosenBytes(x.cols);
   ForRanges(
       context.parallel, x.rows, kGrain / (x.cols + 1) + 1,
       [&](int64_t begin, int64_t end) {

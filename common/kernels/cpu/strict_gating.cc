@@ -15,8 +15,6 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;  // elements
 constexpr int64_t kColumnPanel = 256;
 
-int64_t BytesOf(int64_t n) { return (n + kLanes - 1) / kLanes; }
-
 // Integers in the order of the numbers; NaN is the largest, -0 and 0 are one.
 __m256i OrderOf(Vec x) {
   const __m256i bits = _mm256_castps_si256(_mm256_add_ps(x, _mm256_setzero_ps()));
@@ -55,7 +53,7 @@ class ColumnChooser {
     const __m256i below =
         _mm256_add_epi32(bar, _mm256_andnot_si256(tied, _mm256_set1_epi32(-1)));
     const unsigned valid = (1u << columns) - 1;
-    const int64_t bytes = BytesOf(x_.cols);
+    const int64_t bytes = ChosenBytes(x_.cols);
     for (int64_t t = 0; t < x_.rows; ++t) {
       chosen_[t * bytes + block] =
           static_cast<uint8_t>(BitsOf(_mm256_cmpgt_epi32(Order(t), below)) & valid);
@@ -145,7 +143,7 @@ class ColumnChooser {
     std::nth_element(tied.begin(), tied.begin() + missing, tied.end());
     for (int64_t j = 0; j < missing; ++j) {
       const int64_t t = static_cast<uint32_t>(tied[j]);
-      chosen_[t * BytesOf(x_.cols) + block] |= static_cast<uint8_t>(1u << lane);
+      chosen_[t * ChosenBytes(x_.cols) + block] |= static_cast<uint8_t>(1u << lane);
     }
   }
 
@@ -165,7 +163,8 @@ void ChooseLargest(const Context& context, ConstMatrix x, int64_t m, RandomKey k
                    uint8_t* chosen) {
   Check(m >= 0 && m <= x.rows, "0 <= m <= T");
   Check(x.rows <= std::numeric_limits<int32_t>::max(), "tokens fit in 32 bits");
-  const int64_t blocks = BytesOf(x.cols);
+  // Of eight columns, a byte of each token's choices.
+  const int64_t blocks = ChosenBytes(x.cols);
   if (m == 0) {
     std::fill_n(chosen, x.rows * blocks, uint8_t{0});
     return;
@@ -180,7 +179,7 @@ void ChooseLargest(const Context& context, ConstMatrix x, int64_t m, RandomKey k
 void ChooseAbove(const Context& context, ConstMatrix x, const float* threshold,
                  std::span<const int32_t> target, uint8_t* chosen) {
   Check(static_cast<int64_t>(target.size()) == x.rows, "a target for each row");
-  const int64_t bytes = BytesOf(x.cols);
+  const int64_t bytes = ChosenBytes(x.cols);
   ForRanges(context.parallel, x.rows, kGrain / (x.cols + 1) + 1,
             [&](int64_t begin, int64_t end) {
               for (int64_t t = begin; t < end; ++t) {
