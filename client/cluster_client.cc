@@ -4,6 +4,7 @@
 
 #include "client/remote_experts.h"
 #include "client/remote_parameters.h"
+#include "client/remote_tables.h"
 #include "client/server_set.h"
 #include "client/shard_map.h"
 #include "common/base/status_macros.h"
@@ -20,10 +21,12 @@ class ClusterClientImpl final : public ClusterClient {
         experts_(servers_, job.model().d_model()),
         parameters_(servers_, plan_, std::move(owned),
                     static_cast<uint32_t>(job.training().replicas()),
-                    job.optimizer().clip_norm()) {}
+                    job.optimizer().clip_norm()),
+        tables_(servers_, plan_, job.model().d_model()) {}
 
   ExpertClient& experts() override { return experts_; }
   ParameterClient& parameters() override { return parameters_; }
+  TableClient& tables() override { return tables_; }
   void Cancel(const absl::Status& cause) override {
     for (const auto& stream : servers_.streams) stream->Cancel(cause);
   }
@@ -33,6 +36,7 @@ class ClusterClientImpl final : public ClusterClient {
   const ServerSet servers_;
   RemoteExperts experts_;
   RemoteParameters parameters_;
+  RemoteTables tables_;
 };
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "client/expert_client.h"
 #include "client/parameter_client.h"
 #include "client/shard_stream.h"
+#include "client/table_client.h"
 #include "common/job/model_plan.h"
 #include "proto/moe/v1/coordinator.pb.h"
 
@@ -41,6 +42,8 @@ class ClusterClient {
 
   virtual ExpertClient& experts() = 0;
   virtual ParameterClient& parameters() = 0;
+  // Of a job without tables: not to be used.
+  virtual TableClient& tables() = 0;
   // Every wait, now and later, returns `cause`. Any thread.
   virtual void Cancel(const absl::Status& cause) = 0;
 };

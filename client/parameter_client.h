@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/tensor/replica_tree.h"
 
 namespace moe {
 
@@ -21,6 +22,10 @@ struct StepClose {
   // For each owned replica, ascending: for each dense shard (in the plan's order) the
   // gradients of its tensors, concatenated. Consumed.
   std::map<uint32_t, std::vector<std::vector<float>>> gradients;
+  // With tables: for each owned replica the gradients of the rows that it touched; `row` is
+  // the word. Consumed.
+  std::map<uint32_t, SparseRows> embedding_gradients;
+  std::map<uint32_t, SparseRows> softmax_gradients;
   // For each owned replica, its replica shard's new content.
   std::map<uint32_t, std::string> replica_states;
 };

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/remote_tables.h"
 #include "common/base/status_macros.h"
 #include "common/tensor/replica_tree.h"
 #include "glog/logging.h"
@@ -109,6 +110,11 @@ std::vector<v1::CloseRequest> RemoteParameters::MakeCloseRequests(StepClose clos
       gradient.set_gradient(sum.data(), sum.size() * sizeof(float));
     }
   }
+
+  AddRowGradients(servers_, plan_, Table::kEmbedding, replicas_,
+                  close.embedding_gradients, requests);
+  AddRowGradients(servers_, plan_, Table::kSoftmax, replicas_, close.softmax_gradients,
+                  requests);
 
   for (size_t i = 0; i < plan_.shards.size(); ++i) {
     const ShardSpec& spec = plan_.shards[i];

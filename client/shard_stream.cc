@@ -202,11 +202,21 @@ ExchangeKey StepKey(v1::ExchangeRequest::MessageCase kind, uint64_t step) {
   return key;
 }
 
+ExchangeKey ScoreKey(uint64_t batch, uint32_t wave) {
+  ExchangeKey key = StepKey(Case::kScore, batch);
+  key.wave = wave;
+  return key;
+}
+
 ExchangeKey KeyOf(const v1::ExchangeRequest& request) {
   switch (request.message_case()) {
     case Case::kPull: {
       ExchangeKey key = StepKey(Case::kPull, request.pull().version());
-      if (request.pull().shards_size() > 0) key.shard = request.pull().shards(0);
+      if (request.pull().shards_size() > 0) {
+        key.shard = request.pull().shards(0);
+      } else if (request.pull().rows_size() > 0) {
+        key.shard = request.pull().rows(0).shard();
+      }
       return key;
     }
     case Case::kForward:
@@ -217,6 +227,8 @@ ExchangeKey KeyOf(const v1::ExchangeRequest& request) {
       return StepKey(Case::kClose, request.close().step());
     case Case::kApply:
       return StepKey(Case::kApply, request.apply().step());
+    case Case::kScore:
+      return ScoreKey(request.score().batch(), request.score().wave());
     case Case::kHello:
     case Case::MESSAGE_NOT_SET:
       break;
@@ -243,6 +255,8 @@ ExchangeKey KeyOf(const v1::ExchangeResponse& response) {
       return StepKey(Case::kClose, response.close().step());
     case Response::kApply:
       return StepKey(Case::kApply, response.apply().step());
+    case Response::kScore:
+      return ScoreKey(response.score().batch(), response.score().wave());
     case Response::kFailure:
     case Response::MESSAGE_NOT_SET:
       break;
@@ -266,6 +280,8 @@ std::string Describe(const ExchangeKey& key) {
       return absl::StrFormat("close of step %d", key.step);
     case Case::kApply:
       return absl::StrFormat("apply of step %d", key.step);
+    case Case::kScore:
+      return absl::StrFormat("score of evaluation batch %d wave %d", key.step, key.wave);
     case Case::MESSAGE_NOT_SET:
       break;
   }

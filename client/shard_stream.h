@@ -17,9 +17,9 @@ namespace moe {
 // Which request a response answers.
 struct ExchangeKey {
   v1::ExchangeRequest::MessageCase kind = v1::ExchangeRequest::MESSAGE_NOT_SET;
-  // Step; of a pull the version.
+  // Step; of a pull the version, of a score the evaluation batch.
   uint64_t step = 0;
-  // Forward and backward only.
+  // Forward and backward only; the wave of a score, too.
   v1::Mode mode = v1::MODE_UNSPECIFIED;
   uint32_t wave = 0;
   uint32_t layer = 0;
@@ -30,6 +30,7 @@ struct ExchangeKey {
 // Of a forward or backward message, and of a close or apply.
 ExchangeKey FrameKey(v1::ExchangeRequest::MessageCase kind, const v1::FrameId& id);
 ExchangeKey StepKey(v1::ExchangeRequest::MessageCase kind, uint64_t step);
+ExchangeKey ScoreKey(uint64_t batch, uint32_t wave);
 ExchangeKey KeyOf(const v1::ExchangeRequest& request);
 // Kind MESSAGE_NOT_SET for a Failure or an empty response.
 ExchangeKey KeyOf(const v1::ExchangeResponse& response);

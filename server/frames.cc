@@ -238,6 +238,7 @@ absl::StatusOr<BackwardInput> DecodeBackward(Backend& backend, const LayerShape&
 }
 
 absl::StatusOr<CloseInput> DecodeClose(const std::map<std::string, int64_t>& dense,
+                                       const TableShapes& tables,
                                        std::span<const std::string> replica_shards,
                                        uint32_t replicas, v1::CloseRequest request) {
   CloseInput input;
@@ -248,18 +249,29 @@ absl::StatusOr<CloseInput> DecodeClose(const std::map<std::string, int64_t>& den
   }
 
   std::map<std::string, std::set<TreeNode>> found;
+  const auto find = [&](const std::string& shard, TreeNode node) {
+    if (found[shard].insert(node).second) return absl::OkStatus();
+    return Bad("gradient of ", shard, " node (", node.level, ", ", node.index,
+               ") comes twice");
+  };
   for (const v1::GradientNode& node : request.gradients()) {
     ASSIGN_OR_RETURN(CloseInput::Gradient gradient, DecodeGradient(dense, node));
-    if (!found[gradient.shard].insert(gradient.node).second) {
-      return Bad("gradient of ", node.shard(), " node (", node.level(), ", ",
-                 node.index(), ") comes twice");
-    }
+    RETURN_IF_ERROR(find(gradient.shard, gradient.node));
     input.gradients.push_back(std::move(gradient));
   }
+  for (const v1::RowGradientNode& node : request.row_gradients()) {
+    ASSIGN_OR_RETURN(RowGradient gradient, DecodeRowGradient(tables, node));
+    RETURN_IF_ERROR(find(gradient.shard, gradient.node));
+    input.row_gradients.push_back(std::move(gradient));
+  }
   const std::vector<uint32_t> owned(request.replicas().begin(), request.replicas().end());
-  const std::vector<TreeNode> nodes = MaximalNodes(owned, replicas);
-  for (const auto& [shard, size] : dense) {
-    if (found[shard] != std::set<TreeNode>(nodes.begin(), nodes.end())) {
+  const std::vector<TreeNode> maximal = MaximalNodes(owned, replicas);
+  const std::set<TreeNode> nodes(maximal.begin(), maximal.end());
+  std::vector<std::string> shards;
+  for (const auto& [shard, size] : dense) shards.push_back(shard);
+  for (const auto& [shard, shape] : tables) shards.push_back(shard);
+  for (const std::string& shard : shards) {
+    if (found[shard] != nodes) {
       return Bad("gradients of ", shard, " are not the maximal nodes of replicas ",
                  absl::StrJoin(owned, ","));
     }

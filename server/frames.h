@@ -18,6 +18,7 @@
 #include "common/base/moments.h"
 #include "common/tensor/replica_tree.h"
 #include "proto/moe/v1/expert.pb.h"
+#include "server/table_frames.h"
 
 namespace moe {
 
@@ -86,6 +87,7 @@ struct CloseInput {
     std::vector<float> sum;
   };
   std::vector<Gradient> gradients;
+  std::vector<RowGradient> row_gradients;
   // By shard.
   std::map<std::string, std::string> replica_states;
   double learning_rate = 0;
@@ -93,9 +95,10 @@ struct CloseInput {
 };
 
 // dense: floats of each hosted dense shard. replica_shards: the hosted ones among those
-// of the request's replicas. Each must come exactly once, as the maximal nodes of those
-// replicas.
+// of the request's replicas. Each of these and of `tables` must come exactly once, as the maximal
+// nodes of those replicas.
 absl::StatusOr<CloseInput> DecodeClose(const std::map<std::string, int64_t>& dense,
+                                       const TableShapes& tables,
                                        std::span<const std::string> replica_shards,
                                        uint32_t replicas, v1::CloseRequest request);
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "server/refusal.h"
@@ -104,6 +105,11 @@ absl::Status Inbox::Handle(const std::string& worker, v1::ExchangeRequest reques
       return Annotate(
           HandleApply(worker, request.apply(), sink),
           Of(worker, RendezvousKind::kApply, {.step = request.apply().step()}));
+    case v1::ExchangeRequest::kScore:
+      return Annotate(HandleScore(worker, request.score(), sink),
+                      absl::StrFormat("score of evaluation batch %d wave %d of %s",
+                                      request.score().batch(), request.score().wave(),
+                                      worker));
     case v1::ExchangeRequest::kHello:
       return Untimely(worker, " said Hello twice");
     case v1::ExchangeRequest::MESSAGE_NOT_SET:
@@ -142,8 +148,11 @@ absl::Status Inbox::Admit(
 
 absl::Status Inbox::HandlePull(v1::PullRequest pull,
                                const std::shared_ptr<ReplySink>& sink) {
+  for (const v1::RowSet& rows : pull.rows()) {
+    RETURN_IF_ERROR(DecodeRowSet(shards_.table_shapes(), rows).status());
+  }
   absl::MutexLock lock(&mutex_);
-  if (pull.shards().empty()) return Bad("names no shard");
+  if (pull.shards().empty() && pull.rows().empty()) return Bad("names no shard");
   for (const std::string& shard : pull.shards()) {
     if (!shards_.Pullable(shard)) {
       return Bad("no dense or replica shard ", shard, " is on ",
@@ -227,7 +236,7 @@ absl::Status Inbox::HandleClose(const std::string& worker, v1::CloseRequest requ
         return conversation_.CheckClose(key.step, replicas);
       },
       [&]() -> absl::StatusOr<NewParts<CloseInput>> {
-        ASSIGN_OR_RETURN(CloseInput input, DecodeClose(shards_.dense_sizes(),
+        ASSIGN_OR_RETURN(CloseInput input, DecodeClose(shards_.dense_sizes(), shards_.table_shapes(),
                                                        shards_.ReplicaShardsOf(replicas),
                                                        replicas_, std::move(request)));
         return NewParts<CloseInput>(replicas.size(),
@@ -266,6 +275,24 @@ absl::Status Inbox::HandleApply(const std::string& worker,
         return conversation_.SettleScale(key.step, scale);
       },
       [&](NewParts<v1::ApplyRequest>) { work_.Apply(key, scale); });
+}
+
+absl::Status Inbox::HandleScore(const std::string& worker,
+                                const v1::ScoreRequest& request,
+                                const std::shared_ptr<ReplySink>& sink) {
+  RETURN_IF_ERROR(CheckReplicas(worker, ReplicasOf(request)));
+  RETURN_IF_ERROR(CheckVersion(request.version()));
+  Score score;
+  score.batch = request.batch();
+  score.wave = request.wave();
+  score.version = request.version();
+  ASSIGN_OR_RETURN(
+      score.inputs,
+      DecodeAll<ScoreInput>(request.frames(), [&](const v1::ScoreFrame& frame) {
+        return DecodeScore(backend_, shards_.d_model(), shards_.vocabulary(), frame);
+      }));
+  work_.Score(std::move(score), sink);
+  return absl::OkStatus();
 }
 
 // ---------------------------------------------------------------- answers

@@ -25,6 +25,7 @@
 #include "server/rendezvous.h"
 #include "server/reply_sink.h"
 #include "server/shard_set.h"
+#include "server/table_frames.h"
 
 namespace moe {
 
@@ -34,6 +35,14 @@ class Inbox {
   using Forwards = Conversation::Forwards;
   using Backwards = Conversation::Backwards;
   using Closes = Conversation::Closes;
+
+  // A worker's part of an evaluation's softmax.
+  struct Score {
+    uint64_t batch = 0;
+    uint32_t wave = 0;
+    uint64_t version = 0;
+    std::vector<std::shared_ptr<const ScoreInput>> inputs;
+  };
 
   // Gets what is complete, in the order in which it became so; only puts it in a queue.
   class Work {
@@ -45,6 +54,7 @@ class Inbox {
     virtual void Apply(const RendezvousKey& key, double scale) = 0;
     // The shards have the version that is asked for.
     virtual void Pull(v1::PullRequest pull, std::shared_ptr<ReplySink> sink) = 0;
+    virtual void Score(Inbox::Score score, std::shared_ptr<ReplySink> sink) = 0;
   };
 
   // What is passed by reference outlives the inbox; of the shards it uses what is
@@ -88,6 +98,8 @@ class Inbox {
   using NewParts = Conversation::NewParts<Part>;
 
   absl::Status HandlePull(v1::PullRequest pull, const std::shared_ptr<ReplySink>& sink);
+  absl::Status HandleScore(const std::string& worker, const v1::ScoreRequest& request,
+                           const std::shared_ptr<ReplySink>& sink);
   absl::Status HandleForward(const std::string& worker, const v1::ForwardRequest& request,
                              const std::shared_ptr<ReplySink>& sink);
   absl::Status HandleBackward(const std::string& worker,

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
@@ -51,6 +52,18 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenShardFile(const std::string
   RETURN_IF_ERROR(CheckMetadata(*file, "shard", shard));
   RETURN_IF_ERROR(CheckMetadata(*file, "step", absl::StrCat(step)));
   return file;
+}
+
+absl::StatusOr<SafetensorsEntry> FindEntry(const SafetensorsFile& file,
+                                           const std::string& name,
+                                           const std::string& dtype,
+                                           const std::vector<int64_t>& shape) {
+  ASSIGN_OR_RETURN(SafetensorsEntry entry, file.Find(name));
+  if (entry.dtype == dtype && entry.shape == shape) return entry;
+  return absl::FailedPreconditionError(
+      absl::StrCat(file.path(), ": ", name, " is ", entry.dtype, " [",
+                   absl::StrJoin(entry.shape, ", "), "] instead of ", dtype, " [",
+                   absl::StrJoin(shape, ", "), "]"));
 }
 
 }  // namespace moe

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -25,5 +26,11 @@ absl::StatusOr<v1::ShardFile> WriteShardFile(const Cut& cut, const std::string& 
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenShardFile(const std::string& folder,
                                                                const std::string& shard,
                                                                uint64_t step);
+
+// The entry with that dtype and shape; an error names the file and what is there instead.
+absl::StatusOr<SafetensorsEntry> FindEntry(const SafetensorsFile& file,
+                                           const std::string& name,
+                                           const std::string& dtype,
+                                           const std::vector<int64_t>& shape);
 
 }  // namespace moe

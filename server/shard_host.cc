@@ -118,6 +118,13 @@ void ShardHost::Pull(v1::PullRequest pull, std::shared_ptr<ReplySink> sink) {
   });
 }
 
+void ShardHost::Score(Inbox::Score score, std::shared_ptr<ReplySink> sink) {
+  Post([this, score = std::move(score), sink = std::move(sink)] {
+    AnswerScore(score, *sink);
+    return absl::OkStatus();
+  });
+}
+
 // ---------------------------------------------------------------- the engine
 
 absl::Status ShardHost::RunClose(const RendezvousKey& key,
@@ -172,6 +179,28 @@ void ShardHost::AnswerPull(const v1::PullRequest& pull, ReplySink& sink) const {
     v1::ShardContent* content = response->mutable_pull()->add_shards();
     content->set_shard(shard);
     *content->mutable_content() = shards_->Content(shard);
+  }
+  for (const v1::RowSet& rows : pull.rows()) {
+    const auto index = DecodeRowSet(shards_->table_shapes(), rows);
+    CHECK(index.ok()) << "the inbox let it pass: " << index.status();
+    v1::ShardContent* content = response->mutable_pull()->add_shards();
+    content->set_shard(rows.shard());
+    *content->mutable_content() = shards_->Rows(rows.shard(), *index);
+  }
+  sink.Send(response);
+}
+
+void ShardHost::AnswerScore(const Inbox::Score& score, ReplySink& sink) const {
+  // A step may have been taken since it came.
+  if (const absl::Status status = inbox_.CheckVersion(score.version); !status.ok()) {
+    sink.Send(FailureResponse(generation(), Annotate(status, "score")));
+    return;
+  }
+  const std::shared_ptr<v1::ExchangeResponse> response = inbox_.NewResponse();
+  response->mutable_score()->set_batch(score.batch);
+  response->mutable_score()->set_wave(score.wave);
+  for (const auto& input : score.inputs) {
+    *response->mutable_score()->add_replies() = shards_->Score(*input);
   }
   sink.Send(response);
 }

@@ -1,5 +1,6 @@
 #include "server/shard_set.h"
 
+#include <algorithm>
 #include <set>
 #include <utility>
 
@@ -21,6 +22,8 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
   }
 
   std::unique_ptr<ShardSet> set(new ShardSet);
+  set->d_model_ = job.model().d_model();
+  set->vocabulary_ = job.model().vocabulary();
   std::map<uint32_t, std::vector<std::unique_ptr<ExpertShard>>> groups;
   for (const ShardSpec& spec : plan.shards) {
     if (mine.erase(spec.id) == 0) continue;
@@ -30,6 +33,13 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
         set->all_.push_back(shard.get());
         set->dense_sizes_[spec.id] = shard->size();
         set->dense_[spec.id] = std::move(shard);
+        break;
+      }
+      case ShardKind::kTable: {
+        auto shard = std::make_unique<TableShard>(backend, plan, spec, job);
+        set->all_.push_back(shard.get());
+        set->table_shapes_[spec.id] = {shard->rows(), shard->columns()};
+        set->tables_.push_back(std::move(shard));
         break;
       }
       case ShardKind::kExpert: {
@@ -101,6 +111,29 @@ std::string ShardSet::Content(const std::string& shard) const {
   return dense != dense_.end() ? dense->second->Content() : replica_.at(shard)->content();
 }
 
+TableShard& ShardSet::table(const std::string& shard) const {
+  const auto found = std::find_if(tables_.begin(), tables_.end(), [&](const auto& table) {
+    return table->spec().id == shard;
+  });
+  CHECK(found != tables_.end()) << shard;
+  return **found;
+}
+
+std::string ShardSet::Rows(const std::string& shard,
+                           std::span<const int32_t> index) const {
+  return table(shard).Content(index);
+}
+
+v1::ScoreReply ShardSet::Score(const ScoreInput& input) const {
+  v1::ScoreReply reply;
+  reply.set_replica(input.replica);
+  for (const auto& table : tables_) {
+    if (table->spec().table != Table::kSoftmax) continue;
+    *reply.add_shards() = table->Score(input.x.view(), input.target);
+  }
+  return reply;
+}
+
 absl::Status ShardSet::Close(std::span<const std::shared_ptr<const CloseInput>> closes) {
   std::set<const CloseInput*> seen;
   for (const auto& close : closes) {
@@ -110,23 +143,31 @@ absl::Status ShardSet::Close(std::span<const std::shared_ptr<const CloseInput>> 
           Annotate(dense_.at(gradient.shard)->AddGradient(gradient.node, gradient.sum),
                    gradient.shard));
     }
+    for (const RowGradient& gradient : close->row_gradients) {
+      RETURN_IF_ERROR(
+          Annotate(table(gradient.shard).AddGradient(gradient.node, gradient.sum),
+                   gradient.shard));
+    }
     for (const auto& [shard, content] : close->replica_states) {
       replica_.at(shard)->Push(content);
     }
   }
   for (const auto& [id, shard] : dense_) CHECK(shard->complete()) << id;
+  for (const auto& shard : tables_) CHECK(shard->complete()) << shard->spec().id;
   return absl::OkStatus();
 }
 
 std::vector<v1::TensorSquareSum> ShardSet::SquareSums() {
   std::vector<v1::TensorSquareSum> sums;
   for (const auto& [id, shard] : dense_) shard->AppendSquareSums(&sums);
+  for (const auto& shard : tables_) shard->AppendSquareSums(&sums);
   for (const auto& [layer, shards] : layers_) shards->AppendSquareSums(&sums);
   return sums;
 }
 
 void ShardSet::Apply(double rate, double scale) {
   for (const auto& [id, shard] : dense_) shard->Apply(rate, scale);
+  for (const auto& shard : tables_) shard->Apply(rate, scale);
   for (const auto& [layer, shards] : layers_) shards->Apply(rate, scale);
   for (const auto& [id, shard] : replica_) shard->Apply();
 }

@@ -21,6 +21,8 @@
 #include "server/frames.h"
 #include "server/replica_shard.h"
 #include "server/shard.h"
+#include "server/table_frames.h"
+#include "server/table_shard.h"
 
 namespace moe {
 
@@ -39,13 +41,21 @@ class ShardSet {
   const std::map<std::string, int64_t>& dense_sizes() const { return dense_sizes_; }
   // Hosted replica shards of these replicas.
   std::vector<std::string> ReplicaShardsOf(std::span<const uint32_t> replicas) const;
+  const TableShapes& table_shapes() const { return table_shapes_; }
   // Layers with groups here, ascending.
   std::vector<uint32_t> layers() const;
+  // Whether the whole shard may be pulled.
   bool Pullable(const std::string& shard) const;
+  int64_t d_model() const { return d_model_; }
+  int64_t vocabulary() const { return vocabulary_; }
 
   // ---- in a step
   ExpertLayer& layer(uint32_t layer) { return *layers_.at(layer); }
   std::string Content(const std::string& shard) const;
+  // Rows of a table shard.
+  std::string Rows(const std::string& shard, std::span<const int32_t> index) const;
+  // Over the words of every softmax shard here, by rows.
+  v1::ScoreReply Score(const ScoreInput& input) const;
 
   // ---- the end of a step
   // closes: [R]; replicas of one worker share theirs.
@@ -60,13 +70,19 @@ class ShardSet {
 
  private:
   ShardSet() = default;
+  TableShard& table(const std::string& shard) const;
 
   // In the plan's order.
   std::vector<Shard*> all_;
   std::map<std::string, std::unique_ptr<DenseShard>> dense_;
   std::map<std::string, std::unique_ptr<ReplicaShard>> replica_;
   std::map<uint32_t, std::unique_ptr<ExpertLayer>> layers_;
+  // Embedding and softmax; by rows within each.
+  std::vector<std::unique_ptr<TableShard>> tables_;
   std::map<std::string, int64_t> dense_sizes_;
+  TableShapes table_shapes_;
+  int64_t d_model_ = 0;
+  int64_t vocabulary_ = 0;
 };
 
 }  // namespace moe

@@ -176,6 +176,7 @@ class Validator {
     CheckFraction("model.embedding_dropout", model.embedding_dropout());
     CheckNotNegative("model.initialization.uniform_scale",
                      model.initialization().uniform_scale());
+    if (model.has_tables()) CheckTables(model.tables(), model.vocabulary());
     if (model.layers().empty())
       Fail("model.layers", "is empty: at least one layer is needed");
     for (int l = 0; l < model.layers_size(); ++l) {
@@ -194,6 +195,14 @@ class Validator {
           break;
       }
     }
+  }
+
+  void CheckTables(const v1::Tables& tables, int32_t vocabulary) {
+    CheckSize("model.tables.shards", tables.shards());
+    CheckSize("model.tables.candidates", tables.candidates());
+    if (vocabulary <= 0) return;
+    const absl::Status fit = CheckCandidates(tables, vocabulary);
+    if (!fit.ok()) errors_.emplace_back(fit.message());
   }
 
   void CheckLstm(const std::string& path, const v1::Lstm& lstm, int32_t d_model) {
@@ -353,6 +362,14 @@ class Validator {
 };
 
 }  // namespace
+
+absl::Status CheckCandidates(const v1::Tables& tables, int64_t vocabulary) {
+  if (tables.candidates() <= vocabulary / 2) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "model.tables.candidates is ", tables.candidates(),
+      ": must be at most half of the vocabulary (", vocabulary,
+      "); without model.tables the softmax is over all words"));
+}
 
 absl::StatusOr<v1::Job> ReadJobFile(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));

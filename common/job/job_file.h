@@ -1,6 +1,7 @@
 // Reading and checking a job. Errors name the field and say what would be valid.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "absl/status/status.h"
@@ -20,5 +21,8 @@ void FillDefaults(v1::Job* job);
 // OK if every field is in its range, else INVALID_ARGUMENT with one line for each that
 // isn't. model.vocabulary may be 0 (taken from the data later).
 absl::Status ValidateJob(const v1::Job& job);
+
+// What ValidateJob leaves to be checked when the data has told the vocabulary.
+absl::Status CheckCandidates(const v1::Tables& tables, int64_t vocabulary);
 
 }  // namespace moe

@@ -28,7 +28,11 @@ class Planner {
     CHECK_GT(d_, 0);
     CHECK_GT(model.vocabulary(), 0)
         << "the vocabulary must be known before a model is planned";
-    AddDense(Weights("embedding", model.vocabulary(), d_, /*fan_in=*/d_));
+    if (model.has_tables()) {
+      AddTable(Table::kEmbedding);
+    } else {
+      AddDense(Weights("embedding", model.vocabulary(), d_, /*fan_in=*/d_));
+    }
     for (int l = 0; l < model.layers_size(); ++l) {
       const v1::Layer& layer = model.layers(l);
       switch (layer.kind_case()) {
@@ -42,10 +46,15 @@ class Planner {
           LOG(FATAL) << "layer " << l << " has no kind";
       }
     }
-    AddDense(Weights("softmax.w", model.vocabulary(), d_, /*fan_in=*/d_));
-    AddDense(Bias("softmax.b", model.vocabulary()));
+    if (model.has_tables()) {
+      AddTable(Table::kSoftmax);
+    } else {
+      AddDense(Weights("softmax.w", model.vocabulary(), d_, /*fan_in=*/d_));
+      AddDense(Bias("softmax.b", model.vocabulary()));
+    }
 
     CutDense();
+    for (ShardSpec& shard : tables_) plan_.shards.push_back(std::move(shard));
     for (ShardSpec& shard : experts_) plan_.shards.push_back(std::move(shard));
     for (int32_t r = 0; r < job_.training().replicas(); ++r) {
       ShardSpec shard;
@@ -87,6 +96,30 @@ class Planner {
   }
 
   void AddDense(TensorSpec tensor) { dense_.push_back(Add(std::move(tensor))); }
+
+  void AddTable(Table table) {
+    const int64_t words = job_.model().vocabulary();
+    const int64_t shards = std::min<int64_t>(job_.model().tables().shards(), words);
+    const std::string name = table == Table::kEmbedding ? "embedding" : "softmax";
+    for (int64_t i = 0; i < shards; ++i) {
+      ShardSpec shard;
+      shard.id = absl::StrCat(name, "/rows", i);
+      shard.kind = ShardKind::kTable;
+      shard.table = table;
+      shard.first_row = words * i / shards;
+      shard.rows = words * (i + 1) / shards - shard.first_row;
+      const std::string prefix = absl::StrCat(name, ".rows", i);
+      if (table == Table::kEmbedding) {
+        shard.tensors.push_back(Add(Weights(prefix, shard.rows, d_, /*fan_in=*/d_)));
+      } else {
+        shard.tensors.push_back(Add(Weights(prefix + ".w", shard.rows, d_, /*fan_in=*/d_)));
+        TensorSpec bias = Bias(prefix + ".b", 1);
+        bias.rows = shard.rows;
+        shard.tensors.push_back(Add(std::move(bias)));
+      }
+      tables_.push_back(std::move(shard));
+    }
+  }
 
   void AddLstm(const std::string& prefix, const v1::Lstm& lstm) {
     const int64_t hidden = lstm.hidden();
@@ -208,6 +241,7 @@ class Planner {
   const int64_t d_;
   ModelPlan plan_;
   std::vector<int64_t> dense_;
+  std::vector<ShardSpec> tables_;
   std::vector<ShardSpec> experts_;
 };
 
@@ -216,22 +250,23 @@ class Planner {
 ModelPlan MakeModelPlan(const v1::Job& job) { return Planner(job).Run(); }
 
 void FillInitialValues(uint64_t seed, const TensorSpec& tensor, float* out) {
-  if (tensor.bound > 0) {
-    const RandomKey key = MakeKey(seed, Purpose::kInitialValue,
-                                  {.tensor = static_cast<uint32_t>(tensor.index)});
-    for (int64_t r = 0; r < tensor.rows; ++r) {
-      const std::span<float> row(out + r * tensor.cols, tensor.cols);
-      FillUniform(key, r, row);
+  FillInitialRows(seed, tensor, 0, tensor.rows, out);
+}
+
+void FillInitialRows(uint64_t seed, const TensorSpec& tensor, int64_t begin, int64_t rows,
+                     float* out) {
+  const RandomKey key = MakeKey(seed, Purpose::kInitialValue,
+                                {.tensor = static_cast<uint32_t>(tensor.index)});
+  for (int64_t r = 0; r < rows; ++r) {
+    const std::span<float> row(out + r * tensor.cols, tensor.cols);
+    if (tensor.bound > 0) {
+      FillUniform(key, begin + r, row);
       for (float& value : row) value = tensor.bound * (2.0f * value - 1.0f);
+    } else {
+      std::fill(row.begin(), row.end(), 0.0f);
     }
-  } else {
-    std::fill_n(out, tensor.size(), 0.0f);
-  }
-  if (tensor.offset == 0) return;
-  for (int64_t r = 0; r < tensor.rows; ++r) {
-    for (int64_t c = tensor.offset_begin; c < tensor.offset_end; ++c) {
-      out[r * tensor.cols + c] += tensor.offset;
-    }
+    if (tensor.offset == 0) continue;
+    for (int64_t c = tensor.offset_begin; c < tensor.offset_end; ++c) row[c] += tensor.offset;
   }
 }
 

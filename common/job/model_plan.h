@@ -19,8 +19,9 @@ struct TensorSpec {
   int64_t index = 0;
   // embedding | layer<l>.lstm.{wx,wh,b[,wp]} | layer<l>.moe.<gate> |
   // layer<l>.moe.group<g>.<gate> (hierarchical) | layer<l>.moe.expert<e>.{w1,w2} |
-  // softmax.{w,b}. An expert with m hidden layers has w1 .. w<m+1>. <gate> by gating: noisy
-  // top-k {wg,wnoise}, softmax wg, strictly balanced {wg,threshold}, the latter being ln T.
+  // softmax.{w,b}; with tables (job.proto) embedding.rows<i> and softmax.rows<i>.{w,b}. An
+  // expert with m hidden layers has w1 .. w<m+1>. <gate> by gating: noisy top-k
+  // {wg,wnoise}, softmax wg, strictly balanced {wg,threshold}, the latter being ln T.
   std::string name;
   int64_t rows = 0;
   int64_t cols = 0;
@@ -40,16 +41,22 @@ struct TensorSpec {
 // Number of dense shards if the job doesn't say.
 inline constexpr int kDefaultDenseShards = 2;
 
-enum class ShardKind { kDense, kExpert, kReplica };
+enum class ShardKind { kDense, kTable, kExpert, kReplica };
+enum class Table { kEmbedding, kSoftmax };
 
-// dense/<i> | layer<l>/group<g> | replica/<r>
+// dense/<i> | embedding/rows<i> | softmax/rows<i> | layer<l>/group<g> | replica/<r>
 struct ShardSpec {
   std::string id;
   ShardKind kind = ShardKind::kDense;
   // Logical tensors, ascending. Dense shards: consecutive dense tensors; fewer shards
   // than the job asks for if there are fewer tensors. Expert shards: the secondary gate's
-  // (gate_tensors), then w1, w2, .. of each expert in turn.
+  // (gate_tensors), then w1, w2, .. of each expert in turn. Table shards: the range's part of
+  // the table; of the softmax w, then b as a column.
   std::vector<int64_t> tensors;
+  // Table shards: the rows of the words [first_row, first_row + rows).
+  Table table = Table::kEmbedding;
+  int64_t first_row = 0;
+  int64_t rows = 0;
   // Expert shards.
   int32_t layer = 0;
   int32_t group = 0;
@@ -63,7 +70,8 @@ struct ShardSpec {
 
 struct ModelPlan {
   std::vector<TensorSpec> tensors;
-  // Dense, then expert (by layer and group), then replica shards.
+  // Dense, then table (embedding before softmax, by rows), then expert (by layer and group), then
+  // replica shards.
   std::vector<ShardSpec> shards;
 
   int64_t SizeOf(const ShardSpec& shard) const {
@@ -78,5 +86,8 @@ ModelPlan MakeModelPlan(const v1::Job& job);
 
 // Initial values of one tensor: host memory, [rows * cols].
 void FillInitialValues(uint64_t seed, const TensorSpec& tensor, float* out);
+// Those of the rows [begin, begin + rows) alone: [rows * cols].
+void FillInitialRows(uint64_t seed, const TensorSpec& tensor, int64_t begin, int64_t rows,
+                     float* out);
 
 }  // namespace moe

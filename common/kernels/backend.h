@@ -167,8 +167,24 @@ class Backend {
   virtual double SoftmaxCrossEntropy(Matrix logits, std::span<const int32_t> target,
                                      float gradient_scale) = 0;
 
+  // largest[r] = max of row r of x, sum[r] = sum of e^(x(r, c) - largest[r]); host memory, [rows].
+  virtual void LogSumExp(ConstMatrix x, float* largest, double* sum) = 0;
+
   // Every row of x becomes ln Softmax(row).
   virtual void LogSoftmax(Matrix x) = 0;
+
+  // ---- sampled softmax: logits [T, S + 1], of S candidates and, in the last column, of the target
+  // Writes logits(t, S) = <x_t, row index[t] of w> + bias[index[t]], and -infinity to column hit[t],
+  // so that a target that is a candidate too counts once; hit -1: none. index, hit: host, [T];
+  // index -1: not counted.
+  virtual void TargetLogits(ConstMatrix x, ConstMatrix w, const float* bias,
+                            std::span<const int32_t> index, std::span<const int32_t> hit,
+                            Matrix logits) = 0;
+  // For each row t with index[t] >= 0, in row order, with g = dlogits(t, S): row index[t] of dw
+  // += g x_t, dbias[index[t]] += g, dx_t += g * row index[t] of w.
+  virtual void TargetLogitsBackward(ConstMatrix dlogits, ConstMatrix x, ConstMatrix w,
+                                    std::span<const int32_t> index, Matrix dw,
+                                    float* dbias, Matrix dx) = 0;
 
   // ---- noisy top-k gating (eq. 3-5, 8-10)
   // Reads clean, raw, k, with_noise, key, draw_row; writes the rest. A tie goes to the lower expert.
@@ -235,6 +251,12 @@ class Backend {
   // ---- optimizers; w, g, m, v: [n]; m and v unused for SGD
   virtual void OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g, float* w,
                                float* m, float* v) = 0;
+  // Row index[i] of w (of m and v, too) is updated with row i of g; count[i] is the number of the
+  // row's updates, this one included, and step's is ignored. index: ascending; index and count
+  // are host memory.
+  virtual void UpdateRows(const OptimizerStep& step, std::span<const int32_t> index,
+                          std::span<const int64_t> count, ConstMatrix g, Matrix w, Matrix m,
+                          Matrix v) = 0;
 };
 
 // Memory of one backend, freed with the object. Not initialized.

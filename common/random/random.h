@@ -19,6 +19,8 @@ enum class Purpose : uint32_t {
   // Order of tokens that tie for an expert.
   kGateTie = 5,
   kSecondaryGateNoise = 6,
+  // Words of a sampled softmax.
+  kCandidate = 7,
 };
 
 // Key of one tensor of random numbers, derived by Philox from the ids.

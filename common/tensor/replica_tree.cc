@@ -1,6 +1,7 @@
 #include "common/tensor/replica_tree.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "glog/logging.h"
@@ -50,28 +51,59 @@ std::vector<TreeNode> MaximalNodes(std::span<const uint32_t> owned, uint32_t rep
   return nodes;
 }
 
-TreeReduction::TreeReduction(uint32_t replicas, int64_t size)
-    : replicas_(replicas),
-      size_(size),
-      root_level_(RootLevel(replicas)),
-      covered_(replicas) {
+void AddSum(const std::vector<float>& other, std::vector<float>* sum) {
+  for (size_t i = 0; i < sum->size(); ++i) (*sum)[i] += other[i];
+}
+
+void AddSum(const SparseRows& other, SparseRows* sum) {
+  if (other.row.empty()) return;
+  if (sum->row.empty()) {
+    *sum = other;
+    return;
+  }
+  const size_t cols = other.value.size() / other.row.size();
+  SparseRows joined;
+  joined.row.reserve(sum->row.size() + other.row.size());
+  joined.value.reserve(sum->value.size() + other.value.size());
+  const auto append = [&](const SparseRows& from, size_t i) {
+    joined.row.push_back(from.row[i]);
+    const float* values = from.value.data() + i * cols;
+    joined.value.insert(joined.value.end(), values, values + cols);
+  };
+  size_t i = 0;
+  size_t j = 0;
+  while (i < sum->row.size() || j < other.row.size()) {
+    if (j == other.row.size() || (i < sum->row.size() && sum->row[i] < other.row[j])) {
+      append(*sum, i++);
+    } else if (i == sum->row.size() || other.row[j] < sum->row[i]) {
+      append(other, j++);
+    } else {
+      append(*sum, i++);
+      float* values = joined.value.data() + joined.value.size() - cols;
+      for (size_t c = 0; c < cols; ++c) values[c] += other.value[j * cols + c];
+      ++j;
+    }
+  }
+  *sum = std::move(joined);
+}
+
+template <typename Sum>
+ReplicaTree<Sum>::ReplicaTree(uint32_t replicas)
+    : replicas_(replicas), root_level_(RootLevel(replicas)), covered_(replicas) {
   CHECK_GT(replicas, 0u);
 }
 
-bool TreeReduction::Exists(TreeNode node) const {
+template <typename Sum>
+bool ReplicaTree<Sum>::Exists(TreeNode node) const {
   return node.level <= root_level_ && FirstReplica(node) < replicas_;
 }
 
-absl::Status TreeReduction::Add(TreeNode node, std::vector<float> sum) {
+template <typename Sum>
+absl::Status ReplicaTree<Sum>::Add(TreeNode node, Sum sum) {
   if (!Exists(node)) {
     return absl::InvalidArgumentError(
         absl::StrFormat("the tree over %u replicas has no node (%u, %u)", replicas_,
                         node.level, node.index));
-  }
-  if (static_cast<int64_t>(sum.size()) != size_) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("node (%u, %u) has %d values instead of %d", node.level,
-                        node.index, sum.size(), size_));
   }
   if (added_.contains(node)) return absl::OkStatus();
   for (uint64_t r = FirstReplica(node); r < EndReplica(node, replicas_); ++r) {
@@ -90,9 +122,7 @@ absl::Status TreeReduction::Add(TreeNode node, std::vector<float> sum) {
     if (Exists(sibling)) {
       const auto held = held_.find(sibling);
       if (held == held_.end()) break;
-      // A sum of two floats doesn't depend on their order.
-      const std::vector<float>& other = held->second;
-      for (int64_t i = 0; i < size_; ++i) sum[i] += other[i];
+      AddSum(held->second, &sum);
       held_.erase(held);
     }
     node = TreeNode{node.level + 1, node.index / 2};
@@ -101,9 +131,8 @@ absl::Status TreeReduction::Add(TreeNode node, std::vector<float> sum) {
   return absl::OkStatus();
 }
 
-bool TreeReduction::complete() const { return held_.contains(TreeNode{root_level_, 0}); }
-
-std::vector<uint32_t> TreeReduction::Missing() const {
+template <typename Sum>
+std::vector<uint32_t> ReplicaTree<Sum>::Missing() const {
   std::vector<uint32_t> missing;
   for (uint32_t r = 0; r < replicas_; ++r) {
     if (!covered_[r]) missing.push_back(r);
@@ -111,19 +140,33 @@ std::vector<uint32_t> TreeReduction::Missing() const {
   return missing;
 }
 
-std::vector<float> TreeReduction::TakeRoot() {
+template <typename Sum>
+Sum ReplicaTree<Sum>::TakeRoot() {
   CHECK(complete());
   return std::move(held_.extract(TreeNode{root_level_, 0}).mapped());
 }
 
-std::vector<std::pair<TreeNode, std::vector<float>>> TreeReduction::TakeNodes() {
-  std::vector<std::pair<TreeNode, std::vector<float>>> nodes;
+template <typename Sum>
+std::vector<std::pair<TreeNode, Sum>> ReplicaTree<Sum>::TakeNodes() {
+  std::vector<std::pair<TreeNode, Sum>> nodes;
   for (auto& [node, sum] : held_) nodes.emplace_back(node, std::move(sum));
   held_.clear();
   std::sort(nodes.begin(), nodes.end(), [](const auto& a, const auto& b) {
     return FirstReplica(a.first) < FirstReplica(b.first);
   });
   return nodes;
+}
+
+template class ReplicaTree<std::vector<float>>;
+template class ReplicaTree<SparseRows>;
+
+absl::Status TreeReduction::Add(TreeNode node, std::vector<float> sum) {
+  if (static_cast<int64_t>(sum.size()) != size_) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("node (%u, %u) has %d values instead of %d", node.level,
+                        node.index, sum.size(), size_));
+  }
+  return ReplicaTree::Add(node, std::move(sum));
 }
 
 }  // namespace moe

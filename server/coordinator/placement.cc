@@ -15,10 +15,12 @@ namespace moe {
 v1::Placement MakePlacement(const ModelPlan& plan,
                             const std::vector<std::string>& servers) {
   CHECK(!servers.empty());
-  // Shards that compete for the same phase of a step: by kind, expert shards by layer.
-  std::map<std::pair<ShardKind, int32_t>, std::vector<size_t>> classes;
+  // Shards that compete for the same phase of a step: by kind, expert shards by layer, table
+  // shards by table.
+  std::map<std::tuple<ShardKind, int32_t, Table>, std::vector<size_t>> classes;
   for (size_t i = 0; i < plan.shards.size(); ++i) {
-    classes[{plan.shards[i].kind, plan.shards[i].layer}].push_back(i);
+    const ShardSpec& shard = plan.shards[i];
+    classes[{shard.kind, shard.layer, shard.table}].push_back(i);
   }
 
   std::vector<size_t> server_of(plan.shards.size());
@@ -76,8 +78,7 @@ absl::Status CheckShardSizes(const ModelPlan& plan, int64_t max_bytes) {
       advice = absl::StrCat(
           "more shards can't help, as a tensor lies in one shard and ", tensor.name, " [",
           tensor.rows, ", ", tensor.cols,
-          "] alone is larger (large tables aren't sharded yet); make the vocabulary or "
-          "the layers smaller");
+          "] alone is larger; for a large vocabulary set model.tables");
       break;
     }
     return absl::FailedPreconditionError(

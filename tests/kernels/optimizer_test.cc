@@ -52,6 +52,47 @@ TEST_P(OptimizerTest, AdamOverSeveralSteps) {
   }
 }
 
+// Each row as if it were a tensor of its own; the others stay as they are.
+TEST_P(OptimizerTest, RowsWithCountsOfTheirOwn) {
+  for (const auto kind : {OptimizerStep::Kind::kSgd, OptimizerStep::Kind::kAdam}) {
+    for (int64_t cols : {1, 7, 600}) {
+      Random random;
+      const int64_t rows = 300;
+      std::vector<int32_t> index;
+      std::vector<int64_t> count;
+      for (int32_t r = 2; r < rows; r += 1 + r % 3) {
+        index.push_back(r);
+        count.push_back(1 + r % 4);
+      }
+      const HostMatrix g = random.Normal(static_cast<int64_t>(index.size()), cols);
+      const HostMatrix w = random.Normal(rows, cols);
+      const HostMatrix m = random.Normal(rows, cols);
+      HostMatrix v = random.Normal(rows, cols);
+      for (float& square : v.values) square *= square;
+      OptimizerStep step;
+      step.kind = kind;
+      step.adam.rate = 0.01f;
+      step.gradient_scale = 0.5f;
+      const DeviceMatrix dw(backend(), w, 3), dm(backend(), m, 3), dv(backend(), v, 3);
+      backend().UpdateRows(step, index, count, DeviceMatrix(backend(), g, 3).view(),
+                           dw.view(), dm.view(), dv.view());
+
+      const DeviceMatrix want_w(backend(), w), want_m(backend(), m), want_v(backend(), v);
+      const DeviceMatrix gradient(backend(), g);
+      for (size_t i = 0; i < index.size(); ++i) {
+        step.adam.count = count[i];
+        backend().OptimizerUpdate(step, cols, gradient.view().row(i),
+                                  want_w.view().row(index[i]), want_m.view().row(index[i]),
+                                  want_v.view().row(index[i]));
+      }
+      EXPECT_EQ(dw.Get().values, want_w.Get().values);
+      EXPECT_EQ(dm.Get().values, want_m.Get().values);
+      EXPECT_EQ(dv.Get().values, want_v.Get().values);
+      EXPECT_NE(dw.Get().values, w.values);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Devices, OptimizerTest, testing::ValuesIn(Devices()),
                          DeviceName);
 

@@ -43,6 +43,27 @@ TEST_P(SoftmaxTest, LossAndGradient) {
   }
 }
 
+TEST_P(SoftmaxTest, LogSumExp) {
+  for (int64_t cols : {1, 7, 33, 1024, 2500}) {
+    for (int64_t gap : {0, 3}) {
+      Random random;
+      HostMatrix x = random.Normal(9, cols, 5);
+      for (int64_t c = 0; c < cols; ++c) x(1, c) += 500;
+      const DeviceMatrix d(backend(), x, gap);
+      std::vector<float> largest(9);
+      std::vector<double> sum(9);
+      backend().LogSumExp(d.view(), largest.data(), sum.data());
+      for (int64_t r = 0; r < x.rows; ++r) {
+        const float max = *std::max_element(&x(r, 0), &x(r, 0) + cols);
+        double expected = 0;
+        for (int64_t c = 0; c < cols; ++c) expected += std::exp(double{x(r, c)} - max);
+        EXPECT_EQ(largest[r], max);
+        ExpectNear(expected, sum[r], 1e-6);
+      }
+    }
+  }
+}
+
 TEST_P(SoftmaxTest, Logarithm) {
   for (int64_t cols : {1, 7, 33, 1024, 2500}) {
     for (int64_t gap : {0, 3}) {

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <optional>
 #include <random>
 
 #include "gmock/gmock.h"
@@ -143,6 +144,67 @@ TEST(ReplicaTree, MaximalNodesAreLiftedOverAbsentSiblings) {
   EXPECT_THAT(nodes({1, 2, 3, 4}, 6),
               ElementsAre(TreeNode{0, 1}, TreeNode{1, 1}, TreeNode{0, 4}));
   EXPECT_THAT(nodes({}, 6), ElementsAre());
+}
+
+// The sum of those leaves under a node that have the row, along the tree; nothing if none has.
+std::optional<float> SparseSum(const std::vector<std::optional<float>>& leaves,
+                               uint32_t level, uint32_t index) {
+  if (level == 0) return index < leaves.size() ? leaves[index] : std::nullopt;
+  const std::optional<float> left = SparseSum(leaves, level - 1, 2 * index);
+  const std::optional<float> right = SparseSum(leaves, level - 1, 2 * index + 1);
+  if (left.has_value() && right.has_value()) return *left + *right;
+  return left.has_value() ? left : right;
+}
+
+TEST(ReplicaTree, RowsOfSomeReplicasAddAlongTheTreeWhoeverOwnsThem) {
+  constexpr uint32_t kRows = 40;
+  std::mt19937 random(3);
+  for (uint32_t replicas = 1; replicas <= 11; ++replicas) {
+    const auto values = Leaves(replicas, 200 + replicas);
+    // [row][replica]
+    std::vector<std::vector<std::optional<float>>> leaves(
+        kRows, std::vector<std::optional<float>>(replicas));
+    for (uint32_t row = 0; row < kRows; ++row) {
+      for (uint32_t r = 0; r < replicas; ++r) {
+        if (random() % 3 == 0) leaves[row][r] = values[r][row % kSize];
+      }
+    }
+    SparseRows expected;
+    uint32_t level = 0;
+    while ((1u << level) < replicas) ++level;
+    for (uint32_t row = 0; row < kRows; ++row) {
+      const std::optional<float> sum = SparseSum(leaves[row], level, 0);
+      if (!sum.has_value()) continue;
+      expected.row.push_back(row);
+      expected.value.push_back(*sum);
+      expected.value.push_back(-*sum);
+    }
+    for (int round = 0; round < 20; ++round) {
+      const uint32_t owners = 1 + random() % replicas;
+      std::vector<ReplicaTree<SparseRows>> of_owner(owners,
+                                                    ReplicaTree<SparseRows>(replicas));
+      for (uint32_t r = 0; r < replicas; ++r) {
+        SparseRows rows;
+        for (uint32_t row = 0; row < kRows; ++row) {
+          if (!leaves[row][r].has_value()) continue;
+          rows.row.push_back(row);
+          rows.value.push_back(*leaves[row][r]);
+          rows.value.push_back(-*leaves[row][r]);
+        }
+        EXPECT_TRUE(of_owner[random() % owners].Add({0, r}, std::move(rows)).ok());
+      }
+      ReplicaTree<SparseRows> tree(replicas);
+      for (auto& owned : of_owner) {
+        for (auto& [node, sum] : owned.TakeNodes()) {
+          EXPECT_TRUE(tree.Add(node, std::move(sum)).ok());
+        }
+      }
+      ASSERT_TRUE(tree.complete());
+      const SparseRows root = tree.TakeRoot();
+      EXPECT_EQ(root.row, expected.row);
+      EXPECT_TRUE(SameBits(root.value, expected.value)) << replicas;
+    }
+  }
 }
 
 TEST(ReplicaTree, TheSameNodeAgainIsIgnored) {

@@ -5,7 +5,6 @@
 
 #include "common/kernels/backend.h"
 #include "worker/layers/dropout.h"
-#include "worker/layers/parameter.h"
 #include "worker/layers/pass.h"
 
 namespace moe {
@@ -13,19 +12,17 @@ namespace moe {
 // y_t = dropout(table[input_t]). Keeps nothing from forward to backward.
 class Embedding {
  public:
-  // table: [vocabulary, d].
-  Embedding(Backend& backend, Parameter table, float dropout);
+  Embedding(Backend& backend, float dropout);
 
-  // input: host, [T], each in [0, vocabulary). y: [T, d].
-  void Forward(const Pass& pass, int32_t wave, std::span<const int32_t> input,
-               Matrix y) const;
-  // dy: [T, d], destroyed. Rows of the table add in token order.
-  void Backward(const Pass& pass, int32_t wave, std::span<const int32_t> input,
-                Matrix dy) const;
+  // input: host, [T], each a row of the table [rows, d]. y: [T, d].
+  void Forward(const Pass& pass, int32_t wave, ConstMatrix table,
+               std::span<const int32_t> input, Matrix y) const;
+  // dy: [T, d], destroyed. Adds to the gradient [rows, d] in token order.
+  void Backward(const Pass& pass, int32_t wave, std::span<const int32_t> input, Matrix dy,
+                Matrix gradient) const;
 
  private:
   Backend& backend_;
-  const Parameter table_;
   const Dropout dropout_;
 };
 

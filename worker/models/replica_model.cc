@@ -8,11 +8,10 @@
 #include "glog/logging.h"
 #include "worker/gating/gate.h"
 #include "worker/layers/dropout.h"
-#include "worker/layers/embedding.h"
 #include "worker/layers/lstm.h"
 #include "worker/layers/moe_output.h"
 #include "worker/layers/parameter.h"
-#include "worker/layers/softmax_loss.h"
+#include "worker/models/word_layers.h"
 
 namespace moe {
 namespace {
@@ -63,12 +62,19 @@ class ReplicaModel::Impl {
   int32_t moe_layer(int segment) const { return moe_layers_.at(segment); }
   DenseParameters& gradients() { return gradients_; }
   double loss_sum(int32_t wave) const { return loss_sum_[wave]; }
+  std::span<const float> softmax_input(int32_t wave) const { return softmax_input_[wave]; }
+  void SetLossSum(int32_t wave, double loss_sum) { loss_sum_[wave] = loss_sum; }
+  const TableWordLayers& table_words() const {
+    CHECK(table_words_ != nullptr);
+    return *table_words_;
+  }
 
   void ResetState();
   std::string SaveState() const;
   absl::Status LoadState(const std::string& state);
 
-  void BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step);
+  void BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step,
+                 const StepTables* tables);
   void Forward(int segment, int32_t wave, std::span<const int32_t> input,
                std::span<const int32_t> target);
   void SetMoeOutput(int segment, int32_t wave, std::span<const float> y);
@@ -105,18 +111,19 @@ class ReplicaModel::Impl {
   const int32_t waves_;
   const int64_t rows_;  // T, of one wave
   DenseParameters gradients_;
-  std::optional<Embedding> embedding_;
+  std::unique_ptr<WordLayers> words_;
+  // The same; null without tables.
+  TableWordLayers* table_words_ = nullptr;
   std::vector<LayerState> layers_;
   std::vector<int32_t> moe_layers_;
-  std::optional<SoftmaxLoss> softmax_;
 
   Pass pass_;
   float gradient_scale_ = 0;
-  std::vector<std::vector<int32_t>>
-      input_;  // [waves][T] kept for the embedding's backward
   std::vector<std::vector<int32_t>> target_;  // [waves][T]
   std::vector<Tensor> embedded_;              // [waves] of [T, d]
   std::vector<double> loss_sum_;              // [waves]
+  // [waves][T, d] host copies; with tables and in evaluation only.
+  std::vector<std::vector<float>> softmax_input_;
   // [waves] of [T, d]: dL/d of the activation that the wave's backward has come to.
   std::vector<Tensor> gradient_;
   Tensor scratch_;  // [T, d]
@@ -130,17 +137,26 @@ ReplicaModel::Impl::Impl(Backend& backend, const v1::Job& job, const ModelPlan& 
       waves_(waves),
       rows_(int64_t{lanes} / waves * unroll),
       gradients_(backend, plan),
-      input_(waves, std::vector<int32_t>(rows_)),
       target_(waves, std::vector<int32_t>(rows_)),
       embedded_(ZeroTensors(backend, waves, rows_, d_)),
       loss_sum_(waves),
+      softmax_input_(waves),
       gradient_(ZeroTensors(backend, waves, rows_, d_)),
       scratch_(backend, rows_, d_) {
   CHECK_EQ(lanes % waves, 0);
   pass_.seed = job.seed();
   pass_.replica = replica;
   const v1::Model& model = job.model();
-  embedding_.emplace(backend, Named(parameters, "embedding"), model.embedding_dropout());
+  if (model.has_tables()) {
+    auto words = std::make_unique<TableWordLayers>(
+        backend, d_, model.tables().candidates(), model.embedding_dropout(), rows_, waves);
+    table_words_ = words.get();
+    words_ = std::move(words);
+  } else {
+    words_ = std::make_unique<DenseWordLayers>(
+        backend, Named(parameters, "embedding"), Named(parameters, "softmax.w"),
+        Named(parameters, "softmax.b"), model.embedding_dropout(), rows_, waves);
+  }
   for (int32_t l = 0; l < model.layers_size(); ++l) {
     const v1::Layer& layer = model.layers(l);
     LayerState& state = layers_.emplace_back(backend, l, layer);
@@ -170,8 +186,6 @@ ReplicaModel::Impl::Impl(Backend& backend, const v1::Job& job, const ModelPlan& 
       moe_layers_.push_back(l);
     }
   }
-  softmax_.emplace(backend, Named(parameters, "softmax.w"),
-                   Named(parameters, "softmax.b"), rows_);
 }
 
 std::pair<int32_t, int32_t> ReplicaModel::Impl::WholeLayers(int segment) const {
@@ -232,10 +246,12 @@ absl::Status ReplicaModel::Impl::LoadState(const std::string& state) {
   return absl::OkStatus();
 }
 
-void ReplicaModel::Impl::BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step) {
+void ReplicaModel::Impl::BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step,
+                                   const StepTables* tables) {
   pass_.step = step;
   pass_.mode = mode;
   pass_.tokens = tokens_of_step;
+  words_->BeginStep(pass_, tables);
   if (mode == PassMode::kEvaluate) return;
   CHECK_GT(tokens_of_step, 0);
   gradient_scale_ = static_cast<float>(1.0 / static_cast<double>(tokens_of_step));
@@ -248,9 +264,8 @@ void ReplicaModel::Impl::Forward(int segment, int32_t wave,
   if (segment == 0) {
     CHECK_EQ(static_cast<int64_t>(input.size()), rows_);
     CHECK_EQ(static_cast<int64_t>(target.size()), rows_);
-    input_[wave].assign(input.begin(), input.end());
     target_[wave].assign(target.begin(), target.end());
-    embedding_->Forward(pass_, wave, input, embedded_[wave].view());
+    words_->Embed(pass_, wave, input, embedded_[wave].view());
   } else {
     const int32_t moe = moe_layers_[segment - 1];
     FinishLayer(moe, wave, layers_[moe].moe->output.output(wave));
@@ -266,10 +281,14 @@ void ReplicaModel::Impl::Forward(int segment, int32_t wave,
   if (segment < segments() - 1) {
     ForwardGate(last, wave);
   } else if (pass_.training()) {
-    loss_sum_[wave] = softmax_->Train(Input(last, wave), target_[wave], gradient_scale_,
-                                      gradient_[wave].view());
+    loss_sum_[wave] = words_->Train(Input(last, wave), target_[wave], gradient_scale_,
+                                    gradient_[wave].view());
+  } else if (table_words_ == nullptr) {
+    loss_sum_[wave] = words_->Evaluate(Input(last, wave), target_[wave]);
   } else {
-    loss_sum_[wave] = softmax_->Evaluate(Input(last, wave), target_[wave]);
+    const ConstMatrix x = Input(last, wave);
+    softmax_input_[wave].resize(x.size());
+    backend_.Download(x.data, softmax_input_[wave].data(), x.size() * sizeof(float));
   }
 }
 
@@ -313,7 +332,7 @@ void ReplicaModel::Impl::Backward(int segment, int32_t wave) {
   }
 
   if (segment == 0) {
-    embedding_->Backward(pass_, wave, input_[wave], gradient);
+    words_->EmbedBackward(pass_, wave, gradient);
     return;
   }
   // What the residual lets past stays in `gradient`; SetMoeGradient adds the rest.
@@ -361,8 +380,9 @@ std::string ReplicaModel::SaveState() const { return impl_->SaveState(); }
 absl::Status ReplicaModel::LoadState(const std::string& state) {
   return impl_->LoadState(state);
 }
-void ReplicaModel::BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step) {
-  impl_->BeginStep(step, mode, tokens_of_step);
+void ReplicaModel::BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step,
+                             const StepTables* tables) {
+  impl_->BeginStep(step, mode, tokens_of_step, tables);
 }
 void ReplicaModel::Forward(int segment, int32_t wave, std::span<const int32_t> input,
                            std::span<const int32_t> target) {
@@ -375,6 +395,12 @@ void ReplicaModel::SetMoeOutput(int segment, int32_t wave, std::span<const float
   impl_->SetMoeOutput(segment, wave, y);
 }
 double ReplicaModel::loss_sum(int32_t wave) const { return impl_->loss_sum(wave); }
+std::span<const float> ReplicaModel::softmax_input(int32_t wave) const {
+  return impl_->softmax_input(wave);
+}
+void ReplicaModel::SetLossSum(int32_t wave, double loss_sum) {
+  impl_->SetLossSum(wave, loss_sum);
+}
 void ReplicaModel::Backward(int segment, int32_t wave) { impl_->Backward(segment, wave); }
 std::span<const float> ReplicaModel::moe_output_gradient(int segment,
                                                          int32_t wave) const {
@@ -387,6 +413,12 @@ void ReplicaModel::SetMoeGradient(int segment, int32_t wave, std::span<const flo
   impl_->SetMoeGradient(segment, wave, dx, dgate, dimportance, dload);
 }
 DenseParameters& ReplicaModel::gradients() { return impl_->gradients(); }
+SparseRows ReplicaModel::EmbeddingGradients() const {
+  return impl_->table_words().EmbeddingGradients();
+}
+SparseRows ReplicaModel::SoftmaxGradients() const {
+  return impl_->table_words().SoftmaxGradients();
+}
 std::string ReplicaModel::FirstNonFinite(int32_t wave) const {
   return impl_->FirstNonFinite(wave);
 }

@@ -31,6 +31,7 @@
 #include "proto/moe/v1/job.pb.h"
 #include "worker/layers/pass.h"  // IWYU pragma: export
 #include "worker/models/parameters.h"
+#include "worker/models/step_tables.h"
 
 namespace moe {
 
@@ -69,7 +70,10 @@ class ReplicaModel {
 
   // The part of the loss that each token's mean is taken over: tokens of the whole step,
   // all replicas and waves.
-  void BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step);
+  // tables: the rows that the pass touches, of a job with tables (null without); they
+  // outlive the pass.
+  void BeginStep(uint64_t step, PassMode mode, int64_t tokens_of_step,
+                 const StepTables* tables = nullptr);
 
   // input, target: host, [unroll * lanes / waves], time-major; read by segment 0, which
   // keeps a copy. Every input is a word of the vocabulary. target -1: padding, counts
@@ -84,6 +88,10 @@ class ReplicaModel {
 
   // Sum of -ln p(target) over the wave's rows; after the last segment's Forward.
   double loss_sum(int32_t wave) const;
+  // In the evaluation of a job with tables the softmax is the servers': its input [T, d],
+  // and where the result goes.
+  std::span<const float> softmax_input(int32_t wave) const;
+  void SetLossSum(int32_t wave, double loss_sum);
 
   // segment from the last to 0. For segment < segments() - 1 SetMoeGradient comes first.
   void Backward(int segment, int32_t wave);
@@ -100,6 +108,9 @@ class ReplicaModel {
 
   // Sums over waves in order; zeroed by BeginStep of a training step.
   DenseParameters& gradients();
+  // With tables: of the rows that the step touched, by word (step_tables.h).
+  SparseRows EmbeddingGradients() const;
+  SparseRows SoftmaxGradients() const;
 
   // The first layer whose output in this wave has a NaN or an infinity ("layer1 (moe)
   // output"); empty if there is none. For error messages.

@@ -25,7 +25,8 @@ void PassResult::Add(const PassResult& other) {
 
 StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& plan,
                        const DenseParameters& parameters, ExpertClient& experts,
-                       ActivityClock& clock, std::vector<uint32_t> owned)
+                       TableClient& tables, ActivityClock& clock,
+                       std::vector<uint32_t> owned)
     : backend_(backend),
       job_(job),
       experts_(experts),
@@ -38,6 +39,7 @@ StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& pl
         backend, job, plan, parameters, replica, training.lanes(), training.waves(),
         training.unroll()));
   }
+  if (job.model().has_tables()) tables_.emplace(backend, job, tables, clock);
   const int moe_layers = models_.front()->segments() - 1;
   plans_.resize(moe_layers);
   for (auto& plans : plans_) plans.resize(waves_ * owned_.size());
@@ -69,11 +71,19 @@ const RoutingPlan& StepRunner::PlanOf(int segment, int32_t wave, size_t owned) c
 }
 
 absl::StatusOr<PassResult> StepRunner::Forward(uint64_t step, PassMode mode,
-                                               int64_t tokens_of_step,
+                                               uint64_t version, int64_t tokens_of_step,
                                                std::span<const MicroBatch> batches) {
   step_ = step;
   mode_ = mode;
-  for (auto& model : models_) model->BeginStep(step, mode, tokens_of_step);
+  std::span<const StepTables> tables;
+  if (tables_.has_value()) {
+    ASSIGN_OR_RETURN(tables, tables_->Pull(version, mode, step, batches));
+  }
+  for (size_t i = 0; i < models_.size(); ++i) {
+    models_[i]->BeginStep(step, mode, tokens_of_step,
+                          tables.empty() ? nullptr : &tables[i]);
+  }
+  const bool scores = tables_.has_value() && mode == PassMode::kEvaluate;
   const int segments = models_.front()->segments();
   for (int segment = 0; segment < segments; ++segment) {
     for (int32_t wave = 0; wave < waves_; ++wave) {
@@ -82,8 +92,16 @@ absl::StatusOr<PassResult> StepRunner::Forward(uint64_t step, PassMode mode,
         const MicroBatch& batch = batches[i * waves_ + wave];
         models_[i]->Forward(segment, wave, batch.input, batch.target);
       });
-      if (segment < segments - 1) RETURN_IF_ERROR(SendForward(segment, wave));
+      if (segment < segments - 1) {
+        RETURN_IF_ERROR(SendForward(segment, wave));
+      } else if (scores) {
+        RETURN_IF_ERROR(
+            tables_->SendScore(step, wave, version, models_, owned_, batches));
+      }
     }
+  }
+  for (int32_t wave = 0; scores && wave < waves_; ++wave) {
+    RETURN_IF_ERROR(tables_->AwaitScore(step, wave, models_, owned_, batches));
   }
   RETURN_IF_ERROR(CheckFinite());
   if (mode == PassMode::kTrain) RETURN_IF_ERROR(FormBalanceGradients());

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,14 +24,10 @@
 #include "worker/models/parameters.h"
 #include "worker/models/replica_model.h"
 #include "worker/trainer/activity_clock.h"
+#include "worker/trainer/micro_batch.h"
+#include "worker/trainer/table_pass.h"
 
 namespace moe {
-
-// Input and target words of one (replica, wave), time-major; target -1: not counted.
-struct MicroBatch {
-  std::vector<int32_t> input;
-  std::vector<int32_t> target;
-};
 
 struct PassResult {
   // One for each owned replica, ascending.
@@ -52,19 +49,22 @@ struct PassResult {
 
 class StepRunner {
  public:
-  // Everything passed must outlive the runner. owned: replicas, ascending.
+  // Everything passed must outlive the runner. tables: used if the job has tables. owned: replicas,
+  // ascending.
   StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& plan,
              const DenseParameters& parameters, ExpertClient& experts,
-             ActivityClock& clock, std::vector<uint32_t> owned);
+             TableClient& tables, ActivityClock& clock, std::vector<uint32_t> owned);
 
   const std::vector<uint32_t>& owned() const { return owned_; }
   // The model of the i-th owned replica.
   ReplicaModel& model(size_t i) { return *models_[i]; }
 
-  // Forward over all waves. batches: [owned * waves], replica-major. In training the totals of each
-  // MoE layer over the whole step are known afterwards. A loss that isn't finite is an error that
-  // names replica, wave and layer.
-  absl::StatusOr<PassResult> Forward(uint64_t step, PassMode mode, int64_t tokens_of_step,
+  // Forward over all waves with the parameters of `version`. step: in evaluation the number of the
+  // batch. batches: [owned * waves], replica-major. In training the totals of each MoE layer over
+  // the whole step are known afterwards. A loss that isn't finite is an error that names replica,
+  // wave and layer.
+  absl::StatusOr<PassResult> Forward(uint64_t step, PassMode mode, uint64_t version,
+                                     int64_t tokens_of_step,
                                      std::span<const MicroBatch> batches);
   // Backward over all waves; the models' gradients() hold the result.
   absl::Status Backward();
@@ -106,6 +106,8 @@ class StepRunner {
   const std::vector<uint32_t> owned_;
   const int32_t waves_;
   std::vector<std::unique_ptr<ReplicaModel>> models_;
+  // Of a job with tables.
+  std::optional<TablePass> tables_;
 
   uint64_t step_ = 0;
   PassMode mode_ = PassMode::kTrain;

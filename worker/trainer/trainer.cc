@@ -66,7 +66,7 @@ Trainer::Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan,
       training_(std::move(batches)),
       total_steps_(TotalSteps(job.training(), training_.steps_per_epoch())),
       parameters_(backend, plan),
-      runner_(backend, job, plan, parameters_, cluster.experts(), clock,
+      runner_(backend, job, plan, parameters_, cluster.experts(), cluster.tables(), clock,
               std::move(owned)) {
   for (const Array<float>& shard : parameters_.shards())
     pull_buffer_.emplace_back(shard.size());
@@ -130,8 +130,8 @@ absl::Status Trainer::Step(uint64_t step, bool cut) {
   }
   Fill(training_, step_of_epoch);
   ASSIGN_OR_RETURN(PassResult pass,
-                   runner_.Forward(step, PassMode::kTrain, TokensPerStep(job_.training()),
-                                   micro_batches_));
+                   runner_.Forward(step, PassMode::kTrain, /*version=*/step,
+                                   TokensPerStep(job_.training()), micro_batches_));
   RETURN_IF_ERROR(runner_.Backward());
   ActivityScope scope(clock_, Activity::kMoving);
   ASSIGN_OR_RETURN(StepClosed closed, cluster_.parameters().Close(MakeClose(step, cut)));
@@ -164,6 +164,10 @@ StepClose Trainer::MakeClose(uint64_t step, bool cut) {
       shard.Download(gradients.back());
     }
     close.replica_states[replica] = runner_.model(i).SaveState();
+    if (job_.model().has_tables()) {
+      close.embedding_gradients[replica] = runner_.model(i).EmbeddingGradients();
+      close.softmax_gradients[replica] = runner_.model(i).SoftmaxGradients();
+    }
   }
   return close;
 }
@@ -209,7 +213,7 @@ absl::Status Trainer::Evaluate(v1::Split split, uint64_t version, TopContexts* c
   for (int64_t b = 0; b < batches.batches(); ++b) {
     Fill(batches, b);
     ASSIGN_OR_RETURN(PassResult pass,
-                     runner_.Forward(evaluation_batches_++, PassMode::kEvaluate,
+                     runner_.Forward(evaluation_batches_++, PassMode::kEvaluate, version,
                                      TokensPerStep(job_.training()), micro_batches_));
     if (contexts != nullptr) {
       runner_.ForEachChoice([&](const StepRunner::Choice& choice) {

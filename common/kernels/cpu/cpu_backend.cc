@@ -17,6 +17,7 @@
 #include "common/kernels/cpu/optimizer.h"
 #include "common/kernels/cpu/reductions.h"
 #include "common/kernels/cpu/rows.h"
+#include "common/kernels/cpu/sampled_softmax.h"
 #include "common/kernels/cpu/softmax.h"
 #include "common/kernels/cpu/strict_gating.h"
 
@@ -150,9 +151,28 @@ double CpuBackend::SoftmaxCrossEntropy(Matrix logits, std::span<const int32_t> t
   return cpu::SoftmaxCrossEntropy(context_, logits, target, gradient_scale);
 }
 
+void CpuBackend::LogSumExp(ConstMatrix x, float* largest, double* sum) {
+  const FlushDenormals flush;
+  cpu::LogSumExp(context_, x, largest, sum);
+}
+
 void CpuBackend::LogSoftmax(Matrix x) {
   const FlushDenormals flush;
   cpu::LogSoftmax(context_, x);
+}
+
+void CpuBackend::TargetLogits(ConstMatrix x, ConstMatrix w, const float* bias,
+                              std::span<const int32_t> index,
+                              std::span<const int32_t> hit, Matrix logits) {
+  const FlushDenormals flush;
+  cpu::TargetLogits(context_, x, w, bias, index, hit, logits);
+}
+
+void CpuBackend::TargetLogitsBackward(ConstMatrix dlogits, ConstMatrix x, ConstMatrix w,
+                                      std::span<const int32_t> index, Matrix dw,
+                                      float* dbias, Matrix dx) {
+  const FlushDenormals flush;
+  cpu::TargetLogitsBackward(context_, dlogits, x, w, index, dw, dbias, dx);
 }
 
 void CpuBackend::NoisyTopKForward(const GateBatch& batch) {
@@ -234,6 +254,13 @@ void CpuBackend::OptimizerUpdate(const OptimizerStep& step, int64_t n, const flo
                                  float* w, float* m, float* v) {
   const FlushDenormals flush;
   cpu::OptimizerUpdate(context_, step, n, g, w, m, v);
+}
+
+void CpuBackend::UpdateRows(const OptimizerStep& step, std::span<const int32_t> index,
+                            std::span<const int64_t> count, ConstMatrix g, Matrix w,
+                            Matrix m, Matrix v) {
+  const FlushDenormals flush;
+  cpu::UpdateRows(context_, step, index, count, g, w, m, v);
 }
 
 }  // namespace moe::cpu

@@ -51,7 +51,15 @@ class CpuBackend final : public Backend {
 
   double SoftmaxCrossEntropy(Matrix logits, std::span<const int32_t> target,
                              float gradient_scale) override;
+  void LogSumExp(ConstMatrix x, float* largest, double* sum) override;
   void LogSoftmax(Matrix x) override;
+
+  void TargetLogits(ConstMatrix x, ConstMatrix w, const float* bias,
+                    std::span<const int32_t> index, std::span<const int32_t> hit,
+                    Matrix logits) override;
+  void TargetLogitsBackward(ConstMatrix dlogits, ConstMatrix x, ConstMatrix w,
+                            std::span<const int32_t> index, Matrix dw, float* dbias,
+                            Matrix dx) override;
 
   void NoisyTopKForward(const GateBatch& batch) override;
   void NoisyTopKBackward(const GateBatch& batch, const float* dgate, const float* dload,
@@ -83,6 +91,9 @@ class CpuBackend final : public Backend {
 
   void OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g, float* w, float* m,
                        float* v) override;
+  void UpdateRows(const OptimizerStep& step, std::span<const int32_t> index,
+                  std::span<const int64_t> count, ConstMatrix g, Matrix w, Matrix m,
+                  Matrix v) override;
 
  private:
   ThreadPool pool_;

@@ -77,4 +77,27 @@ void OptimizerUpdate(const Context& context, const OptimizerStep& step, int64_t 
   });
 }
 
+void UpdateRows(const Context& context, const OptimizerStep& step,
+                std::span<const int32_t> index, std::span<const int64_t> count, ConstMatrix g,
+                Matrix w, Matrix m, Matrix v) {
+  Check(static_cast<int64_t>(index.size()) == g.rows && count.size() == index.size(),
+        "an index and a count for each row");
+  Check(g.cols == w.cols, "equal columns");
+  for (size_t i = 0; i < index.size(); ++i) {
+    Check(index[i] >= 0 && index[i] < w.rows, "0 <= index < rows");
+    Check(i == 0 || index[i - 1] < index[i], "ascending indices");
+  }
+  const bool moments = step.kind == OptimizerStep::Kind::kAdam;
+  ForRanges(context.parallel, g.rows, kGrain / (g.cols + 1) + 1,
+            [&](int64_t begin, int64_t end) {
+              OptimizerStep of_row = step;
+              for (int64_t i = begin; i < end; ++i) {
+                of_row.adam.count = count[i];
+                Optimizer(of_row).Update(g.cols, g.row(i), w.row(index[i]),
+                                         moments ? m.row(index[i]) : nullptr,
+                                         moments ? v.row(index[i]) : nullptr);
+              }
+            });
+}
+
 }  // namespace moe::cpu

@@ -1,6 +1,8 @@
 // Optimizer updates of one tensor or a piece of one.
 #pragma once
 
+#include <span>
+
 #include "common/kernels/cpu/context.h"
 
 namespace moe::cpu {
@@ -30,5 +32,8 @@ class Optimizer {
 
 void OptimizerUpdate(const Context& context, const OptimizerStep& step, int64_t n, const float* g,
                      float* w, float* m, float* v);
+void UpdateRows(const Context& context, const OptimizerStep& step,
+                std::span<const int32_t> index, std::span<const int64_t> count, ConstMatrix g,
+                Matrix w, Matrix m, Matrix v);
 
 }  // namespace moe::cpu

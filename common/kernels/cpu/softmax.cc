@@ -24,17 +24,16 @@ float RowMax(const float* row, int64_t n) {
   return MaxLanes(max);
 }
 
-// The sum of e^(row[i] - max); kStore: the terms replace the row.
-template <bool kStore>
-double ExpSum(float* row, int64_t n, float max) {
+// The sum of e^(row[i] - max). If `terms` isn't null it gets the terms; it may be row.
+double ExpSum(const float* row, int64_t n, float max, float* terms = nullptr) {
   double total = 0;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
-    float* block = row + begin;
+    const float* block = row + begin;
     Vec sum = _mm256_setzero_ps();
     ForLanes(std::min(kBlock, n - begin), [&](auto lanes, int64_t i) {
       const Vec e = Exp(_mm256_sub_ps(lanes.Load(block + i), Splat(max)));
       sum = _mm256_add_ps(sum, lanes.Select(e, _mm256_setzero_ps()));
-      if constexpr (kStore) lanes.Store(block + i, e);
+      if (terms != nullptr) lanes.Store(terms + begin + i, e);
     });
     total += SumLanes(_mm256_add_pd(LowDoubles(sum), HighDoubles(sum)));
   }
@@ -61,8 +60,8 @@ double SoftmaxCrossEntropy(const Context& context, Matrix logits,
                 }
                 const float max = RowMax(row, n);
                 const double chosen = static_cast<double>(row[target[r]]) - max;
-                const double sum = gradient_scale == 0 ? ExpSum<false>(row, n, max)
-                                                       : ExpSum<true>(row, n, max);
+                const double sum =
+                    ExpSum(row, n, max, gradient_scale == 0 ? nullptr : row);
                 loss[r] = std::log(sum) - chosen;
                 if (gradient_scale == 0) continue;
                 const Vec factor = Splat(static_cast<float>(gradient_scale / sum));
@@ -77,6 +76,17 @@ double SoftmaxCrossEntropy(const Context& context, Matrix logits,
   return total;
 }
 
+void LogSumExp(const Context& context, ConstMatrix x, float* largest, double* sum) {
+  Check(x.cols > 0, "at least one column");
+  ForRanges(context.parallel, x.rows, kGrain / x.cols + 1,
+            [&](int64_t begin, int64_t end) {
+              for (int64_t r = begin; r < end; ++r) {
+                largest[r] = RowMax(x.row(r), x.cols);
+                sum[r] = ExpSum(x.row(r), x.cols, largest[r]);
+              }
+            });
+}
+
 void LogSoftmax(const Context& context, Matrix x) {
   if (x.cols == 0) return;
   ForRanges(context.parallel, x.rows, kGrain / x.cols + 1,
@@ -84,7 +94,7 @@ void LogSoftmax(const Context& context, Matrix x) {
               for (int64_t r = begin; r < end; ++r) {
                 float* row = x.row(r);
                 const float max = RowMax(row, x.cols);
-                const double sum = ExpSum<false>(row, x.cols, max);
+                const double sum = ExpSum(row, x.cols, max);
                 const Vec log_sum = Splat(static_cast<float>(max + std::log(sum)));
                 ForLanes(x.cols, [&](auto lanes, int64_t i) {
                   lanes.Store(row + i, _mm256_sub_ps(lanes.Load(row + i), log_sum));

@@ -18,10 +18,11 @@ using testing::Values;
 
 TEST(EmbeddingTest, EvaluationGathersRows) {
   const TestParameter table(1, 5, 3);
-  const Embedding embedding(TestBackend(), table.view(), /*dropout=*/0.5);
+  const Embedding embedding(TestBackend(), /*dropout=*/0.5);
   Tensor y(TestBackend(), 3, 3);
   const std::vector<int32_t> input = {4, 0, 4};
-  embedding.Forward({.mode = PassMode::kEvaluate}, 0, input, y.view());
+  embedding.Forward({.mode = PassMode::kEvaluate}, 0, table.value.view(), input,
+                    y.view());
   const std::vector<float> rows = Values(table.value);
   const std::vector<float> out = Values(y);
   for (int t = 0; t < 3; ++t) {
@@ -31,28 +32,28 @@ TEST(EmbeddingTest, EvaluationGathersRows) {
 
 TEST(EmbeddingTest, Gradient) {
   const TestParameter table(2, 6, 9);
-  const Embedding embedding(TestBackend(), table.view(), /*dropout=*/0.3);
+  const Embedding embedding(TestBackend(), /*dropout=*/0.3);
   const Pass pass = {.seed = 3, .step = 7};
   // Words repeat, and some never occur.
   const std::vector<int32_t> input = {1, 5, 1, 1, 0, 3};
   const std::vector<float> r = RandomValues(4, 6 * 9);
   Tensor y(TestBackend(), 6, 9);
   const auto loss = [&] {
-    embedding.Forward(pass, 1, input, y.view());
+    embedding.Forward(pass, 1, table.value.view(), input, y.view());
     return testing::Dot(Values(y), r);
   };
   loss();
   Tensor dy = MakeTensor(6, 9, r);
-  embedding.Backward(pass, 1, input, dy.view());
+  embedding.Backward(pass, 1, input, dy.view(), table.gradient.view());
   CheckGradient("table", table.value, Values(table.gradient), loss);
 }
 
-TEST(EmbeddingDeathTest, RefusesWordsBeyondTheVocabulary) {
+TEST(EmbeddingDeathTest, RefusesRowsBeyondTheTable) {
   const TestParameter table(1, 5, 3);
-  const Embedding embedding(TestBackend(), table.view(), 0);
+  const Embedding embedding(TestBackend(), 0);
   Tensor y(TestBackend(), 1, 3);
   const std::vector<int32_t> input = {5};
-  EXPECT_DEATH(embedding.Forward({}, 0, input, y.view()), "word 5 of a vocabulary of 5");
+  EXPECT_DEATH(embedding.Forward({}, 0, table.value.view(), input, y.view()), "row 5 of 5");
 }
 
 }  // namespace

@@ -1,0 +1,291 @@
+#include "server/table_shard.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/io/sha256.h"
+#include "glog/logging.h"
+#include "server/shard_file.h"
+
+namespace moe {
+namespace {
+
+// Rows that are scored, digested or filled with initial values at a time.
+constexpr int64_t kRowBlock = 4096;
+
+template <typename T>
+void AppendBytes(std::span<const T> values, std::string* bytes) {
+  bytes->assign(reinterpret_cast<const char*>(values.data()), values.size_bytes());
+}
+
+std::vector<float> Downloaded(const Tensor& tensor) {
+  std::vector<float> host(tensor.size());
+  tensor.Download(host);
+  return host;
+}
+
+// Calls fn(begin, count) for blocks of rows in order.
+template <typename Fn>
+void ForRowBlocks(int64_t rows, const Fn& fn) {
+  for (int64_t begin = 0; begin < rows; begin += kRowBlock) {
+    fn(begin, std::min(kRowBlock, rows - begin));
+  }
+}
+
+}  // namespace
+
+TableShard::TableShard(Backend& backend, const ModelPlan& plan, const ShardSpec& spec,
+                       const v1::Job& job)
+    : backend_(backend),
+      spec_(spec),
+      optimizer_(job.optimizer()),
+      replicas_(job.training().replicas()),
+      count_(spec.rows) {
+  for (const int64_t t : spec.tensors) {
+    Part part;
+    part.tensor = plan.tensors[t];
+    part.w = Tensor(backend, part.tensor.rows, part.tensor.cols);
+    if (optimizer_.has_adam()) {
+      part.m = Tensor(backend, part.tensor.rows, part.tensor.cols);
+      part.v = Tensor(backend, part.tensor.rows, part.tensor.cols);
+    }
+    parts_.push_back(std::move(part));
+  }
+  tree_.emplace(replicas_);
+}
+
+int64_t TableShard::columns() const {
+  int64_t columns = 0;
+  for (const Part& part : parts_) columns += part.tensor.cols;
+  return columns;
+}
+
+std::string TableShard::Content(std::span<const int32_t> index) {
+  rows_pulled_ += index.size();
+  const auto rows = static_cast<int64_t>(index.size());
+  const int64_t width = columns();
+  std::string content(rows * width * sizeof(float), '\0');
+  int64_t begin = 0;
+  for (const Part& part : parts_) {
+    const int64_t cols = part.tensor.cols;
+    const Tensor gathered(backend_, rows, cols);
+    backend_.GatherRows(part.w.view(), index, /*scale=*/nullptr, gathered.view());
+    const std::vector<float> host = Downloaded(gathered);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::memcpy(content.data() + (r * width + begin) * sizeof(float),
+                  host.data() + r * cols, cols * sizeof(float));
+    }
+    begin += cols;
+  }
+  return content;
+}
+
+v1::ShardScore TableShard::Score(ConstMatrix x, std::span<const int32_t> target) const {
+  CHECK(spec_.table == Table::kSoftmax) << spec_.id;
+  const ConstMatrix w = parts_[0].w.view();
+  const float* b = parts_[1].w.data();
+  const int64_t tokens = x.rows;
+  std::vector<float> largest(tokens, -HUGE_VALF);
+  std::vector<double> sum(tokens, 0.0);
+  const Tensor logits(backend_, tokens, std::min(kRowBlock, spec_.rows));
+  std::vector<float> block_largest(tokens);
+  std::vector<double> block_sum(tokens);
+  ForRowBlocks(spec_.rows, [&](int64_t begin, int64_t count) {
+    const Matrix block(logits.data(), tokens, count);
+    backend_.BroadcastRow(b + begin, block);
+    backend_.Gemm(Transpose::kNo, Transpose::kYes, 1, x, w.Rows(begin, count), 1, block);
+    backend_.LogSumExp(block, block_largest.data(), block_sum.data());
+    for (int64_t t = 0; t < tokens; ++t) {
+      const float most = std::max(largest[t], block_largest[t]);
+      // Both are -infinity at first.
+      const double before = sum[t] == 0 ? 0 : sum[t] * std::exp(double{largest[t]} - most);
+      sum[t] = before + block_sum[t] * std::exp(double{block_largest[t]} - most);
+      largest[t] = most;
+    }
+  });
+
+  std::vector<int32_t> row(tokens);
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t local = target[t] - spec_.first_row;
+    row[t] = local >= 0 && local < spec_.rows ? static_cast<int32_t>(local) : -1;
+  }
+  const std::vector<int32_t> no_hit(tokens, -1);
+  const Tensor target_logit(backend_, tokens, 1);
+  backend_.TargetLogits(x, w, b, row, no_hit, target_logit.view());
+
+  v1::ShardScore score;
+  score.set_shard(spec_.id);
+  AppendBytes<float>(largest, score.mutable_largest());
+  AppendBytes<double>(sum, score.mutable_sum());
+  AppendBytes<float>(Downloaded(target_logit), score.mutable_target());
+  return score;
+}
+
+absl::Status TableShard::AddGradient(TreeNode node, SparseRows gradient) {
+  return tree_->Add(node, std::move(gradient));
+}
+
+const TableShard::Gradient& TableShard::StepGradient() {
+  if (gradient_.has_value()) return *gradient_;
+  const SparseRows sum = tree_->TakeRoot();
+  gradient_.emplace();
+  gradient_->row.assign(sum.row.begin(), sum.row.end());
+  const auto rows = static_cast<int64_t>(sum.row.size());
+  const int64_t width = columns();
+  int64_t begin = 0;
+  for (const Part& part : parts_) {
+    const int64_t cols = part.tensor.cols;
+    std::vector<float> host(rows * cols);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(sum.value.begin() + r * width + begin, cols, host.begin() + r * cols);
+    }
+    gradient_->of_part.emplace_back(backend_, rows, cols).Upload(host);
+    begin += cols;
+  }
+  return *gradient_;
+}
+
+void TableShard::AppendSquareSums(std::vector<v1::TensorSquareSum>* sums) {
+  const Gradient& gradient = StepGradient();
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    v1::TensorSquareSum& sum = sums->emplace_back();
+    sum.set_tensor(parts_[i].tensor.index);
+    const Tensor& of_part = gradient.of_part[i];
+    sum.set_sum(backend_.SquareSum(of_part.size(), of_part.data()));
+  }
+}
+
+void TableShard::Apply(double rate, double scale) {
+  const Gradient& gradient = StepGradient();
+  OptimizerStep step;
+  if (optimizer_.has_adam()) {
+    step.kind = OptimizerStep::Kind::kAdam;
+    step.adam.beta1 = optimizer_.adam().beta1();
+    step.adam.beta2 = optimizer_.adam().beta2();
+    step.adam.epsilon = optimizer_.adam().epsilon();
+  }
+  step.adam.rate = static_cast<float>(rate);
+  step.gradient_scale = static_cast<float>(scale);
+  std::vector<int64_t> count;
+  for (const int32_t row : gradient.row) count.push_back(++count_[row]);
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    Part& part = parts_[i];
+    backend_.UpdateRows(step, gradient.row, count, gradient.of_part[i].view(),
+                        part.w.view(), part.m.view(), part.v.view());
+  }
+  rows_pushed_ += gradient.row.size();
+  gradient_.reset();
+  tree_.emplace(replicas_);
+}
+
+void TableShard::Initialize(uint64_t seed) {
+  for (Part& part : parts_) {
+    const int64_t cols = part.tensor.cols;
+    std::vector<float> block(std::min(kRowBlock, spec_.rows) * cols);
+    ForRowBlocks(spec_.rows, [&](int64_t begin, int64_t count) {
+      FillInitialRows(seed, part.tensor, begin, count, block.data());
+      backend_.Upload(block.data(), part.w.view().row(begin),
+                      count * cols * sizeof(float));
+    });
+    part.m.Zero();
+    part.v.Zero();
+  }
+  std::fill(count_.begin(), count_.end(), 0);
+}
+
+absl::Status TableShard::Restore(const SafetensorsFile& file) {
+  size_t expected = 1;
+  for (Part& part : parts_) {
+    for (const auto& [suffix, tensor] : {std::pair("", &part.w), std::pair("#m", &part.m),
+                                         std::pair("#v", &part.v)}) {
+      if (tensor->size() == 0) continue;
+      ASSIGN_OR_RETURN(const SafetensorsEntry entry,
+                       FindEntry(file, part.tensor.name + suffix, "F32",
+                                 {part.tensor.rows, part.tensor.cols}));
+      tensor->Upload(std::span(static_cast<const float*>(entry.data), tensor->size()));
+      ++expected;
+    }
+  }
+  ASSIGN_OR_RETURN(const SafetensorsEntry counts,
+                   FindEntry(file, spec_.id + "#count", "I64", {spec_.rows}));
+  std::memcpy(count_.data(), counts.data, counts.bytes);
+  if (file.entries().size() != expected) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(file.path(), ": has ", file.entries().size(), " entries instead of ",
+                     expected, "; is it of the same job?"));
+  }
+  for (const int64_t count : count_) {
+    if (count < 0) {
+      return absl::DataLossError(
+          absl::StrCat(file.path(), ": a row has ", count, " updates"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::ShardFile> TableShard::Write(const Cut& cut) const {
+  std::vector<std::vector<float>> host;
+  std::vector<SafetensorsEntry> entries;
+  for (const Part& part : parts_) {
+    for (const auto& [suffix, tensor] : {std::pair("", &part.w), std::pair("#m", &part.m),
+                                         std::pair("#v", &part.v)}) {
+      if (tensor->size() == 0) continue;
+      const std::vector<float>& values = host.emplace_back(Downloaded(*tensor));
+      entries.push_back({part.tensor.name + suffix,
+                         "F32",
+                         {part.tensor.rows, part.tensor.cols},
+                         values.data(),
+                         values.size() * sizeof(float)});
+    }
+  }
+  entries.push_back({spec_.id + "#count",
+                     "I64",
+                     {spec_.rows},
+                     count_.data(),
+                     count_.size() * sizeof(int64_t)});
+  ASSIGN_OR_RETURN(v1::ShardFile file, WriteShardFile(cut, spec_.id, entries, {}));
+  for (v1::TensorDigest& digest : Digests()) *file.add_tensors() = std::move(digest);
+  return file;
+}
+
+std::vector<v1::TensorDigest> TableShard::Digests() const {
+  std::vector<v1::TensorDigest> digests;
+  for (const Part& part : parts_) {
+    const int64_t cols = part.tensor.cols;
+    std::vector<float> block(std::min(kRowBlock, spec_.rows) * cols);
+    Sha256 sha;
+    ForRowBlocks(spec_.rows, [&](int64_t begin, int64_t count) {
+      const size_t bytes = count * cols * sizeof(float);
+      backend_.Download(part.w.view().row(begin), block.data(), bytes);
+      sha.Update(block.data(), bytes);
+    });
+    v1::TensorDigest& digest = digests.emplace_back();
+    digest.set_tensor(part.tensor.index);
+    digest.set_name(part.tensor.name);
+    digest.set_sha256(sha.Hex());
+  }
+  return digests;
+}
+
+void TableShard::FillStatus(v1::ShardStatus* status) const {
+  status->set_shard(spec_.id);
+  int64_t parameters = 0;
+  int64_t moments = 0;
+  for (const Part& part : parts_) {
+    parameters += part.w.size();
+    moments += part.m.size() + part.v.size();
+  }
+  status->set_parameter_bytes(parameters * sizeof(float));
+  status->set_optimizer_bytes(moments * sizeof(float) + count_.size() * sizeof(int64_t));
+  status->set_rows_pulled(rows_pulled_);
+  status->set_rows_pushed(rows_pushed_);
+  status->set_rows_touched(
+      std::count_if(count_.begin(), count_.end(), [](int64_t count) { return count > 0; }));
+}
+
+}  // namespace moe

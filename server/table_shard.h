@@ -1,0 +1,82 @@
+// A table shard: the rows of some words of the embedding or of the softmax. A step updates the rows that
+// it touches; each row has its own count of updates. Engine thread only, except where said.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/job/model_plan.h"
+#include "common/kernels/backend.h"
+#include "common/tensor/replica_tree.h"
+#include "proto/moe/v1/job.pb.h"
+#include "proto/moe/v1/parameter.pb.h"
+#include "proto/moe/v1/table.pb.h"
+#include "server/shard.h"
+
+namespace moe {
+
+class TableShard : public Shard {
+ public:
+  TableShard(Backend& backend, const ModelPlan& plan, const ShardSpec& spec,
+             const v1::Job& job);
+
+  // ---- constant; any thread
+  int64_t rows() const { return spec_.rows; }
+  // Floats of a row as it travels: those of each tensor in turn.
+  int64_t columns() const;
+
+  // The rows [index.size(), columns()] as bytes. index: within the shard.
+  std::string Content(std::span<const int32_t> index);
+  // Softmax: of x [T, d], over this shard's words; target: words, host, [T].
+  v1::ShardScore Score(ConstMatrix x, std::span<const int32_t> target) const;
+
+  // ---- the end of a step: gradients of all replicas, [square sums,] Apply
+  // INVALID_ARGUMENT as ReplicaTree::Add; nothing is changed then.
+  absl::Status AddGradient(TreeNode node, SparseRows gradient);
+  bool complete() const { return tree_->complete(); }
+  void AppendSquareSums(std::vector<v1::TensorSquareSum>* sums);
+  void Apply(double rate, double scale);
+
+  const ShardSpec& spec() const override { return spec_; }
+  void Initialize(uint64_t seed) override;
+  absl::Status Restore(const SafetensorsFile& file) override;
+  absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const override;
+  std::vector<v1::TensorDigest> Digests() const override;
+  void FillStatus(v1::ShardStatus* status) const override;
+
+ private:
+  struct Part {
+    TensorSpec tensor;
+    Tensor w;
+    // Adam's moments; empty for SGD.
+    Tensor m;
+    Tensor v;
+  };
+  // The step's gradient, of the rows that it touches.
+  struct Gradient {
+    std::vector<int32_t> row;
+    std::vector<Tensor> of_part;
+  };
+
+  const Gradient& StepGradient();
+
+  Backend& backend_;
+  const ShardSpec spec_;
+  const v1::Optimizer optimizer_;
+  const uint32_t replicas_;
+  std::vector<Part> parts_;
+  // [rows] updates applied.
+  std::vector<int64_t> count_;
+  std::optional<ReplicaTree<SparseRows>> tree_;
+  // Once the tree is complete and until Apply.
+  std::optional<Gradient> gradient_;
+  uint64_t rows_pulled_ = 0;
+  uint64_t rows_pushed_ = 0;
+};
+
+}  // namespace moe

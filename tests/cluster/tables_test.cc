@@ -1,0 +1,172 @@
+// Embedding and softmax as tables (job.proto, Tables).
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/io/safetensors.h"
+#include "common/job/job_file.h"
+#include "tests/cluster/local_cluster.h"
+#include "worker/data/lane_batches.h"
+#include "worker/data/prepare_text.h"
+#include "worker/data/token_dataset.h"
+#include "worker/layers/candidates.h"
+
+namespace moe {
+namespace {
+
+std::string JobText(const std::string& tables, const std::string& optimizer, int steps) {
+  return absl::StrCat(R"(
+    name: "tables" seed: 10
+    model {
+      d_model: 8 embedding_dropout: 0.1 )", tables, R"(
+      layers { lstm { hidden: 8 } dropout: 0.1 residual: true }
+      layers {
+        moe { experts: 4 k: 2 hidden: 8 groups: 2 gating: GATING_NOISY_TOP_K w_load: 0.1 }
+        residual: true
+      }
+    }
+    optimizer { )", optimizer, R"( }
+    training { replicas: 3 waves: 2 lanes: 4 unroll: 5 steps: )", steps, R"( }
+    checkpointing { every_steps: 3 })");
+}
+
+constexpr char kTables[] = "tables { shards: 3 candidates: 20 }";
+constexpr char kAdam[] = "adam {} schedule { base_rate: 0.02 }";
+constexpr char kClippedAdam[] = "adam {} schedule { base_rate: 0.02 } clip_norm: 0.05";
+
+class TablesTest : public testing::Test {
+ protected:
+  static std::string Data() { return absl::StrCat(testing::TempDir(), "/data"); }
+
+  static void SetUpTestSuite() {
+    std::ofstream(absl::StrCat(testing::TempDir(), "/text.txt")) << SyntheticText(1, 150);
+    PrepareOptions options;
+    options.text = absl::StrCat(testing::TempDir(), "/text.txt");
+    options.out = Data();
+    options.validation_fraction = 0.1;
+    options.test_fraction = 0.1;
+    std::ostringstream progress;
+    const auto prepared = PrepareText(options, progress);
+    ASSERT_TRUE(prepared.ok()) << prepared.status();
+  }
+
+  LocalClusterResult Run(const std::string& job, int servers, int workers, int threads,
+                         const std::string& folder = "run", bool resume = false) {
+    LocalClusterOptions options;
+    const auto parsed = ParseJob(job, "job");
+    EXPECT_TRUE(parsed.ok()) << parsed.status();
+    options.job = *parsed;
+    options.servers = servers;
+    options.workers = workers;
+    options.threads = threads;
+    options.data = Data();
+    options.folder = absl::StrCat(testing::TempDir(), "/", folder);
+    options.resume = resume;
+    if (!resume) std::filesystem::remove_all(options.folder);
+    const LocalClusterResult result = RunLocalCluster(options);
+    EXPECT_TRUE(result.status.ok()) << result.status;
+    return result;
+  }
+};
+
+TEST_F(TablesTest, AnyShapeGivesTheSameBits) {
+  for (const char* optimizer : {kAdam, kClippedAdam}) {
+    const std::string job = JobText(kTables, optimizer, 6);
+    const LocalClusterResult one = Run(job, 1, 1, 1);
+    for (const auto& [servers, workers, threads] :
+         {std::tuple(1, 1, 2), std::tuple(2, 2, 1), std::tuple(4, 3, 2)}) {
+      const LocalClusterResult other = Run(job, servers, workers, threads);
+      EXPECT_EQ(other.digest, one.digest) << servers << " " << workers;
+      EXPECT_EQ(other.test_perplexity, one.test_perplexity) << servers << " " << workers;
+    }
+  }
+}
+
+TEST_F(TablesTest, ResumedOnAnotherShape) {
+  const std::string whole = JobText(kTables, kClippedAdam, 6);
+  const std::string digest = Run(whole, 1, 1, 1).digest;
+  EXPECT_NE(Run(JobText(kTables, kClippedAdam, 3), 2, 3, 1, "halves").digest, digest);
+  EXPECT_EQ(Run(whole, 3, 2, 2, "halves", /*resume=*/true).digest, digest);
+}
+
+// With one shard a table starts with the values of the dense parameter, so that before any training
+// the two ways to evaluate, on the worker and on the servers, must agree.
+TEST_F(TablesTest, EvaluationIsTheExactSoftmax) {
+  const std::string still = "sgd {} schedule { base_rate: 1e-30 }";
+  const double dense = Run(JobText("", still, 1), 1, 1, 1).test_perplexity;
+  const double table =
+      Run(JobText("tables { shards: 1 candidates: 20 }", still, 1), 2, 2, 1).test_perplexity;
+  EXPECT_NEAR(table, dense, 1e-5 * dense);
+}
+
+// Every row has been updated once for each step whose words or candidates name it, and no more.
+TEST_F(TablesTest, AStepTouchesTheRowsOfItsWordsAndCandidates) {
+  constexpr int kSteps = 6;
+  const std::string text = JobText(kTables, kAdam, kSteps);
+  Run(text, 2, 2, 1);
+
+  const auto data = TokenDataset::Open(Data());
+  ASSERT_TRUE(data.ok()) << data.status();
+  const auto vocabulary = static_cast<int64_t>(data->vocabulary().size());
+  const v1::Training training = ParseJob(text, "job")->training();
+  LaneShape shape;
+  shape.replicas = training.replicas();
+  shape.lanes = training.lanes();
+  shape.waves = training.waves();
+  shape.unroll = training.unroll();
+  const auto batches = TrainingBatches::Create(data->tokens(TextSplit::kTrain), shape);
+  ASSERT_TRUE(batches.ok());
+  std::map<std::string, std::vector<int64_t>> expected;
+  expected["embedding"].resize(vocabulary);
+  expected["softmax"].resize(vocabulary);
+  for (int step = 0; step < kSteps; ++step) {
+    std::set<int32_t> inputs, outputs;
+    for (int32_t r = 0; r < shape.replicas; ++r) {
+      for (int32_t w = 0; w < shape.waves; ++w) {
+        std::vector<int32_t> input(shape.rows()), target(shape.rows());
+        batches->Fill(step, r, w, input, target);
+        inputs.insert(input.begin(), input.end());
+        outputs.insert(target.begin(), target.end());
+      }
+    }
+    const Candidates drawn = DrawCandidates(10, step, vocabulary, 20);
+    outputs.insert(drawn.words.begin(), drawn.words.end());
+    for (const int32_t word : inputs) ++expected["embedding"][word];
+    for (const int32_t word : outputs) ++expected["softmax"][word];
+  }
+
+  for (const auto& [table, counts] : expected) {
+    std::vector<int64_t> found;
+    for (int shard = 0; shard < 3; ++shard) {
+      const auto file = SafetensorsFile::Open(
+          absl::StrCat(testing::TempDir(), "/run/checkpoints/step-00000006/", table, "-rows",
+                       shard, ".safetensors"));
+      ASSERT_TRUE(file.ok()) << file.status();
+      const auto entry = (*file)->Find(absl::StrCat(table, "/rows", shard, "#count"));
+      ASSERT_TRUE(entry.ok()) << entry.status();
+      const size_t begin = found.size();
+      found.resize(begin + entry->bytes / sizeof(int64_t));
+      std::memcpy(found.data() + begin, entry->data, entry->bytes);
+    }
+    EXPECT_EQ(found, counts) << table;
+    EXPECT_TRUE(std::find(counts.begin(), counts.end(), 0) != counts.end()) << table;
+  }
+}
+
+TEST_F(TablesTest, TrainingLearns) {
+  const std::string before = JobText(kTables, "sgd {} schedule { base_rate: 1e-30 }", 1);
+  const std::string after = JobText(kTables, kAdam, 40);
+  EXPECT_LT(Run(after, 1, 1, 2).test_perplexity, 0.7 * Run(before, 1, 1, 2).test_perplexity);
+}
+
+}  // namespace
+}  // namespace moe

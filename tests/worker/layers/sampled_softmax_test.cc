@@ -1,0 +1,201 @@
+#include "worker/layers/sampled_softmax.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "tests/worker/values.h"
+#include "worker/layers/candidates.h"
+#include "worker/layers/softmax_loss.h"
+
+namespace moe {
+namespace {
+
+using testing::CheckGradient;
+using testing::MakeTensor;
+using testing::RandomValues;
+using testing::TestBackend;
+using testing::TestParameter;
+using testing::Values;
+
+constexpr int64_t kRows = 5;
+constexpr int64_t kWidth = 4;
+
+// Rows of a table with their gradients.
+struct TestRows {
+  TestRows(uint64_t seed, int64_t rows)
+      : w(seed, rows, kWidth), b(seed + 1, 1, rows) {}
+  SampledSoftmax::Rows rows() const { return {w.value.view(), b.value.data()}; }
+  SampledSoftmax::Gradients gradients() const {
+    return {w.gradient.view(), b.gradient.data()};
+  }
+
+  TestParameter w;
+  TestParameter b;
+};
+
+// Targets 0 and 2 are candidates too, under other rows of the same values; token 2 isn't counted.
+class SampledSoftmaxTest : public ::testing::Test {
+ protected:
+  double Train(float scale, Matrix dx) {
+    return softmax_.Train(x_.view(), candidates_.rows(), targets_.rows(), {row_, candidate_},
+                          scale, candidates_.gradients(), targets_.gradients(), dx);
+  }
+  double Loss() {
+    Tensor dx(TestBackend(), kRows, kWidth);
+    return softmax_.Train(x_.view(), candidates_.rows(), targets_.rows(), {row_, candidate_},
+                          0.25f, TestRows(8, 7).gradients(), TestRows(9, 3).gradients(),
+                          dx.view());
+  }
+
+  const TestRows candidates_{1, 7};
+  const TestRows targets_{3, 3};
+  const Tensor x_ = MakeTensor(kRows, kWidth, RandomValues(5, kRows* kWidth, 2));
+  const std::vector<int32_t> row_ = {0, 1, -1, 2, 0};
+  const std::vector<int32_t> candidate_ = {6, -1, -1, 3, 6};
+  SampledSoftmax softmax_{TestBackend(), kRows, 7};
+};
+
+TEST_F(SampledSoftmaxTest, ATargetThatIsACandidateCountsOnce) {
+  const std::vector<float> x = Values(x_);
+  const auto logit = [&](const TestRows& rows, int64_t row, int64_t t) {
+    double sum = Values(rows.b.value)[row];
+    const std::vector<float> w = Values(rows.w.value);
+    for (int64_t i = 0; i < kWidth; ++i) sum += double{w[row * kWidth + i]} * x[t * kWidth + i];
+    return sum;
+  };
+  double expected = 0;
+  for (int64_t t = 0; t < kRows; ++t) {
+    if (row_[t] < 0) continue;
+    const double target = logit(targets_, row_[t], t);
+    double sum = std::exp(target);
+    for (int64_t c = 0; c < 7; ++c) {
+      if (c != candidate_[t]) sum += std::exp(logit(candidates_, c, t));
+    }
+    expected += std::log(sum) - target;
+  }
+  Tensor dx(TestBackend(), kRows, kWidth);
+  EXPECT_NEAR(Train(1, dx.view()), expected, 1e-5);
+}
+
+TEST_F(SampledSoftmaxTest, Gradients) {
+  constexpr float kScale = 0.25;
+  Tensor dx(TestBackend(), kRows, kWidth);
+  Train(kScale, dx.view());
+  const auto loss = [&] { return kScale * Loss(); };
+  CheckGradient("x", x_, Values(dx), loss);
+  CheckGradient("candidates' w", candidates_.w.value, Values(candidates_.w.gradient), loss);
+  CheckGradient("candidates' b", candidates_.b.value, Values(candidates_.b.gradient), loss);
+  CheckGradient("targets' w", targets_.w.value, Values(targets_.w.gradient), loss);
+  CheckGradient("targets' b", targets_.b.value, Values(targets_.b.gradient), loss);
+  for (int64_t i = 0; i < kWidth; ++i) EXPECT_EQ(Values(dx)[2 * kWidth + i], 0);
+}
+
+// With every word a candidate, each of expected count 1, nothing is sampled.
+TEST(SampledSoftmaxOfAllWordsTest, IsTheSoftmax) {
+  constexpr int64_t kVocabulary = 11;
+  const TestParameter w(1, kVocabulary, kWidth);
+  const TestParameter b(2, 1, kVocabulary);
+  const Tensor x = MakeTensor(kRows, kWidth, RandomValues(3, kRows * kWidth, 2));
+  const std::vector<int32_t> target = {3, 0, -1, 10, 3};
+  SoftmaxLoss full(TestBackend(), w.view(), b.view(), kRows);
+  Tensor full_dx(TestBackend(), kRows, kWidth);
+  const double full_loss = full.Train(x.view(), target, 0.25f, full_dx.view());
+
+  const TestParameter of_candidates(4, kVocabulary, kWidth);
+  const TestParameter of_targets(4, kVocabulary, kWidth);
+  const TestParameter b_of_candidates(5, 1, kVocabulary);
+  const TestParameter b_of_targets(5, 1, kVocabulary);
+  const SampledSoftmax::Rows all{w.value.view(), b.value.data()};
+  SampledSoftmax sampled(TestBackend(), kRows, kVocabulary);
+  Tensor dx(TestBackend(), kRows, kWidth);
+  const double loss = sampled.Train(
+      x.view(), all, all, {target, target}, 0.25f,
+      {of_candidates.gradient.view(), b_of_candidates.gradient.data()},
+      {of_targets.gradient.view(), b_of_targets.gradient.data()}, dx.view());
+
+  EXPECT_NEAR(loss, full_loss, 1e-5);
+  const auto expect_equal = [](std::vector<float> sum, const std::vector<float>& rest,
+                               const std::vector<float>& want) {
+    for (size_t i = 0; i < want.size(); ++i) {
+      EXPECT_NEAR(sum[i] + (rest.empty() ? 0 : rest[i]), want[i], 1e-6) << i;
+    }
+  };
+  expect_equal(Values(dx), {}, Values(full_dx));
+  expect_equal(Values(of_candidates.gradient), Values(of_targets.gradient),
+               Values(w.gradient));
+  expect_equal(Values(b_of_candidates.gradient), Values(b_of_targets.gradient),
+               Values(b.gradient));
+}
+
+// Where the model is right, with the words distributed as its softmax says, the full softmax's
+// gradient is zero; the sampled one's is so on average over candidates. Without the expected counts
+// it is far from it.
+TEST(SampledSoftmaxExpectationTest, GradientVanishesWhereTheFullOneDoes) {
+  constexpr int64_t kVocabulary = 40;
+  constexpr int32_t kCandidates = 10;
+  constexpr int kSteps = 3000;
+  // Words with these frequencies, not in their order; logits are the logarithms.
+  std::vector<int32_t> target;
+  std::vector<float> logit;
+  for (int32_t w = 0; w < kVocabulary; ++w) {
+    const int32_t frequency = 3 + (w * 7) % 11 + (w % 5 == 0 ? 30 : 0);
+    logit.push_back(std::log(static_cast<float>(frequency)));
+    target.insert(target.end(), frequency, w);
+  }
+  const auto tokens = static_cast<int64_t>(target.size());
+  const Tensor x = MakeTensor(tokens, 1, std::vector<float>(tokens, 1));
+  SampledSoftmax softmax(TestBackend(), tokens, kCandidates);
+
+  const auto mean_gradient = [&](bool corrected) {
+    std::vector<double> sum(kVocabulary);
+    for (int step = 0; step < kSteps; ++step) {
+      const Candidates drawn = DrawCandidates(1, step, kVocabulary, kCandidates);
+      const auto bias = [&](int32_t w) { return corrected ? -drawn.LogExpectedCount(w) : 0; };
+      std::vector<float> w_drawn, b_drawn, b_all;
+      std::vector<int32_t> candidate(tokens, -1);
+      for (int32_t c = 0; c < kCandidates; ++c) {
+        w_drawn.push_back(logit[drawn.words[c]]);
+        b_drawn.push_back(bias(drawn.words[c]));
+        for (int64_t t = 0; t < tokens; ++t) {
+          if (target[t] == drawn.words[c]) candidate[t] = c;
+        }
+      }
+      for (int32_t w = 0; w < kVocabulary; ++w) b_all.push_back(bias(w));
+      const Tensor candidates_w = MakeTensor(kCandidates, 1, w_drawn);
+      const Tensor candidates_b = MakeTensor(1, kCandidates, b_drawn);
+      const Tensor targets_w = MakeTensor(kVocabulary, 1, logit);
+      const Tensor targets_b = MakeTensor(1, kVocabulary, b_all);
+      const TestParameter of_candidates(1, kCandidates, 1);
+      const TestParameter of_targets(1, kVocabulary, 1);
+      const TestParameter unused(1, 1, kVocabulary);
+      Tensor dx(TestBackend(), tokens, 1);
+      softmax.Train(x.view(), {candidates_w.view(), candidates_b.data()},
+                    {targets_w.view(), targets_b.data()}, {target, candidate}, 1,
+                    {of_candidates.gradient.view(), unused.gradient.data()},
+                    {of_targets.gradient.view(), unused.gradient.data()}, dx.view());
+      const std::vector<float> drawn_gradient = Values(of_candidates.gradient);
+      for (int32_t c = 0; c < kCandidates; ++c) sum[drawn.words[c]] += drawn_gradient[c];
+      const std::vector<float> target_gradient = Values(of_targets.gradient);
+      for (int64_t w = 0; w < kVocabulary; ++w) sum[w] += target_gradient[w];
+    }
+    // Relative to the word's frequency, the largest that a full gradient could be.
+    double squares = 0;
+    for (int64_t w = 0; w < kVocabulary; ++w) {
+      squares += std::pow(sum[w] / kSteps / std::exp(logit[w]), 2);
+    }
+    return std::sqrt(squares / kVocabulary);
+  };
+  const double corrected = mean_gradient(true);
+  const double plain = mean_gradient(false);
+  RecordProperty("corrected", std::to_string(corrected));
+  RecordProperty("plain", std::to_string(plain));
+  EXPECT_LT(corrected, 0.03);
+  EXPECT_GT(plain, 10 * corrected);
+}
+
+}  // namespace
+}  // namespace moe
