@@ -66,7 +66,7 @@ class RemoteTablesTest : public ::testing::Test {
         "replicas: 3");
     plan_ = MakeModelPlan(job);
     for (int s = 0; s < 2; ++s) {
-      servers_.map.servers.push_back({.id = "s" + std::to_string(s)});
+      servers_.map.servers.emplace_back().id = "s" + std::to_string(s);
       servers_.streams.push_back(std::make_unique<FakeStream>(
           "server s" + std::to_string(s),
           [this](const v1::ExchangeRequest& request) { return Answer(request); }));

@@ -101,11 +101,14 @@ TEST_F(TablesTest, ResumedOnAnotherShape) {
 // With one shard a table starts with the values of the dense parameter, so that before any training
 // the two ways to evaluate, on the worker and on the servers, must agree.
 TEST_F(TablesTest, EvaluationIsTheExactSoftmax) {
-  const std::string still = "sgd {} schedule { base_rate: 1e-30 }";
-  const double dense = Run(JobText("", still, 1), 1, 1, 1).test_perplexity;
-  const double table =
-      Run(JobText("tables { shards: 1 candidates: 20 }", still, 1), 2, 2, 1).test_perplexity;
-  EXPECT_NEAR(table, dense, 1e-5 * dense);
+  const auto perplexity = [&](const std::string& tables, int servers) {
+    std::string job = JobText(tables, "sgd {} schedule { base_rate: 1e-30 }", 1);
+    // All experts: no choice hangs on the step that is taken.
+    job.replace(job.find("k: 2"), 4, "k: 4");
+    return Run(job, servers, servers, 1).test_perplexity;
+  };
+  const double dense = perplexity("", 1);
+  EXPECT_NEAR(perplexity("tables { shards: 1 candidates: 20 }", 2), dense, 1e-5 * dense);
 }
 
 // Every row has been updated once for each step whose words or candidates name it, and no more.
@@ -162,10 +165,15 @@ TEST_F(TablesTest, AStepTouchesTheRowsOfItsWordsAndCandidates) {
   }
 }
 
-TEST_F(TablesTest, TrainingLearns) {
-  const std::string before = JobText(kTables, "sgd {} schedule { base_rate: 1e-30 }", 1);
-  const std::string after = JobText(kTables, kAdam, 40);
-  EXPECT_LT(Run(after, 1, 1, 2).test_perplexity, 0.7 * Run(before, 1, 1, 2).test_perplexity);
+TEST_F(TablesTest, LearnsNearlyAsWithTheFullSoftmax) {
+  const auto perplexity = [&](const std::string& tables) {
+    return Run(JobText(tables, kAdam, 120), 1, 1, 2).test_perplexity;
+  };
+  const double full = perplexity("");
+  const double sampled = perplexity(kTables);
+  RecordProperty("full", std::to_string(full));
+  RecordProperty("sampled", std::to_string(sampled));
+  EXPECT_LT(sampled, 1.1 * full);
 }
 
 }  // namespace
