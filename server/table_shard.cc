@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/io/sha256.h"
+#include "common/tensor/bytes.h"
 #include "glog/logging.h"
 #include "server/shard_file.h"
 
@@ -17,11 +18,6 @@ namespace {
 
 // Rows that are scored, digested or filled with initial values at a time.
 constexpr int64_t kRowBlock = 4096;
-
-template <typename T>
-void AppendBytes(std::span<const T> values, std::string* bytes) {
-  bytes->assign(reinterpret_cast<const char*>(values.data()), values.size_bytes());
-}
 
 std::vector<float> Downloaded(const Tensor& tensor) {
   std::vector<float> host(tensor.size());
@@ -120,9 +116,9 @@ v1::ShardScore TableShard::Score(ConstMatrix x, std::span<const int32_t> target)
 
   v1::ShardScore score;
   score.set_shard(spec_.id);
-  AppendBytes<float>(largest, score.mutable_largest());
-  AppendBytes<double>(sum, score.mutable_sum());
-  AppendBytes<float>(Downloaded(target_logit), score.mutable_target());
+  PutArray(largest, score.mutable_largest());
+  PutArray(sum, score.mutable_sum());
+  PutArray(Downloaded(target_logit), score.mutable_target());
   return score;
 }
 
