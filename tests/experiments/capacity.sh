@@ -21,7 +21,7 @@ plot.
   --models LIST  some of them, with commas (default all:
                  moe-4,moe-256,moe-1-wide,moe-64,4xlstm,moe-1024-h,moe-16,
                  lstm-projected,moe-1-deep)
-  --steps N      optimizer steps of a run, of 2,048 words each (default 2200)
+  --steps N      optimizer steps of a run, of 2,048 words each (default 4400)
   --candidates N of the sampled softmax of training; 0: the full one (default
                  1024). Perplexities are always those of the full softmax
   --dropout P    on the output of every layer (default 0.1)
@@ -32,7 +32,7 @@ plot.
                  one goes on from its last checkpoint
   --help         this text
 
-A run takes about five minutes on two cores. Ctrl-C stops; --resume goes on. A run that
+A run takes about ten minutes on two cores. Ctrl-C stops; --resume goes on. A run that
 fails does not stop the others.
 END
 }
@@ -42,7 +42,7 @@ name=
 out=
 results=docs/results
 models=moe-4,moe-256,moe-1-wide,moe-64,4xlstm,moe-1024-h,moe-16,lstm-projected,moe-1-deep
-steps=2200
+steps=4400
 candidates=1024
 dropout=0.1
 seed=1
@@ -96,7 +96,7 @@ lstm() { echo "layers { lstm { hidden: 128 forget_bias: 1 } dropout: $dropout re
 # moe FIELD...
 moe() {
   local fields=("$@" "gating: GATING_NOISY_TOP_K")
-  [[ $1 == "experts: 1" ]] || fields+=("w_importance: 0.1" "w_load: 0.1")
+  [[ $1 == "experts: 1" ]] || fields+=("w_importance: 0.01" "w_load: 0.01")
   fields+=("sigmoid_output: true")
   printf '%s\n' "layers {" "    moe {" "${fields[@]/#/      }" "    }" "    dropout: $dropout" \
     "    residual: true" "  }"
