@@ -342,11 +342,10 @@ class ClusterClientTest : public testing::Test {
 
   // The close of the two owned replicas, with gradients in which the order of sums shows.
   StepClose MakeClose() {
-    StepClose close{.step = 5,
-                    .learning_rate = 0.25,
-                    .cut = true,
-                    .gradients = {},
-                    .replica_states = {}};
+    StepClose close;
+    close.step = 5;
+    close.learning_rate = 0.25;
+    close.cut = true;
     for (const uint32_t replica : owned_) {
       close.replica_states[replica] = "new state " + std::to_string(replica);
       for (const ShardSpec& shard : plan_.shards) {
