@@ -126,8 +126,7 @@ TEST(ShardSizes, SayWhatToChange) {
   EXPECT_EQ(CheckShardSizes(builder.plan(), 4 * 2000 + 1023).message(),
             "dense shard dense/1 has 8,000 bytes, and a message holds 7,999: more shards "
             "can't help, as a tensor lies in one shard and dense/1 [2000, 1] alone is "
-            "larger (large tables aren't sharded yet); make the vocabulary or the layers "
-            "smaller");
+            "larger; for a large vocabulary set model.tables");
 
   ModelPlan plan = builder.plan();
   plan.shards[1].tensors.push_back(plan.shards[2].tensors[0]);

@@ -119,7 +119,7 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
     CHECK(client.ok()) << client.status();
     client_ = *std::move(client);
     runner_ = std::make_unique<StepRunner>(TestBackend(), job_, plan_, parameters_,
-                                           client_->experts(), clock_, owned);
+                                           client_->experts(), client_->tables(), clock_, owned);
     for (size_t i = 0; i < owned.size(); ++i) runner_->model(i).ResetState();
 
     // Servers have the initial values; what the worker pulls may be anything.
@@ -194,7 +194,7 @@ TEST_P(StepRunnerTest, LossesBalanceAndGradients) {
   const auto batches = testing::RandomBatches(job_, 1);
   const v1::Training& training = job_.training();
   const auto pass = runner_->Forward(
-      0, PassMode::kTrain,
+      0, PassMode::kTrain, /*version=*/0,
       int64_t{training.replicas()} * training.lanes() * training.unroll(),
       Flatten(batches));
   ASSERT_TRUE(pass.ok()) << pass.status();
@@ -238,7 +238,7 @@ TEST_P(StepRunnerTest, LossesBalanceAndGradients) {
 TEST_P(StepRunnerTest, EvaluationWithPadding) {
   auto batches = testing::RandomBatches(job_, 3);
   std::fill_n(batches[1][1].target.begin() + 2, 3, -1);
-  const auto pass = runner_->Forward(0, PassMode::kEvaluate, 1, Flatten(batches));
+  const auto pass = runner_->Forward(0, PassMode::kEvaluate, /*version=*/0, 1, Flatten(batches));
   ASSERT_TRUE(pass.ok()) << pass.status();
   ExpectSame(*pass, local_->Evaluate(batches), /*importance=*/true);
 }
