@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 #include <vector>
 
 #include "absl/strings/ascii.h"
@@ -12,6 +11,8 @@
 #include "absl/strings/str_split.h"
 #include "common/base/status_macros.h"
 #include "common/io/file.h"
+#include "common/job/check_moe.h"
+#include "common/job/field_checks.h"
 #include "common/job/model_plan.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/io/tokenizer.h"
@@ -21,9 +22,6 @@ namespace moe {
 namespace {
 
 using google::protobuf::Descriptor;
-using google::protobuf::EnumDescriptor;
-using google::protobuf::FieldDescriptor;
-using google::protobuf::FileDescriptor;
 
 std::string FieldNames(const Descriptor& message) {
   std::vector<std::string> names;
@@ -31,23 +29,6 @@ std::string FieldNames(const Descriptor& message) {
     names.push_back(message.field(i)->name());
   }
   return absl::StrJoin(names, ", ");
-}
-
-// Names of the values of the first enum field with this name, but for the one that stands
-// for unset.
-std::string EnumValues(const std::string& field_name) {
-  const FileDescriptor* file = v1::Job::descriptor()->file();
-  for (int i = 0; i < file->message_type_count(); ++i) {
-    const FieldDescriptor* field = file->message_type(i)->FindFieldByName(field_name);
-    if (field == nullptr || field->enum_type() == nullptr) continue;
-    const EnumDescriptor& type = *field->enum_type();
-    std::vector<std::string> names;
-    for (int v = 0; v < type.value_count(); ++v) {
-      if (type.value(v)->number() != 0) names.push_back(type.value(v)->name());
-    }
-    return absl::StrJoin(names, ", ");
-  }
-  return "";
 }
 
 // Collects the text format parser's errors as "source:line:column: what".
@@ -106,12 +87,8 @@ class ErrorLines : public google::protobuf::io::ErrorCollector {
   std::vector<std::string> lines_;
 };
 
-// Sizes stay below this, so that products of a few of them fit in 64 bits.
-constexpr int kMaxSize = 1 << 20;
-
-// Lists every field that is wrong. The comparisons are written so that NaN is outside of
-// every range.
-class Validator {
+// Lists every field that is wrong.
+class Validator : private FieldChecks {
  public:
   std::vector<std::string> Run(const v1::Job& job) {
     CheckName(job.name());
@@ -119,39 +96,10 @@ class Validator {
     CheckOptimizer(job.optimizer());
     CheckTraining(job.training());
     CheckAtLeast("checkpointing.every_steps", job.checkpointing().every_steps(), 0);
-    return std::move(errors_);
+    return TakeErrors();
   }
 
  private:
-  void Fail(const std::string& path, const std::string& what) {
-    errors_.push_back(absl::StrCat(path, " ", what));
-  }
-
-  void CheckSize(const std::string& path, int64_t value) {
-    if (value >= 1 && value <= kMaxSize) return;
-    Fail(path, absl::StrCat("is ", value, ": must be between 1 and ", kMaxSize));
-  }
-
-  void CheckAtLeast(const std::string& path, int64_t value, int64_t least) {
-    if (value >= least) return;
-    Fail(path, absl::StrCat("is ", value, ": must be at least ", least));
-  }
-
-  void CheckFraction(const std::string& path, float value) {
-    if (value >= 0 && value < 1) return;
-    Fail(path, absl::StrCat("is ", value, ": must be in [0, 1)"));
-  }
-
-  void CheckFinite(const std::string& path, float value) {
-    if (std::isfinite(value)) return;
-    Fail(path, absl::StrCat("is ", value, ": must be finite"));
-  }
-
-  void CheckNotNegative(const std::string& path, float value) {
-    if (std::isfinite(value) && value >= 0) return;
-    Fail(path, absl::StrCat("is ", value, ": must be 0 or more, and finite"));
-  }
-
   void CheckName(const std::string& name) {
     if (name.empty()) {
       Fail("name", "is not set: letters, digits, '-', '_' and '.', such as \"kjv-moe\"");
@@ -188,7 +136,7 @@ class Validator {
           CheckLstm(path + ".lstm", layer.lstm(), model.d_model());
           break;
         case v1::Layer::kMoe:
-          CheckMoe(path + ".moe", layer.moe(), training);
+          CheckMoe(path + ".moe", layer.moe(), training, *this);
           break;
         case v1::Layer::KIND_NOT_SET:
           Fail(path, "has no kind: set lstm or moe");
@@ -217,96 +165,6 @@ class Validator {
       Fail(path + ".hidden", absl::StrCat("is ", lstm.hidden(), ": must be d_model (",
                                           d_model, "), because projection is 0"));
     }
-  }
-
-  void CheckMoe(const std::string& path, const v1::Moe& moe,
-                const v1::Training& training) {
-    CheckSize(path + ".experts", moe.experts());
-    if (moe.groups() < 1 || moe.groups() > moe.experts() ||
-        moe.experts() % moe.groups() != 0) {
-      Fail(path + ".groups", absl::StrCat("is ", moe.groups(), ": must divide experts (",
-                                          moe.experts(), ")"));
-    } else if (moe.k_primary() != 0) {
-      CheckHierarchy(path, moe);
-    } else if (moe.k() < 1 || moe.k() > moe.experts()) {
-      Fail(path + ".k", absl::StrCat("is ", moe.k(), ": must be between 1 and experts (",
-                                     moe.experts(), ")"));
-    }
-    if (moe.hidden().empty()) {
-      Fail(path + ".hidden", "is empty: an expert needs a hidden layer");
-    }
-    for (int i = 0; i < moe.hidden_size(); ++i) {
-      CheckSize(absl::StrCat(path, ".hidden[", i, "]"), moe.hidden(i));
-    }
-    CheckNotNegative(path + ".w_importance", moe.w_importance());
-    CheckNotNegative(path + ".w_load", moe.w_load());
-    CheckGating(path, moe, training);
-  }
-
-  void CheckHierarchy(const std::string& path, const v1::Moe& moe) {
-    const int32_t per_group = moe.experts() / moe.groups();
-    if (moe.k_primary() < 0 || moe.k_primary() > moe.groups()) {
-      Fail(path + ".k_primary",
-           absl::StrCat("is ", moe.k_primary(), ": must be between 1 and groups (",
-                        moe.groups(), "), or 0 for a flat mixture"));
-    }
-    if (moe.k() < 1 || moe.k() > per_group) {
-      Fail(
-          path + ".k",
-          absl::StrCat("is ", moe.k(), ": must be between 1 and the experts of a group (",
-                       per_group, "), because k_primary makes the mixture hierarchical"));
-    }
-  }
-
-  void CheckGating(const std::string& path, const v1::Moe& moe,
-                   const v1::Training& training) {
-    const bool hierarchical = moe.k_primary() != 0;
-    if (hierarchical && (moe.gating() == v1::GATING_SOFTMAX ||
-                         moe.gating() == v1::GATING_STRICTLY_BALANCED)) {
-      Fail(path + ".gating", absl::StrCat("is ", v1::Gating_Name(moe.gating()),
-                                          ": a hierarchical mixture (k_primary) needs "
-                                          "GATING_NOISY_TOP_K"));
-      return;
-    }
-    switch (moe.gating()) {
-      case v1::GATING_NOISY_TOP_K:
-        return;
-      case v1::GATING_SOFTMAX:
-        if (moe.k() != moe.experts()) {
-          Fail(path + ".k", absl::StrCat("is ", moe.k(), ": softmax gating uses all ",
-                                         moe.experts(), " experts; leave k out"));
-        }
-        break;
-      case v1::GATING_STRICTLY_BALANCED:
-        CheckStrictBatch(path, moe, training);
-        break;
-      case v1::GATING_UNSPECIFIED:
-        Fail(path + ".gating", "is not set: must be one of " + EnumValues("gating"));
-        return;
-      default:
-        Fail(path + ".gating", absl::StrCat("is ", static_cast<int>(moe.gating()),
-                                            ": must be one of ", EnumValues("gating")));
-        return;
-    }
-    if (moe.w_load() != 0) {
-      Fail(path + ".w_load", absl::StrCat("is ", moe.w_load(),
-                                          ": must be 0, because Load is a constant with ",
-                                          v1::Gating_Name(moe.gating())));
-    }
-  }
-
-  // That m = k t / n is a whole number.
-  void CheckStrictBatch(const std::string& path, const v1::Moe& moe,
-                        const v1::Training& training) {
-    if (moe.experts() < 1 || training.waves() < 1) return;
-    const int64_t tokens =
-        int64_t{training.lanes()} / training.waves() * training.unroll();
-    if (tokens < 1 || moe.k() * tokens % moe.experts() == 0) return;
-    Fail(path + ".experts",
-         absl::StrCat("is ", moe.experts(), ": must divide k * tokens = ", moe.k(), " * ",
-                      tokens,
-                      " (lanes / waves * unroll), because every expert gets equally "
-                      "many tokens of a wave"));
   }
 
   void CheckOptimizer(const v1::Optimizer& optimizer) {
@@ -357,8 +215,6 @@ class Validator {
     CheckAtLeast("training.evaluate_every", training.evaluate_every(), 0);
     CheckAtLeast("training.dense_shards", training.dense_shards(), 0);
   }
-
-  std::vector<std::string> errors_;
 };
 
 }  // namespace
