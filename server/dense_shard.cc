@@ -10,7 +10,7 @@ DenseShard::DenseShard(Backend& backend, const ModelPlan& plan, const ShardSpec&
     : backend_(backend),
       spec_(spec),
       replicas_(job.training().replicas()),
-      parameters_(backend, plan, spec, job.optimizer()) {
+      parameters_(backend, plan, spec, job) {
   tree_.emplace(replicas_, size());
 }
 
@@ -46,10 +46,11 @@ void DenseShard::AppendSquareSums(std::vector<v1::TensorSquareSum>* sums) {
 void DenseShard::Apply(double rate, double scale) {
   const float* gradient = Gradient().data();
   for (int i = 0; i < parameters_.tensors(); ++i) {
-    backend_.OptimizerUpdate(parameters_.NextUpdate(i, rate, scale),
-                             parameters_.tensor(i).size(),
-                             gradient + parameters_.begin(i), parameters_.w(i),
-                             parameters_.m(i), parameters_.v(i));
+    const TensorSpec& tensor = parameters_.tensor(i);
+    backend_.OptimizerUpdate(
+        parameters_.NextUpdate(i, rate, scale),
+        ConstMatrix(gradient + parameters_.begin(i), tensor.rows, tensor.cols),
+        parameters_.w(i), parameters_.m(i), parameters_.v(i));
   }
   gradient_.reset();
   tree_.emplace(replicas_, size());

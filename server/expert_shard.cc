@@ -40,12 +40,14 @@ ExpertShard::ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpe
       spec_(spec),
       width_(plan.tensors[spec.tensors[spec.gate_tensors]].rows),
       hidden_(HiddenWidths(plan, spec)),
-      parameters_(backend, plan, spec, job.optimizer()),
+      bfloat16_(plan.tensors[spec.tensors[spec.gate_tensors]].bfloat16),
+      parameters_(backend, plan, spec, job),
       last_rows_(spec.experts),
       total_rows_(spec.experts) {
   CHECK_EQ(parameters_.tensors(), FirstMatrix(spec.experts));
   for (int i = 0; i < parameters_.tensors(); ++i) {
     w_.push_back(parameters_.w(i));
+    w16_.push_back(parameters_.w16(i));
     m_.push_back(parameters_.m(i));
     v_.push_back(parameters_.v(i));
   }
@@ -55,7 +57,15 @@ ExpertShard::ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpe
 ExpertShard::~ExpertShard() = default;
 
 ExpertRows ExpertShard::RowsOf(int32_t expert, int64_t begin, int64_t rows) const {
-  return {OfExpert(w_, expert), begin, rows};
+  ExpertRows of_expert;
+  of_expert.begin = begin;
+  of_expert.rows = rows;
+  if (bfloat16_) {
+    of_expert.w16 = OfExpert(w16_, expert);
+  } else {
+    of_expert.w = OfExpert(w_, expert);
+  }
+  return of_expert;
 }
 
 std::vector<Tensor> ExpertShard::HiddenTensors(int64_t rows) const {
@@ -311,16 +321,18 @@ void ExpertShard::Apply(std::span<const WaveRows> waves, double rate, double sca
   const StepBatch& step = Gather(waves);
   std::fill(last_rows_.begin(), last_rows_.end(), 0);
   std::vector<ExpertUpdate> updates;
+  std::vector<OptimizerStep> steps;  // by expert and matrix
+  steps.reserve(step.experts.size() * matrices());
   for (size_t i = 0; i < step.experts.size(); ++i) {
     const int32_t e = step.expert[i];
+    for (int j = 0; j < matrices(); ++j) {
+      steps.push_back(parameters_.NextUpdate(FirstMatrix(e) + j, rate, scale));
+    }
     ExpertUpdate update;
     update.expert = step.experts[i];
     update.m = OfExpert(m_, e);
     update.v = OfExpert(v_, e);
-    // All matrices of an expert have been updated equally often.
-    for (int j = 0; j < matrices(); ++j) {
-      update.step = parameters_.NextUpdate(FirstMatrix(e) + j, rate, scale);
-    }
+    update.steps = std::span<const OptimizerStep>(steps).last(matrices());
     updates.push_back(update);
     last_rows_[e] = step.experts[i].rows;
     total_rows_[e] += step.experts[i].rows;

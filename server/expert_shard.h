@@ -104,8 +104,8 @@ class ExpertShard : public Shard {
     return spec_.gate_tensors + expert * matrices();
   }
   // The expert's part of pointers by tensor.
-  std::span<float* const> OfExpert(const std::vector<float*>& pointers,
-                                   int32_t expert) const {
+  template <typename T>
+  std::span<T* const> OfExpert(const std::vector<T*>& pointers, int32_t expert) const {
     return std::span(pointers).subspan(FirstMatrix(expert), matrices());
   }
   // [rows, h_i] of each hidden layer.
@@ -119,9 +119,11 @@ class ExpertShard : public Shard {
   const ShardSpec spec_;
   const int64_t width_;                // d
   const std::vector<int64_t> hidden_;  // width of each hidden layer
+  const bool bfloat16_;                // the experts' matrices
   ParameterBlock parameters_;
-  // Parameters and Adam's moments of each tensor.
+  // Parameters and Adam's moments of each tensor, as ParameterBlock has them.
   std::vector<float*> w_;
+  std::vector<Bfloat16*> w16_;
   std::vector<float*> m_;
   std::vector<float*> v_;
   std::optional<SecondaryGate> gate_;  // hierarchical

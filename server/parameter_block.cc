@@ -1,7 +1,7 @@
 #include "server/parameter_block.h"
 
-#include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -9,148 +9,188 @@
 #include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
 #include "common/io/sha256.h"
+#include "common/random/random.h"
 #include "server/shard_file.h"
 
 namespace moe {
-namespace {
 
-absl::StatusOr<std::span<const float>> FindTensor(const SafetensorsFile& file,
-                                                  const TensorSpec& tensor,
-                                                  const std::string& suffix) {
-  ASSIGN_OR_RETURN(const SafetensorsEntry entry, file.Find(tensor.name + suffix));
-  if (entry.dtype != "F32" ||
-      entry.shape != std::vector<int64_t>{tensor.rows, tensor.cols}) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(file.path(), ": ", entry.name, " is ", entry.dtype, " [",
-                     absl::StrJoin(entry.shape, ", "), "] instead of F32 [", tensor.rows,
-                     ", ", tensor.cols, "]"));
-  }
-  return std::span(static_cast<const float*>(entry.data), tensor.size());
+size_t ParameterBlock::Part::bytes() const {
+  size_t bytes = bfloat16 ? sizeof(Bfloat16) : sizeof(float);
+  for (int64_t extent : shape) bytes *= extent;
+  return bytes;
 }
 
-}  // namespace
-
 ParameterBlock::ParameterBlock(Backend& backend, const ModelPlan& plan,
-                               const ShardSpec& shard, const v1::Optimizer& optimizer)
-    : shard_(shard.id), optimizer_(optimizer) {
+                               const ShardSpec& shard, const v1::Job& job)
+    : backend_(backend),
+      shard_(shard.id),
+      seed_(job.seed()),
+      optimizer_(job.optimizer()) {
+  int64_t floats = 0;
+  int64_t halves = 0;
+  int64_t first = 0;
+  int64_t second = 0;
   for (int64_t t : shard.tensors) {
-    tensors_.push_back(plan.tensors[t]);
-    begin_.push_back(size_);
-    size_ += plan.tensors[t].size();
+    const TensorSpec& tensor = plan.tensors[t];
+    const TensorState state = StateOf(optimizer_, tensor);
+    int64_t& size = tensor.bfloat16 ? halves : floats;
+    tensors_.push_back(
+        {.spec = tensor, .state = state, .w = size, .m = first, .v = second});
+    size += tensor.size();
+    first += state.m;
+    second += state.v;
   }
-  count_.assign(tensors_.size(), 0);
-  w_ = Array<float>(backend, size_);
-  if (optimizer.has_adam()) {
-    m_ = Array<float>(backend, size_);
-    v_ = Array<float>(backend, size_);
-  }
+  w_ = Array<float>(backend, floats);
+  w16_ = Array<Bfloat16>(backend, halves);
+  m_ = Array<float>(backend, first);
+  v_ = Array<float>(backend, second);
 }
 
 OptimizerStep ParameterBlock::NextUpdate(int i, double rate, double scale) {
+  Held& tensor = tensors_[i];
   OptimizerStep step;
-  if (tensors_[i].own_rate > 0) {
-    rate = tensors_[i].own_rate;
+  if (tensor.spec.own_rate > 0) {
+    rate = tensor.spec.own_rate;
     scale = 1;
-  } else if (optimizer_.has_adam()) {
+  } else if (const v1::Adam* adam = tensor.state.adam; adam != nullptr) {
     step.kind = OptimizerStep::Kind::kAdam;
-    step.adam.beta1 = optimizer_.adam().beta1();
-    step.adam.beta2 = optimizer_.adam().beta2();
-    step.adam.epsilon = optimizer_.adam().epsilon();
+    step.adam.beta1 = adam->beta1();
+    step.adam.beta2 = adam->beta2();
+    step.adam.epsilon = adam->epsilon();
+    step.second_moment = tensor.state.second_moment;
   }
   step.adam.rate = static_cast<float>(rate);
-  step.adam.count = ++count_[i];
+  step.adam.count = ++tensor.count;
   step.gradient_scale = static_cast<float>(scale);
+  if (tensor.spec.bfloat16) {
+    step.rounding = MakeKey(seed_, Purpose::kRounding,
+                            {.step = static_cast<uint64_t>(tensor.count),
+                             .tensor = static_cast<uint32_t>(tensor.spec.index)});
+  }
   return step;
 }
 
 void ParameterBlock::Initialize(uint64_t seed) {
-  std::vector<float> host(size_);
+  std::vector<float> host;
+  std::vector<Bfloat16> halves;
   for (int i = 0; i < tensors(); ++i) {
-    FillInitialValues(seed, tensors_[i], host.data() + begin_[i]);
+    host.resize(tensor(i).size());
+    FillInitialValues(seed, tensor(i), host.data());
+    if (!tensor(i).bfloat16) {
+      backend_.Upload(host.data(), w(i), host.size() * sizeof(float));
+    } else {
+      halves.clear();
+      for (float value : host) halves.push_back(ToBfloat16(value));
+      backend_.Upload(halves.data(), w16(i), halves.size() * sizeof(Bfloat16));
+    }
+    tensors_[i].count = 0;
   }
-  w_.Upload(host);
   m_.Zero();
   v_.Zero();
-  count_.assign(tensors_.size(), 0);
+}
+
+ParameterBlock::Part ParameterBlock::ParametersOf(int i) const {
+  const TensorSpec& spec = tensor(i);
+  return {spec.name,
+          {spec.rows, spec.cols},
+          spec.bfloat16 ? static_cast<void*>(w16(i)) : w(i),
+          spec.bfloat16};
+}
+
+std::vector<ParameterBlock::Part> ParameterBlock::PartsOf(int i) const {
+  const TensorSpec& spec = tensor(i);
+  std::vector<Part> parts = {ParametersOf(i)};
+  if (m(i) != nullptr) parts.push_back({spec.name + "#m", {spec.rows, spec.cols}, m(i)});
+  if (v(i) == nullptr) return parts;
+  if (tensors_[i].state.second_moment == SecondMoment::kFull) {
+    parts.push_back({spec.name + "#v", {spec.rows, spec.cols}, v(i)});
+    return parts;
+  }
+  parts.push_back({spec.name + "#v.rows", {spec.rows}, v(i)});
+  if (tensors_[i].state.second_moment == SecondMoment::kFactored) {
+    parts.push_back({spec.name + "#v.cols", {spec.cols}, v(i) + spec.rows});
+  }
+  return parts;
 }
 
 absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
-  size_t expected = 0;
-  for (const auto& [suffix, part] :
-       {std::pair("", &w_), std::pair("#m", &m_), std::pair("#v", &v_)}) {
-    if (part->size() == 0) continue;
-    std::vector<float> host(size_);
-    for (int i = 0; i < tensors(); ++i) {
-      ASSIGN_OR_RETURN(const std::span<const float> values,
-                       FindTensor(file, tensors_[i], suffix));
-      std::copy(values.begin(), values.end(), host.begin() + begin_[i]);
-    }
-    part->Upload(host);
-    expected += tensors_.size();
-  }
-  if (file.entries().size() != expected) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(file.path(), ": has ", file.entries().size(), " entries instead of ",
-                     expected, "; is it of the same job?"));
-  }
+  std::set<std::string> names;
   for (int i = 0; i < tensors(); ++i) {
-    const auto it = file.metadata().find(tensors_[i].name + "#count");
-    if (it == file.metadata().end() || !absl::SimpleAtoi(it->second, &count_[i]) ||
-        count_[i] < 0) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(file.path(), ": no update count of ", tensors_[i].name));
+    for (const Part& part : PartsOf(i)) {
+      const absl::StatusOr<SafetensorsEntry> entry = file.Find(part.name);
+      if (!entry.ok()) {
+        return absl::FailedPreconditionError(
+            absl::StrCat(entry.status().message(),
+                         "; is the file of a job with the same model and optimizer?"));
+      }
+      if (entry->dtype != part.dtype() || entry->shape != part.shape) {
+        return absl::FailedPreconditionError(
+            absl::StrCat(file.path(), ": ", part.name, " is ", entry->dtype, " [",
+                         absl::StrJoin(entry->shape, ", "), "] instead of ", part.dtype(),
+                         " [", absl::StrJoin(part.shape, ", "), "]"));
+      }
+      backend_.Upload(entry->data, part.data, part.bytes());
+      names.insert(part.name);
     }
+    const auto it = file.metadata().find(tensor(i).name + "#count");
+    if (it == file.metadata().end() ||
+        !absl::SimpleAtoi(it->second, &tensors_[i].count) || tensors_[i].count < 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(file.path(), ": no update count of ", tensor(i).name));
+    }
+  }
+  for (const SafetensorsEntry& entry : file.entries()) {
+    if (names.contains(entry.name)) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat(file.path(), ": has an entry \"", entry.name,
+                     "\", for which this job has no use; is the file of a job with the "
+                     "same model and optimizer?"));
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<v1::ShardFile> ParameterBlock::Write(const Cut& cut) const {
-  std::vector<std::vector<float>> host;
+  std::vector<std::vector<char>> host;
   std::vector<SafetensorsEntry> entries;
-  for (const auto& [suffix, part] :
-       {std::pair("", &w_), std::pair("#m", &m_), std::pair("#v", &v_)}) {
-    if (part->size() == 0) continue;
-    const std::vector<float>& values = host.emplace_back(size_);
-    part->Download(host.back());
-    for (int i = 0; i < tensors(); ++i) {
-      const TensorSpec& tensor = tensors_[i];
-      entries.push_back({tensor.name + suffix,
-                         "F32",
-                         {tensor.rows, tensor.cols},
-                         values.data() + begin_[i],
-                         tensor.size() * sizeof(float)});
-    }
-  }
   std::map<std::string, std::string> metadata;
+  std::vector<v1::TensorDigest> digests;
   for (int i = 0; i < tensors(); ++i) {
-    metadata[tensors_[i].name + "#count"] = absl::StrCat(count_[i]);
+    for (Part& part : PartsOf(i)) {
+      const std::vector<char>& bytes = host.emplace_back(Download(part));
+      if (part.name == tensor(i).name) digests.push_back(DigestOf(i, bytes));
+      entries.push_back({std::move(part.name), part.dtype(), std::move(part.shape),
+                         bytes.data(), bytes.size()});
+    }
+    metadata[tensor(i).name + "#count"] = absl::StrCat(count(i));
   }
   ASSIGN_OR_RETURN(v1::ShardFile file,
                    WriteShardFile(cut, shard_, entries, std::move(metadata)));
-  for (v1::TensorDigest& digest : DigestsOf(host[0])) {
-    *file.add_tensors() = std::move(digest);
-  }
+  for (v1::TensorDigest& digest : digests) *file.add_tensors() = std::move(digest);
   return file;
 }
 
 std::vector<v1::TensorDigest> ParameterBlock::Digests() const {
-  std::vector<float> host(size_);
-  w_.Download(host);
-  return DigestsOf(host);
-}
-
-std::vector<v1::TensorDigest> ParameterBlock::DigestsOf(
-    std::span<const float> parameters) const {
-  std::vector<v1::TensorDigest> digests(tensors_.size());
+  std::vector<v1::TensorDigest> digests;
   for (int i = 0; i < tensors(); ++i) {
-    const TensorSpec& tensor = tensors_[i];
-    Sha256 sha;
-    sha.Update(parameters.data() + begin_[i], tensor.size() * sizeof(float));
-    digests[i].set_tensor(tensor.index);
-    digests[i].set_name(tensor.name);
-    digests[i].set_sha256(sha.Hex());
+    digests.push_back(DigestOf(i, Download(ParametersOf(i))));
   }
   return digests;
+}
+
+std::vector<char> ParameterBlock::Download(const Part& part) const {
+  std::vector<char> bytes(part.bytes());
+  backend_.Download(part.data, bytes.data(), bytes.size());
+  return bytes;
+}
+
+v1::TensorDigest ParameterBlock::DigestOf(int i, std::span<const char> parameters) const {
+  Sha256 sha;
+  sha.Update(parameters.data(), parameters.size());
+  v1::TensorDigest digest;
+  digest.set_tensor(tensor(i).index);
+  digest.set_name(tensor(i).name);
+  digest.set_sha256(sha.Hex());
+  return digest;
 }
 
 }  // namespace moe

@@ -274,9 +274,8 @@ void SecondaryGate::AppendSquareSums(std::span<const WaveRows> waves,
 void SecondaryGate::Apply(std::span<const WaveRows> waves, double rate, double scale) {
   const std::vector<Tensor>& gradients = Gradients(waves);
   for (int i = 0; i < static_cast<int>(gradients.size()); ++i) {
-    backend_.OptimizerUpdate(parameters_.NextUpdate(i, rate, scale), gradients[i].size(),
-                             gradients[i].data(), parameters_.w(i), parameters_.m(i),
-                             parameters_.v(i));
+    backend_.OptimizerUpdate(parameters_.NextUpdate(i, rate, scale), gradients[i].view(),
+                             parameters_.w(i), parameters_.m(i), parameters_.v(i));
   }
   gradients_.clear();
   waves_.clear();

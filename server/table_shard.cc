@@ -45,11 +45,10 @@ TableShard::TableShard(Backend& backend, const ModelPlan& plan, const ShardSpec&
   for (const int64_t t : spec.tensors) {
     Part part;
     part.tensor = plan.tensors[t];
+    part.state = StateOf(optimizer_, part.tensor);
     part.w = Tensor(backend, part.tensor.rows, part.tensor.cols);
-    if (optimizer_.has_adam()) {
-      part.m = Tensor(backend, part.tensor.rows, part.tensor.cols);
-      part.v = Tensor(backend, part.tensor.rows, part.tensor.cols);
-    }
+    if (part.state.m > 0) part.m = Tensor(backend, spec.rows, part.tensor.cols);
+    if (part.state.v > 0) part.v = Tensor(backend, spec.rows, part.state.v / spec.rows);
     parts_.push_back(std::move(part));
   }
   tree_.emplace(replicas_);
@@ -158,19 +157,20 @@ void TableShard::AppendSquareSums(std::vector<v1::TensorSquareSum>* sums) {
 
 void TableShard::Apply(double rate, double scale) {
   const Gradient& gradient = StepGradient();
-  OptimizerStep step;
-  if (optimizer_.has_adam()) {
-    step.kind = OptimizerStep::Kind::kAdam;
-    step.adam.beta1 = optimizer_.adam().beta1();
-    step.adam.beta2 = optimizer_.adam().beta2();
-    step.adam.epsilon = optimizer_.adam().epsilon();
-  }
-  step.adam.rate = static_cast<float>(rate);
-  step.gradient_scale = static_cast<float>(scale);
   std::vector<int64_t> count;
   for (const int32_t row : gradient.row) count.push_back(++count_[row]);
   for (size_t i = 0; i < parts_.size(); ++i) {
     Part& part = parts_[i];
+    OptimizerStep step;
+    if (const v1::Adam* adam = part.state.adam; adam != nullptr) {
+      step.kind = OptimizerStep::Kind::kAdam;
+      step.adam.beta1 = adam->beta1();
+      step.adam.beta2 = adam->beta2();
+      step.adam.epsilon = adam->epsilon();
+      step.second_moment = part.state.second_moment;
+    }
+    step.adam.rate = static_cast<float>(rate);
+    step.gradient_scale = static_cast<float>(scale);
     backend_.UpdateRows(step, gradient.row, count, gradient.of_part[i].view(),
                         part.w.view(), part.m.view(), part.v.view());
   }
@@ -194,26 +194,32 @@ void TableShard::Initialize(uint64_t seed) {
   std::fill(count_.begin(), count_.end(), 0);
 }
 
+std::vector<TableShard::Entry> TableShard::Entries() const {
+  std::vector<Entry> entries;
+  for (const Part& part : parts_) {
+    const bool by_rows = part.state.second_moment == SecondMoment::kPerRow;
+    entries.push_back({part.tensor.name, &part.w});
+    if (part.m.size() > 0) entries.push_back({part.tensor.name + "#m", &part.m});
+    if (part.v.size() == 0) continue;
+    entries.push_back({part.tensor.name + (by_rows ? "#v.rows" : "#v"), &part.v});
+  }
+  return entries;
+}
+
 absl::Status TableShard::Restore(const SafetensorsFile& file) {
-  size_t expected = 1;
-  for (Part& part : parts_) {
-    for (const auto& [suffix, tensor] : {std::pair("", &part.w), std::pair("#m", &part.m),
-                                         std::pair("#v", &part.v)}) {
-      if (tensor->size() == 0) continue;
-      ASSIGN_OR_RETURN(const SafetensorsEntry entry,
-                       FindEntry(file, part.tensor.name + suffix, "F32",
-                                 {part.tensor.rows, part.tensor.cols}));
-      tensor->Upload(std::span(static_cast<const float*>(entry.data), tensor->size()));
-      ++expected;
-    }
+  const std::vector<Entry> entries = Entries();
+  for (const auto& [name, tensor] : entries) {
+    ASSIGN_OR_RETURN(const SafetensorsEntry entry,
+                     FindEntry(file, name, "F32", {tensor->rows(), tensor->cols()}));
+    backend_.Upload(entry.data, tensor->data(), entry.bytes);
   }
   ASSIGN_OR_RETURN(const SafetensorsEntry counts,
                    FindEntry(file, spec_.id + "#count", "I64", {spec_.rows}));
   std::memcpy(count_.data(), counts.data, counts.bytes);
-  if (file.entries().size() != expected) {
+  if (file.entries().size() != entries.size() + 1) {
     return absl::FailedPreconditionError(
         absl::StrCat(file.path(), ": has ", file.entries().size(), " entries instead of ",
-                     expected, "; is it of the same job?"));
+                     entries.size() + 1, "; is it of the same job?"));
   }
   for (const int64_t count : count_) {
     if (count < 0) {
@@ -227,17 +233,13 @@ absl::Status TableShard::Restore(const SafetensorsFile& file) {
 absl::StatusOr<v1::ShardFile> TableShard::Write(const Cut& cut) const {
   std::vector<std::vector<float>> host;
   std::vector<SafetensorsEntry> entries;
-  for (const Part& part : parts_) {
-    for (const auto& [suffix, tensor] : {std::pair("", &part.w), std::pair("#m", &part.m),
-                                         std::pair("#v", &part.v)}) {
-      if (tensor->size() == 0) continue;
-      const std::vector<float>& values = host.emplace_back(Downloaded(*tensor));
-      entries.push_back({part.tensor.name + suffix,
-                         "F32",
-                         {part.tensor.rows, part.tensor.cols},
-                         values.data(),
-                         values.size() * sizeof(float)});
-    }
+  for (const auto& [name, tensor] : Entries()) {
+    const std::vector<float>& values = host.emplace_back(Downloaded(*tensor));
+    entries.push_back({name,
+                       "F32",
+                       {tensor->rows(), tensor->cols()},
+                       values.data(),
+                       values.size() * sizeof(float)});
   }
   entries.push_back({spec_.id + "#count",
                      "I64",
@@ -270,14 +272,10 @@ std::vector<v1::TensorDigest> TableShard::Digests() const {
 
 void TableShard::FillStatus(v1::ShardStatus* status) const {
   status->set_shard(spec_.id);
-  int64_t parameters = 0;
-  int64_t moments = 0;
   for (const Part& part : parts_) {
-    parameters += part.w.size();
-    moments += part.m.size() + part.v.size();
+    status->set_parameter_bytes(status->parameter_bytes() + part.state.parameter_bytes);
+    status->set_optimizer_bytes(status->optimizer_bytes() + part.state.optimizer_bytes());
   }
-  status->set_parameter_bytes(parameters * sizeof(float));
-  status->set_optimizer_bytes(moments * sizeof(float) + count_.size() * sizeof(int64_t));
   status->set_rows_pulled(rows_pulled_);
   status->set_rows_pushed(rows_pushed_);
   status->set_rows_touched(

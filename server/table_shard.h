@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/job/model_plan.h"
+#include "common/job/tensor_state.h"
 #include "common/kernels/backend.h"
 #include "common/tensor/replica_tree.h"
 #include "proto/moe/v1/job.pb.h"
@@ -52,10 +53,16 @@ class TableShard : public Shard {
  private:
   struct Part {
     TensorSpec tensor;
+    TensorState state;
     Tensor w;
-    // Adam's moments; empty for SGD.
+    // Adam's moments; empty where the optimizer has none. By rows v is [rows, 1].
     Tensor m;
     Tensor v;
+  };
+  // An entry of the shard's file.
+  struct Entry {
+    std::string name;
+    const Tensor* tensor;
   };
   // The step's gradient, of the rows that it touches.
   struct Gradient {
@@ -64,6 +71,8 @@ class TableShard : public Shard {
   };
 
   const Gradient& StepGradient();
+  // Parameters and moments.
+  std::vector<Entry> Entries() const;
 
   Backend& backend_;
   const ShardSpec spec_;

@@ -1,4 +1,5 @@
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "client/moectl/command.h"
 #include "client/moectl/json.h"
 #include "client/moectl/text_table.h"
@@ -14,13 +15,17 @@ class DescribeCommand final : public Command {
  public:
   std::string name() const override { return "describe"; }
   std::string summary() const override {
-    return "layers, parameters and multiply-adds of a job";
+    return "layers, parameters, multiply-adds and memory of a job";
   }
   std::string details() const override {
     return "Counts as Shazeer et al. (2017) do in tables 7 and 8: multiply-adds of the "
            "forward pass per\n"
            "timestep with k active experts, and without embedding and softmax, which are "
-           "listed apart.\n\n"
+           "listed apart.\n"
+           "Then the bytes of parameters and of the optimizer's state on all servers, "
+           "for "
+           "the experts'\n"
+           "matrices and for all else (dense).\n\n"
            "Usage: moectl describe --job FILE [--vocabulary N] [--json]\n\n"
            "Example: moectl describe --job deploy/configs/tiny.textproto\n";
   }
@@ -41,12 +46,15 @@ class DescribeCommand final : public Command {
     ASSIGN_OR_RETURN(v1::Job job, ReadJobFile(job_));
     if (vocabulary_ > 0) job.mutable_model()->set_vocabulary(vocabulary_);
     const ModelCount count = CountModel(job);
-    out << (json_ ? Print(CountToJson(job, count)) : View(job, count));
+    const ModelStored stored = CountStored(job);
+    out << (json_ ? Print(ToJson(job, count, stored))
+                  : absl::StrCat(View(job, count), "\n", View(job, stored)));
     return absl::OkStatus();
   }
 
  private:
-  static Json CountToJson(const v1::Job& job, const ModelCount& count) {
+  static Json ToJson(const v1::Job& job, const ModelCount& count,
+                     const ModelStored& stored) {
     Json layers = Json::array();
     for (const LayerCount& layer : count.layers) {
       layers.push_back({{"name", layer.name},
@@ -59,7 +67,16 @@ class DescribeCommand final : public Command {
             {"multiply_adds", count.multiply_adds},
             {"vocabulary", job.model().vocabulary()},
             {"embedding_parameters", count.embedding_parameters},
-            {"softmax_parameters", count.softmax_parameters}};
+            {"softmax_parameters", count.softmax_parameters},
+            {"stored",
+             {{"dense", ToJson(stored.dense)}, {"experts", ToJson(stored.experts)}}}};
+  }
+
+  static Json ToJson(const StoredCount& count) {
+    return {{"parameters", count.parameters},
+            {"parameter_bytes", count.parameter_bytes},
+            {"optimizer_bytes", count.optimizer_bytes},
+            {"bytes_per_parameter", count.bytes_per_parameter()}};
   }
 
   static std::string View(const v1::Job& job, const ModelCount& count) {
@@ -83,6 +100,31 @@ class DescribeCommand final : public Command {
       absl::StrAppend(&text, ", words as in the data\n");
     }
     return absl::StrCat(text, "\n", table.ToString());
+  }
+
+  static std::string View(const v1::Job& job, const ModelStored& stored) {
+    constexpr auto kRight = TextTable::Align::kRight;
+    TextTable table(std::vector<TextTable::Column>{{"STORED"},
+                                                   {"PARAMETERS", kRight},
+                                                   {"BYTES EACH", kRight},
+                                                   {"OF PARAMETERS", kRight},
+                                                   {"OF THE OPTIMIZER", kRight},
+                                                   {"TOTAL", kRight}});
+    const auto add_row = [&](const std::string& what, const StoredCount& count) {
+      table.AddRow({what, FormatCount(count.parameters),
+                    absl::StrFormat("%.3f", count.bytes_per_parameter()),
+                    FormatBytes(count.parameter_bytes),
+                    FormatBytes(count.optimizer_bytes), FormatBytes(count.bytes())});
+    };
+    const StoredCount& dense = stored.dense;
+    const StoredCount& experts = stored.experts;
+    add_row(job.model().vocabulary() > 0 ? "dense" : "dense, without words", dense);
+    add_row("experts", experts);
+    add_row("total",
+            {.parameters = dense.parameters + experts.parameters,
+             .parameter_bytes = dense.parameter_bytes + experts.parameter_bytes,
+             .optimizer_bytes = dense.optimizer_bytes + experts.optimizer_bytes});
+    return table.ToString();
   }
 
   std::string job_;

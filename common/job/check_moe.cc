@@ -100,6 +100,11 @@ void CheckMoe(const std::string& path, const v1::Moe& moe, const v1::Training& t
   checks.CheckNotNegative(path + ".w_importance", moe.w_importance());
   checks.CheckNotNegative(path + ".w_load", moe.w_load());
   CheckGating(path, moe, training, checks);
+  if (!v1::Parameters_IsValid(moe.parameters())) {
+    checks.Fail(path + ".parameters",
+                absl::StrCat("is ", static_cast<int>(moe.parameters()),
+                             ": must be one of ", EnumValues("parameters")));
+  }
 }
 
 }  // namespace moe

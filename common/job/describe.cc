@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/job/model_plan.h"
+#include "common/job/tensor_state.h"
 #include "glog/logging.h"
 
 namespace moe {
@@ -73,6 +75,24 @@ ModelCount CountModel(const v1::Job& job) {
     count.layers.push_back(std::move(layer));
   }
   return count;
+}
+
+ModelStored CountStored(const v1::Job& job) {
+  const bool known = job.model().vocabulary() > 0;
+  v1::Job planned = job;
+  if (!known) planned.mutable_model()->set_vocabulary(1);
+  ModelStored stored;
+  for (const TensorSpec& tensor : MakeModelPlan(planned).tensors) {
+    const bool by_word = tensor.of_table || tensor.name == "embedding" ||
+                         tensor.name.starts_with("softmax.");
+    if (by_word && !known) continue;
+    const TensorState state = StateOf(job.optimizer(), tensor);
+    StoredCount& count = tensor.of_expert ? stored.experts : stored.dense;
+    count.parameters += tensor.size();
+    count.parameter_bytes += state.parameter_bytes;
+    count.optimizer_bytes += state.optimizer_bytes();
+  }
+  return stored;
 }
 
 }  // namespace moe

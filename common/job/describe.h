@@ -1,5 +1,5 @@
 // Parameters and multiply-adds of a model, counted as the paper counts them (tables 7 and
-// 8).
+// 8), and the memory that its parameters take.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,29 @@ struct ModelCount {
   int64_t softmax_parameters = 0;
 };
 
+// Of some parameters, on the servers together.
+struct StoredCount {
+  int64_t parameters = 0;
+  int64_t parameter_bytes = 0;
+  int64_t optimizer_bytes = 0;
+
+  int64_t bytes() const { return parameter_bytes + optimizer_bytes; }
+  // 0 where there are no parameters.
+  double bytes_per_parameter() const {
+    return parameters > 0 ? static_cast<double>(bytes()) / static_cast<double>(parameters)
+                          : 0;
+  }
+};
+
+struct ModelStored {
+  // Without embedding and softmax while the job leaves the vocabulary to the data.
+  StoredCount dense;
+  // The experts' matrices.
+  StoredCount experts;
+};
+
 // `job` is valid (job_file.h).
 ModelCount CountModel(const v1::Job& job);
+ModelStored CountStored(const v1::Job& job);
 
 }  // namespace moe

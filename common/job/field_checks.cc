@@ -60,4 +60,9 @@ void FieldChecks::CheckNotNegative(const std::string& path, float value) {
   Fail(path, absl::StrCat("is ", value, ": must be 0 or more, and finite"));
 }
 
+void FieldChecks::CheckPositive(const std::string& path, float value) {
+  if (std::isfinite(value) && value > 0) return;
+  Fail(path, absl::StrCat("is ", value, ": must be greater than 0, and finite"));
+}
+
 }  // namespace moe

@@ -22,6 +22,7 @@ class FieldChecks {
   void CheckFraction(const std::string& path, float value);
   void CheckFinite(const std::string& path, float value);
   void CheckNotNegative(const std::string& path, float value);
+  void CheckPositive(const std::string& path, float value);
 
   std::vector<std::string> TakeErrors() { return std::move(errors_); }
 

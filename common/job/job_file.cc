@@ -93,7 +93,7 @@ class Validator : private FieldChecks {
   std::vector<std::string> Run(const v1::Job& job) {
     CheckName(job.name());
     CheckModel(job.model(), job.training());
-    CheckOptimizer(job.optimizer());
+    CheckOptimizer(job.optimizer(), job.model());
     CheckTraining(job.training());
     CheckAtLeast("checkpointing.every_steps", job.checkpointing().every_steps(), 0);
     return TakeErrors();
@@ -167,21 +167,17 @@ class Validator : private FieldChecks {
     }
   }
 
-  void CheckOptimizer(const v1::Optimizer& optimizer) {
+  void CheckOptimizer(const v1::Optimizer& optimizer, const v1::Model& model) {
     if (optimizer.kind_case() == v1::Optimizer::KIND_NOT_SET) {
       Fail("optimizer", "has no kind: set adam or sgd");
     }
-    CheckFraction("optimizer.adam.beta1", optimizer.adam().beta1());
-    CheckFraction("optimizer.adam.beta2", optimizer.adam().beta2());
-    CheckNotNegative("optimizer.adam.epsilon", optimizer.adam().epsilon());
+    if (optimizer.has_adam()) CheckAdam("optimizer.adam", optimizer.adam());
+    if (optimizer.has_experts()) CheckExpertsOptimizer(optimizer, model);
+    CheckTablesOptimizer(optimizer, model);
     CheckNotNegative("optimizer.clip_norm", optimizer.clip_norm());
 
     const v1::Schedule& schedule = optimizer.schedule();
-    const float rate = schedule.base_rate();
-    if (!std::isfinite(rate) || rate <= 0) {
-      Fail("optimizer.schedule.base_rate",
-           absl::StrCat("is ", rate, ": must be greater than 0, and finite"));
-    }
+    CheckPositive("optimizer.schedule.base_rate", schedule.base_rate());
     if (schedule.has_inverse_sqrt()) {
       CheckAtLeast("optimizer.schedule.inverse_sqrt.warmup_steps",
                    schedule.inverse_sqrt().warmup_steps(), 1);
@@ -194,6 +190,55 @@ class Validator : private FieldChecks {
         Fail("optimizer.schedule.step_decay.factor",
              absl::StrCat("is ", factor, ": must be in (0, 1]"));
       }
+    }
+  }
+
+  void CheckAdam(const std::string& path, const v1::Adam& adam) {
+    CheckFraction(path + ".beta1", adam.beta1());
+    CheckFraction(path + ".beta2", adam.beta2());
+    CheckPositive(path + ".epsilon", adam.epsilon());
+    if (!v1::SecondMoment_IsValid(adam.second_moment())) {
+      Fail(path + ".second_moment",
+           absl::StrCat("is ", static_cast<int>(adam.second_moment()),
+                        ": must be one of ", EnumValues("second_moment")));
+    }
+  }
+
+  void CheckBesideAdam(const std::string& path, const v1::Optimizer& optimizer) {
+    if (!optimizer.has_sgd()) return;
+    Fail(path,
+         "is set beside sgd: it needs adam for the other parameters, because all share "
+         "a learning rate");
+  }
+
+  void CheckTablesOptimizer(const v1::Optimizer& optimizer, const v1::Model& model) {
+    if (optimizer.has_tables()) {
+      CheckAdam("optimizer.tables", optimizer.tables());
+      CheckBesideAdam("optimizer.tables", optimizer);
+      if (!model.has_tables()) {
+        Fail("optimizer.tables",
+             "is set, but the model has no tables: leave it out, or set model.tables");
+      }
+    }
+    const bool own = optimizer.has_tables();
+    const v1::Adam& adam = own ? optimizer.tables() : optimizer.adam();
+    if (model.has_tables() && adam.second_moment() == v1::SECOND_MOMENT_FACTORED) {
+      Fail(own ? "optimizer.tables.second_moment" : "optimizer.adam.second_moment",
+           absl::StrCat("is SECOND_MOMENT_FACTORED: rows of tables are updated one by one "
+                        "and have no means over columns; ",
+                        own ? "" : "set optimizer.tables, with ",
+                        "SECOND_MOMENT_PER_ROW or SECOND_MOMENT_FULL"));
+    }
+  }
+
+  void CheckExpertsOptimizer(const v1::Optimizer& optimizer, const v1::Model& model) {
+    CheckAdam("optimizer.experts", optimizer.experts());
+    CheckBesideAdam("optimizer.experts", optimizer);
+    const auto is_moe = [](const v1::Layer& layer) { return layer.has_moe(); };
+    if (std::none_of(model.layers().begin(), model.layers().end(), is_moe)) {
+      Fail("optimizer.experts",
+           "is set, but no layer has experts: leave it out, or give the model a moe "
+           "layer");
     }
   }
 
@@ -216,6 +261,15 @@ class Validator : private FieldChecks {
     CheckAtLeast("training.dense_shards", training.dense_shards(), 0);
   }
 };
+
+void FillDefaults(v1::Adam* adam) {
+  if (!adam->has_beta1()) adam->set_beta1(0.9f);
+  if (!adam->has_beta2()) adam->set_beta2(0.999f);
+  if (!adam->has_epsilon()) adam->set_epsilon(1e-8f);
+  if (adam->second_moment() == v1::SECOND_MOMENT_UNSPECIFIED) {
+    adam->set_second_moment(v1::SECOND_MOMENT_FULL);
+  }
+}
 
 }  // namespace
 
@@ -251,12 +305,9 @@ absl::StatusOr<v1::Job> ParseJob(const std::string& text, const std::string& sou
 
 void FillDefaults(v1::Job* job) {
   v1::Optimizer& optimizer = *job->mutable_optimizer();
-  if (optimizer.has_adam()) {
-    v1::Adam& adam = *optimizer.mutable_adam();
-    if (adam.beta1() == 0) adam.set_beta1(0.9f);
-    if (adam.beta2() == 0) adam.set_beta2(0.999f);
-    if (adam.epsilon() == 0) adam.set_epsilon(1e-8f);
-  }
+  if (optimizer.has_adam()) FillDefaults(optimizer.mutable_adam());
+  if (optimizer.has_experts()) FillDefaults(optimizer.mutable_experts());
+  if (optimizer.has_tables()) FillDefaults(optimizer.mutable_tables());
   if (optimizer.schedule().kind_case() == v1::Schedule::KIND_NOT_SET) {
     optimizer.mutable_schedule()->mutable_constant();
   }
@@ -264,6 +315,9 @@ void FillDefaults(v1::Job* job) {
     if (!layer.has_moe()) continue;
     v1::Moe& moe = *layer.mutable_moe();
     if (moe.gating() == v1::GATING_SOFTMAX && moe.k() == 0) moe.set_k(moe.experts());
+    if (moe.parameters() == v1::PARAMETERS_UNSPECIFIED) {
+      moe.set_parameters(v1::PARAMETERS_FLOAT32);
+    }
   }
   if (job->training().dense_shards() == 0) {
     job->mutable_training()->set_dense_shards(kDefaultDenseShards);

@@ -97,6 +97,11 @@ class Planner {
 
   void AddDense(TensorSpec tensor) { dense_.push_back(Add(std::move(tensor))); }
 
+  static TensorSpec OfTable(TensorSpec tensor) {
+    tensor.of_table = true;
+    return tensor;
+  }
+
   void AddTable(Table table) {
     const int64_t words = job_.model().vocabulary();
     const int64_t shards = std::min<int64_t>(job_.model().tables().shards(), words);
@@ -110,12 +115,14 @@ class Planner {
       shard.rows = words * (i + 1) / shards - shard.first_row;
       const std::string prefix = absl::StrCat(name, ".rows", i);
       if (table == Table::kEmbedding) {
-        shard.tensors.push_back(Add(Weights(prefix, shard.rows, d_, /*fan_in=*/d_)));
+        shard.tensors.push_back(
+            Add(OfTable(Weights(prefix, shard.rows, d_, /*fan_in=*/d_))));
       } else {
-        shard.tensors.push_back(Add(Weights(prefix + ".w", shard.rows, d_, /*fan_in=*/d_)));
+        shard.tensors.push_back(
+            Add(OfTable(Weights(prefix + ".w", shard.rows, d_, /*fan_in=*/d_))));
         TensorSpec bias = Bias(prefix + ".b", 1);
         bias.rows = shard.rows;
-        shard.tensors.push_back(Add(std::move(bias)));
+        shard.tensors.push_back(Add(OfTable(std::move(bias))));
       }
       tables_.push_back(std::move(shard));
     }
@@ -195,7 +202,10 @@ class Planner {
     int64_t in = d_;
     for (int i = 0; i <= moe.hidden_size(); ++i) {
       const int64_t out = i < moe.hidden_size() ? moe.hidden(i) : d_;
-      shard->tensors.push_back(Add(Weights(absl::StrCat(prefix, i + 1), in, out, in)));
+      TensorSpec tensor = Weights(absl::StrCat(prefix, i + 1), in, out, in);
+      tensor.of_expert = true;
+      tensor.bfloat16 = moe.parameters() == v1::PARAMETERS_BFLOAT16;
+      shard->tensors.push_back(Add(std::move(tensor)));
       in = out;
     }
   }

@@ -34,6 +34,11 @@ struct TensorSpec {
   // Greater than 0: updated by SGD at this constant rate, whatever the job's optimizer,
   // schedule and clipping, and no part of the clipped norm.
   float own_rate = 0;
+  // A matrix of an expert, and whether it is stored as bf16.
+  bool of_expert = false;
+  bool bfloat16 = false;
+  // Some rows of a table.
+  bool of_table = false;
 
   int64_t size() const { return rows * cols; }
 };
@@ -84,7 +89,7 @@ struct ModelPlan {
 // `job` is valid (job_file.h) and its model.vocabulary is set.
 ModelPlan MakeModelPlan(const v1::Job& job);
 
-// Initial values of one tensor: host memory, [rows * cols].
+// Initial values of one tensor: host memory, [rows * cols]. A bf16 tensor starts with the nearest.
 void FillInitialValues(uint64_t seed, const TensorSpec& tensor, float* out);
 // Those of the rows [begin, begin + rows) alone: [rows * cols].
 void FillInitialRows(uint64_t seed, const TensorSpec& tensor, int64_t begin, int64_t rows,

@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "common/random/random.h"
+#include "common/tensor/bfloat16.h"
 #include "common/tensor/matrix.h"
 
 namespace moe {
@@ -34,14 +35,18 @@ enum class Transpose { kNo, kYes };
 // One expert's rows within an expert-major batch of p rows. An expert with m hidden layers of the
 // widths h_1 .. h_m has m + 1 matrices.
 struct ExpertRows {
-  // Host memory, the caller's: W_1 [d, h_1], W_2 [h_1, h_2], .., W_(m+1) [h_m, d].
+  // Host memory, the caller's: W_1 [d, h_1], W_2 [h_1, h_2], .., W_(m+1) [h_m, d]. Empty if the
+  // matrices are bf16, and then they are w16; products and sums are of floats with both.
   std::span<float* const> w;
   int64_t begin = 0;  // first row of the expert in the batch
   int64_t rows = 0;
+  std::span<Bfloat16* const> w16 = {};
+
+  size_t matrices() const { return w.empty() ? w16.size() : w.size(); }
 };
 
 // Adam's parameters for one update (Kingma & Ba 2015). `count` is the number of updates of this
-// tensor, this one included: 1, 2, ...
+// tensor, this one included: 1, 2, ... With beta1 = 0 there is no first moment m.
 struct AdamStep {
   float rate = 0;
   float beta1 = 0.9f;
@@ -50,21 +55,38 @@ struct AdamStep {
   int64_t count = 1;
 };
 
+// What Adam keeps as the second moment v of a matrix [r, c] with the gradient g.
+enum class SecondMoment {
+  // [r, c]: averages of g^2.
+  kFull,
+  // [r + c]: averages R [r] and C [c] of the means of g^2 over rows and over columns. The second
+  // moment is R C^T / mean(R) (appendix D), and 0 if that mean is.
+  kFactored,
+  // [r]: averages of the means of g^2 over rows, each for all elements of its row.
+  kPerRow,
+};
+
 // One tensor's optimizer update. Gradients are multiplied by `gradient_scale` first.
 struct OptimizerStep {
   enum class Kind { kSgd, kAdam };
   Kind kind = Kind::kSgd;
   AdamStep adam;  // kSgd uses its rate only
+  SecondMoment second_moment = SecondMoment::kFull;
   float gradient_scale = 1;
+  // Of the random bits that round a new bf16 value x to one of its two neighbours, so that x is the
+  // expected value. Element (r, c) of the tensor uses half c % 2, the lower first, of word c / 2 of
+  // FillBits(rounding, r).
+  RandomKey rounding = {};
 };
 
 // One expert's update from the rows of a whole step.
 struct ExpertUpdate {
   ExpertRows expert;
-  // Adam's moments of each matrix, host memory; unused for SGD.
+  // Of each matrix, host memory: Adam's moments, and the update. m and v may be empty, or their
+  // pointers null, where an update has no such moment.
   std::span<float* const> m;
   std::span<float* const> v;
-  OptimizerStep step;
+  std::span<const OptimizerStep> steps;
 };
 
 // What noisy top-k gating keeps of T tokens and n experts from forward to backward.
@@ -237,7 +259,8 @@ class Backend {
                               Matrix dx) = 0;
   // Forms dW_1 = x^T dhidden_1, dW_i = hidden_(i-1)^T dhidden_i and dW_(m+1) = hidden_m^T gated_dy
   // (gated_dy = gate * dy) over each expert's rows and applies the optimizer at once; no gradient
-  // is kept. Experts without rows are untouched.
+  // is kept, but for one matrix on each thread where an update takes means. Experts without rows are
+  // untouched.
   virtual void ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x,
                              std::span<const ConstMatrix> hidden,
                              std::span<const ConstMatrix> dhidden,
@@ -248,12 +271,15 @@ class Backend {
                                 std::span<const ConstMatrix> dhidden,
                                 ConstMatrix gated_dy, std::span<double> sums) = 0;
 
-  // ---- optimizers; w, g, m, v: [n]; m and v unused for SGD
-  virtual void OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g, float* w,
-                               float* m, float* v) = 0;
-  // Row index[i] of w (of m and v, too) is updated with row i of g; count[i] is the number of the
-  // row's updates, this one included, and step's is ignored. index: ascending; index and count
-  // are host memory.
+  // ---- optimizers
+  // g: [r, c] without gaps; w, m: [r, c]; v: as step.second_moment says. m and v may be null where
+  // the update has no such moment.
+  virtual void OptimizerUpdate(const OptimizerStep& step, ConstMatrix g, float* w, float* m,
+                               float* v) = 0;
+  // Row index[i] of w [rows, c] is updated with row i of g, as if it were a tensor; count[i] is the
+  // number of its updates, this one included, and step's is ignored. The second moment is full, v
+  // [rows, c], or by rows, v [rows, 1]; m: [rows, c]. m and v may be empty where the update has no
+  // such moment. index: ascending; index and count are host memory.
   virtual void UpdateRows(const OptimizerStep& step, std::span<const int32_t> index,
                           std::span<const int64_t> count, ConstMatrix g, Matrix w, Matrix m,
                           Matrix v) = 0;

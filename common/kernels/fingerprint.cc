@@ -110,7 +110,13 @@ void AddElementwise(Backend& backend, Probe& probe, Hash& hash) {
   step.kind = OptimizerStep::Kind::kAdam;
   step.adam.rate = 0.01f;
   step.adam.count = 3;
-  backend.OptimizerUpdate(step, n, x.data(), y.data(), m.data(), v.data());
+  backend.OptimizerUpdate(step, x.Rows(0, 1), y.data(), m.data(), v.data());
+  step.second_moment = SecondMoment::kFactored;
+  step.adam.beta1 = 0;
+  Tensor averages = probe.Make(1, 20 + n);
+  averages.Upload(std::vector<float>(20 + n, 0.25f));
+  backend.OptimizerUpdate(step, x.view(), y.data(), nullptr, averages.data());
+  hash.Add(averages);
   for (const Tensor* out : std::initializer_list<const Tensor*>{&y, &m, &v})
     hash.Add(*out);
 }
@@ -200,9 +206,12 @@ void AddExperts(Backend& backend, Probe& probe, Hash& hash) {
     backend.ExpertForward({&expert, 1}, x.view(), hidden_out, y.view());
     backend.ExpertBackward({&expert, 1}, y.view(), gate.data(), hidden_in, dgate.data(),
                            dhidden_out, dx.view());
+    OptimizerStep step;
+    step.adam.rate = 0.01f;
+    const OptimizerStep steps[] = {step, step};
     ExpertUpdate update;
     update.expert = expert;
-    update.step.adam.rate = 0.01f;
+    update.steps = steps;
     backend.ExpertUpdates({&update, 1}, x.view(), hidden_in, dhidden_in, y.view());
     for (const Tensor* out : {&hidden, &y, &dgate, &dhidden, &dx, &w1, &w2})
       hash.Add(*out);

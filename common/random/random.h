@@ -21,6 +21,8 @@ enum class Purpose : uint32_t {
   kSecondaryGateNoise = 6,
   // Words of a sampled softmax.
   kCandidate = 7,
+  // Stochastic rounding of bf16 parameters.
+  kRounding = 8,
 };
 
 // Key of one tensor of random numbers, derived by Philox from the ids.

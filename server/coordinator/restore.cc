@@ -10,6 +10,7 @@
 #include "absl/strings/str_split.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
+#include "common/job/job_file.h"
 
 namespace moe {
 
@@ -23,6 +24,8 @@ absl::StatusOr<RestorePoint> FindRestorePoint(const std::string& path) {
     return absl::DataLossError(
         absl::StrCat(ManifestPath(point.folder), ": the job in it can't be read"));
   }
+  // It may be from before a field with a default existed.
+  FillDefaults(&point.job);
   return point;
 }
 

@@ -7,9 +7,11 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/kernels/backend.h"
+#include "common/tensor/bfloat16.h"
 
 namespace moe {
 namespace {
@@ -64,10 +66,24 @@ BENCHMARK(Gemm)
     ->ArgsProduct({{1, 2}, {64}, {512}, {128}, {0}})
     ->UseRealTime();
 
+// What is kept of a parameter: floats and both moments; floats and a factored second moment; the
+// same with bf16.
+enum Kept { kFull, kFactored, kBfloat16 };
+
+OptimizerStep StepOf(int64_t kept, float rate) {
+  OptimizerStep step;
+  step.kind = OptimizerStep::Kind::kAdam;
+  step.adam.rate = rate;
+  if (kept == kFull) return step;
+  step.adam.beta1 = 0;
+  step.second_moment = SecondMoment::kFactored;
+  return step;
+}
+
 // Experts of (d, h), each with the same number of rows. There are so many that their weights don't
 // stay in the caches, as in a model whose capacity matters.
 struct ExpertBench {
-  ExpertBench(Backend& backend, int64_t d, int64_t h, int64_t rows)
+  ExpertBench(Backend& backend, int64_t d, int64_t h, int64_t rows, int64_t kept)
       : d(d),
         h(h),
         count(std::max<int64_t>(2, (int64_t{96} << 20) / (2 * d * h * 4))),
@@ -77,12 +93,23 @@ struct ExpertBench {
         gate(MakeNormal(backend, 1, total)),
         y(backend, total, d),
         dgate(backend, 1, total),
-        dx(backend, total, d) {
+        dx(backend, total, d),
+        steps(2, StepOf(kept, 1e-6f)) {
     hidden.push_back(MakeNormal(backend, total, h));
     dhidden.push_back(MakeNormal(backend, total, h));
     for (int64_t e = 0; e < count; ++e) {
       for (int i = 0; i < 2; ++i) {
-        w.push_back(weights.emplace_back(MakeNormal(backend, d, h, 0.02f)).data());
+        Tensor floats = MakeNormal(backend, d, h, 0.02f);
+        if (kept == kBfloat16) {
+          std::vector<float> host(d * h);
+          floats.Download(host);
+          std::vector<Bfloat16> bits;
+          for (float value : host) bits.push_back(ToBfloat16(value));
+          halves.emplace_back(backend, d * h).Upload(bits);
+          w16.push_back(halves.back().data());
+        } else {
+          w.push_back(weights.emplace_back(std::move(floats)).data());
+        }
       }
       for (std::vector<float*>* pointers : {&m, &v}) {
         for (int i = 0; i < 2; ++i) {
@@ -93,66 +120,82 @@ struct ExpertBench {
       }
     }
     for (int64_t e = 0; e < count; ++e) {
-      experts.push_back({std::span(w).subspan(2 * e, 2), e * rows, rows});
+      ExpertRows& expert = experts.emplace_back();
+      expert.begin = e * rows;
+      expert.rows = rows;
+      if (kept == kBfloat16) {
+        expert.w16 = std::span(w16).subspan(2 * e, 2);
+      } else {
+        expert.w = std::span(w).subspan(2 * e, 2);
+      }
       ExpertUpdate update;
       update.expert = experts.back();
       update.m = std::span(m).subspan(2 * e, 2);
       update.v = std::span(v).subspan(2 * e, 2);
-      update.step.kind = OptimizerStep::Kind::kAdam;
-      update.step.adam.rate = 1e-6f;
+      update.steps = steps;
       updates.push_back(update);
     }
   }
   double flops() const { return 4.0 * total * d * h; }
+  double parameters() const { return 2.0 * count * d * h; }
+  double weight_bytes() const { return parameters() * (w.empty() ? 2 : 4); }
 
   int64_t d, h, count, total;
   Tensor x, dy, gate, y, dgate, dx;
   std::vector<Tensor> hidden, dhidden;
   std::vector<Tensor> weights, moments;
+  std::vector<Array<Bfloat16>> halves;
   std::vector<float*> w, m, v;
+  std::vector<Bfloat16*> w16;
+  const std::vector<OptimizerStep> steps;
   std::vector<ExpertRows> experts;
   std::vector<ExpertUpdate> updates;
 };
 
 void ExpertForward(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
-  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3));
+  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3),
+                      state.range(4));
   for (auto _ : state) {
     backend.ExpertForward(b.experts, b.x.view(), Views<Matrix>(b.hidden), b.y.view());
   }
   SetRate(state, "GFLOP/s", b.flops());
-  SetRate(state, "weightGB/s", 8.0 * b.count * b.d * b.h);
+  SetRate(state, "weightGB/s", b.weight_bytes());
 }
 
 void ExpertBackward(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
-  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3));
+  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3),
+                      state.range(4));
   for (auto _ : state) {
     backend.ExpertBackward(b.experts, b.dy.view(), b.gate.data(),
                            Views<ConstMatrix>(b.hidden), b.dgate.data(),
                            Views<Matrix>(b.dhidden), b.dx.view());
   }
   SetRate(state, "GFLOP/s", b.flops());
-  SetRate(state, "weightGB/s", 8.0 * b.count * b.d * b.h);
+  SetRate(state, "weightGB/s", b.weight_bytes());
 }
 
 void ExpertUpdates(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
-  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3));
+  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3),
+                      state.range(4));
   for (auto _ : state) {
     backend.ExpertUpdates(b.updates, b.x.view(), Views<ConstMatrix>(b.hidden),
                           Views<ConstMatrix>(b.dhidden), b.dy.view());
   }
   SetRate(state, "GFLOP/s", b.flops());
-  SetRate(state, "weightGB/s", 48.0 * b.count * b.d * b.h);
+  SetRate(state, "Gparameter/s", b.parameters());
 }
 
 void ExpertSizes(benchmark::internal::Benchmark* bench) {
-  bench->ArgNames({"threads", "d", "h", "rows"})->UseRealTime()->MinTime(0.1);
-  for (int64_t threads : {1, 2}) {
-    for (int64_t rows : {1, 2, 4, 8, 16, 32, 64, 256}) {
-      bench->Args({threads, 512, 1024, rows});
-      bench->Args({threads, 128, 256, rows});
+  bench->ArgNames({"threads", "d", "h", "rows", "kept"})->UseRealTime()->MinTime(0.1);
+  for (int64_t kept : {kFull, kFactored, kBfloat16}) {
+    for (int64_t threads : {1, 2}) {
+      for (int64_t rows : {1, 2, 4, 8, 16, 32, 64, 256}) {
+        bench->Args({threads, 512, 1024, rows, kept});
+        bench->Args({threads, 128, 256, rows, kept});
+      }
     }
   }
 }
@@ -292,22 +335,28 @@ BENCHMARK(StrictGating)
     ->ArgsProduct({{1, 2}, {32, 256, 2048}, {0, 1, 2, 3, 4, 5}})
     ->UseRealTime();
 
+// 64 M parameters.
 void Adam(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
-  const int64_t n = int64_t{1} << 24;
-  const Tensor g = MakeNormal(backend, 1, n), w = MakeNormal(backend, 1, n);
-  Tensor m(backend, 1, n), v(backend, 1, n);
+  const int64_t kept = state.range(1);
+  const int64_t rows = int64_t{1} << 16, cols = int64_t{1} << 10, n = rows * cols;
+  const Tensor g = MakeNormal(backend, rows, cols), w = MakeNormal(backend, rows, cols);
+  Tensor m(backend, 1, kept == kFull ? n : 0);
+  Tensor v(backend, 1, kept == kFull ? n : rows + cols);
   m.Zero();
   v.Zero();
-  OptimizerStep step;
-  step.kind = OptimizerStep::Kind::kAdam;
-  step.adam.rate = 1e-4f;
+  const OptimizerStep step = StepOf(kept, 1e-4f);
   for (auto _ : state) {
-    backend.OptimizerUpdate(step, n, g.data(), w.data(), m.data(), v.data());
+    backend.OptimizerUpdate(step, g.view(), w.data(), m.data(), v.data());
   }
-  SetRate(state, "GB/s", 28.0 * n);
+  // The factored one reads the gradient twice.
+  SetRate(state, "GB/s", (kept == kFull ? 28.0 : 16.0) * n);
+  SetRate(state, "Gparameter/s", static_cast<double>(n));
 }
-BENCHMARK(Adam)->ArgName("threads")->Arg(1)->Arg(2)->UseRealTime();
+BENCHMARK(Adam)
+    ->ArgNames({"threads", "kept"})
+    ->ArgsProduct({{1, 2}, {kFull, kFactored}})
+    ->UseRealTime();
 
 void Normal(benchmark::State& state) {
   std::vector<float> x(4096);

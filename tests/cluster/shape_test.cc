@@ -209,6 +209,33 @@ TEST_F(ShapeTest, ResumedOnAnotherShape) {
   EXPECT_EQ(Digest(whole, {1, 4, 2}, "halves", /*resume=*/true), digest);
 }
 
+// The paper's memory techniques (appendix D), and experts of 2 bytes a parameter.
+TEST_F(ShapeTest, SmallParametersOnAnyShapeAndResumed) {
+  constexpr char kOptimizer[] = R"(
+    optimizer {
+      adam {}
+      experts { beta1: 0 second_moment: SECOND_MOMENT_FACTORED }
+      schedule { base_rate: 0.01 inverse_sqrt { warmup_steps: 3 } }
+    }
+  )";
+  for (std::string model : {std::string(kModel), std::string(kProjected)}) {
+    for (size_t at = 0; (at = model.find("experts:", at)) != std::string::npos; ++at) {
+      const std::string field = "parameters: PARAMETERS_BFLOAT16 ";
+      model.insert(at, field);
+      at += field.size();
+    }
+    const std::string whole = absl::StrCat(model, kOptimizer, Training(4, 6));
+    const std::string digest = Digest(whole, {1, 1, 1});
+    EXPECT_EQ(Digest(whole, {1, 1, 2}), digest);
+    EXPECT_EQ(Digest(whole, {2, 2, 2}), digest);
+    EXPECT_EQ(Digest(whole, {3, 4, 1}), digest);
+    const std::string half = absl::StrCat(model, kOptimizer, Training(4, 3));
+    EXPECT_NE(Digest(half, {3, 1, 1}, "halves"), digest);
+    EXPECT_EQ(Digest(whole, {1, 3, 2}, "halves", /*resume=*/true), digest);
+    EXPECT_NE(Digest(absl::StrCat(model, kAdam, Training(4, 6)), {1, 1, 1}), digest);
+  }
+}
+
 TEST_F(ShapeTest, ProjectedResumedOnAnotherShape) {
   const std::string whole = absl::StrCat(kProjected, kAdam, Training(3, 6));
   const std::string half = absl::StrCat(kProjected, kAdam, Training(3, 3));

@@ -41,6 +41,9 @@ std::string JobText(const std::string& tables, const std::string& optimizer, int
 
 constexpr char kTables[] = "tables { shards: 3 candidates: 20 }";
 constexpr char kAdam[] = "adam {} schedule { base_rate: 0.02 }";
+constexpr char kRowAdam[] =
+    "adam {} tables { beta1: 0 second_moment: SECOND_MOMENT_PER_ROW } "
+    "schedule { base_rate: 0.02 }";
 constexpr char kClippedAdam[] = "adam {} schedule { base_rate: 0.02 } clip_norm: 0.05";
 
 class TablesTest : public testing::Test {
@@ -76,10 +79,17 @@ class TablesTest : public testing::Test {
     EXPECT_TRUE(result.status.ok()) << result.status;
     return result;
   }
+
+  void ExpectResumed(const std::string& optimizer) {
+    const std::string whole = JobText(kTables, optimizer, 6);
+    const std::string digest = Run(whole, 1, 1, 1).digest;
+    EXPECT_NE(Run(JobText(kTables, optimizer, 3), 2, 3, 1, "halves").digest, digest);
+    EXPECT_EQ(Run(whole, 3, 2, 2, "halves", /*resume=*/true).digest, digest);
+  }
 };
 
 TEST_F(TablesTest, AnyShapeGivesTheSameBits) {
-  for (const char* optimizer : {kAdam, kClippedAdam}) {
+  for (const char* optimizer : {kAdam, kRowAdam, kClippedAdam}) {
     const std::string job = JobText(kTables, optimizer, 6);
     const LocalClusterResult one = Run(job, 1, 1, 1);
     for (const auto& [servers, workers, threads] :
@@ -92,10 +102,7 @@ TEST_F(TablesTest, AnyShapeGivesTheSameBits) {
 }
 
 TEST_F(TablesTest, ResumedOnAnotherShape) {
-  const std::string whole = JobText(kTables, kClippedAdam, 6);
-  const std::string digest = Run(whole, 1, 1, 1).digest;
-  EXPECT_NE(Run(JobText(kTables, kClippedAdam, 3), 2, 3, 1, "halves").digest, digest);
-  EXPECT_EQ(Run(whole, 3, 2, 2, "halves", /*resume=*/true).digest, digest);
+  for (const char* optimizer : {kClippedAdam, kRowAdam}) ExpectResumed(optimizer);
 }
 
 // With one shard a table starts with the values of the dense parameter, so that before any training

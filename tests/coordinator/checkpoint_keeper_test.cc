@@ -216,5 +216,24 @@ TEST_F(CheckpointTest, RefusesACheckpointOfAnotherJob) {
   EXPECT_THAT(refusal(job), HasSubstr("model.vocabulary: 20 -> 30"));
 }
 
+// From before a field existed.
+TEST_F(CheckpointTest, AnUnsetFieldOfACheckpointsJobHasItsDefault) {
+  StartJob();
+  ASSERT_TRUE(Cut(4).ok());
+  const std::string folder = dir_ + "/step-00000004";
+  v1::Manifest manifest = *ReadManifest(folder);
+  const std::string field = "parameters: PARAMETERS_FLOAT32";
+  const size_t at = manifest.job().find(field);
+  ASSERT_NE(at, std::string::npos) << manifest.job();
+  manifest.mutable_job()->erase(at, field.size());
+  ASSERT_TRUE(WriteManifest(folder, manifest).ok());
+  const auto point = FindRestorePoint(dir_);
+  ASSERT_TRUE(point.ok()) << point.status();
+  EXPECT_EQ(point->job.model().layers(1).moe().parameters(), v1::PARAMETERS_FLOAT32);
+  options_.restore = *point;
+  const auto controller = JobController::Create(options_, store_);
+  EXPECT_TRUE(controller.ok()) << controller.status();
+}
+
 }  // namespace
 }  // namespace moe

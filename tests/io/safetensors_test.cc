@@ -49,9 +49,11 @@ TEST(SafetensorsTest, RoundTrip) {
   const std::vector<float> w = {1, 2, 3, 4, 5, 6};
   const std::vector<float> bias = {-1};
   const std::vector<int64_t> counts = {1LL << 40, -5};
+  const std::vector<uint16_t> halves = {0x3F80, 0xC040, 0x7F80};
   const std::string bytes = "abc";
   const SafetensorsEntry entries[] = {
       {"state", "U8", {3}, bytes.data(), 3},
+      {"halves", "BF16", {3, 1}, halves.data(), 6},
       Floats("w", {2, 3}, w),
       Floats("scalar", {}, bias),
       {"nothing", "F32", {0, 4}, nullptr, 0},
@@ -65,7 +67,7 @@ TEST(SafetensorsTest, RoundTrip) {
   const auto file = SafetensorsFile::Open(path);
   ASSERT_TRUE(file.ok()) << file.status();
   EXPECT_EQ((*file)->metadata(), metadata);
-  EXPECT_EQ((*file)->entries().size(), 5);
+  EXPECT_EQ((*file)->entries().size(), 6);
   for (const SafetensorsEntry& entry : entries) {
     const auto found = (*file)->Find(entry.name);
     ASSERT_TRUE(found.ok()) << found.status();

@@ -66,6 +66,9 @@ TEST(ParseJobTest, FillsDefaults) {
   EXPECT_EQ(job->optimizer().adam().beta1(), 0.9f);
   EXPECT_EQ(job->optimizer().adam().beta2(), 0.999f);
   EXPECT_EQ(job->optimizer().adam().epsilon(), 1e-8f);
+  EXPECT_EQ(job->optimizer().adam().second_moment(), v1::SECOND_MOMENT_FULL);
+  EXPECT_FALSE(job->optimizer().has_experts());
+  EXPECT_EQ(job->model().layers(1).moe().parameters(), v1::PARAMETERS_FLOAT32);
   EXPECT_TRUE(job->optimizer().schedule().has_constant());
   EXPECT_EQ(job->training().dense_shards(), kDefaultDenseShards);
   EXPECT_EQ(job->model().vocabulary(), 0);
@@ -81,6 +84,24 @@ TEST(ParseJobTest, KeepsWhatIsSet) {
   EXPECT_EQ(job->optimizer().adam().epsilon(), 0.125f);
 }
 
+TEST(ParseJobTest, ZeroIsNoDefault) {
+  const absl::StatusOr<v1::Job> job = ParseJob(
+      Changed("adam {}",
+              "adam { beta2: 0 } "
+              "experts { beta1: 0 epsilon: 1e-5 second_moment: SECOND_MOMENT_FACTORED }"),
+      "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  const v1::Adam& adam = job->optimizer().adam();
+  EXPECT_EQ(adam.beta1(), 0.9f);
+  EXPECT_EQ(adam.beta2(), 0);
+  EXPECT_EQ(adam.second_moment(), v1::SECOND_MOMENT_FULL);
+  const v1::Adam& experts = job->optimizer().experts();
+  EXPECT_EQ(experts.beta1(), 0);
+  EXPECT_EQ(experts.beta2(), 0.999f);
+  EXPECT_EQ(experts.epsilon(), 1e-5f);
+  EXPECT_EQ(experts.second_moment(), v1::SECOND_MOMENT_FACTORED);
+}
+
 TEST(ParseJobTest, DefaultsDoNotChooseAnOptimizer) {
   const absl::StatusOr<v1::Job> job =
       ParseJob(Changed("adam {}", "sgd {}"), "job.textproto");
@@ -92,7 +113,8 @@ TEST(ParseJobTest, UnknownFieldIsNamedWithItsPlaceAndTheMessagesFields) {
   EXPECT_EQ(
       ErrorOf(Changed("experts: 4", "expert: 4")),
       "job.textproto:9:7: no field named \"expert\" in moe.v1.Moe; it has experts, k, "
-      "hidden, groups, gating, w_importance, w_load, sigmoid_output, k_primary");
+      "hidden, groups, gating, w_importance, w_load, sigmoid_output, k_primary, "
+      "parameters");
 }
 
 TEST(ParseJobTest, PlaceIsTheUnknownWordEvenIfAnotherLineFollows) {
@@ -180,6 +202,13 @@ v1::Lstm& Lstm(v1::Job& job) { return *Layer(job, 0).mutable_lstm(); }
 v1::Moe& Moe(v1::Job& job) { return *Layer(job, 1).mutable_moe(); }
 v1::Schedule& Schedule(v1::Job& job) {
   return *job.mutable_optimizer()->mutable_schedule();
+}
+
+// Valid values.
+v1::Adam& Experts(v1::Job& job) {
+  v1::Adam& experts = *job.mutable_optimizer()->mutable_experts();
+  experts = job.optimizer().adam();
+  return experts;
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -320,8 +349,35 @@ INSTANTIATE_TEST_SUITE_P(
               [](v1::Job& job) { job.mutable_optimizer()->mutable_adam()->set_beta2(-1); },
               "optimizer.adam.beta2 is -1: must be in [0, 1)"},
         Wrong{"Epsilon",
-              [](v1::Job& job) { job.mutable_optimizer()->mutable_adam()->set_epsilon(-1); },
-              "optimizer.adam.epsilon is -1: must be 0 or more, and finite"},
+              [](v1::Job& job) { job.mutable_optimizer()->mutable_adam()->set_epsilon(0); },
+              "optimizer.adam.epsilon is 0: must be greater than 0, and finite"},
+        Wrong{"SecondMoment",
+              [](v1::Job& job) {
+                job.mutable_optimizer()->mutable_adam()->set_second_moment(
+                    static_cast<v1::SecondMoment>(7));
+              },
+              "optimizer.adam.second_moment is 7: must be one of SECOND_MOMENT_FULL, "
+              "SECOND_MOMENT_FACTORED, SECOND_MOMENT_PER_ROW"},
+        Wrong{"ExpertsBeta1", [](v1::Job& job) { Experts(job).set_beta1(kNan); },
+              "optimizer.experts.beta1 is nan: must be in [0, 1)"},
+        Wrong{"ExpertsBesideSgd",
+              [](v1::Job& job) {
+                Experts(job);
+                job.mutable_optimizer()->mutable_sgd();
+              },
+              "optimizer.experts is set beside sgd: it needs adam for the other parameters, "
+              "because all share a learning rate"},
+        Wrong{"ExpertsWithoutExperts",
+              [](v1::Job& job) {
+                Experts(job);
+                job.mutable_model()->mutable_layers()->RemoveLast();
+              },
+              "optimizer.experts is set, but no layer has experts: leave it out, or give the "
+              "model a moe layer"},
+        Wrong{"Parameters",
+              [](v1::Job& job) { Moe(job).set_parameters(static_cast<v1::Parameters>(5)); },
+              "model.layers[1].moe.parameters is 5: must be one of PARAMETERS_FLOAT32, "
+              "PARAMETERS_BFLOAT16"},
         Wrong{"ClipNorm", [](v1::Job& job) { job.mutable_optimizer()->set_clip_norm(-1); },
               "optimizer.clip_norm is -1: must be 0 or more, and finite"},
         Wrong{"NoRate", [](v1::Job& job) { Schedule(job).clear_base_rate(); },

@@ -100,8 +100,19 @@ class Outputs {
     OptimizerStep step;
     step.kind = OptimizerStep::Kind::kAdam;
     step.adam.rate = 0.1f;
-    backend_.OptimizerUpdate(step, 200003, g.data(), w.data(), m.data(), v.data());
+    backend_.OptimizerUpdate(step, g.view(), w.data(), m.data(), v.data());
     Keep("OptimizerUpdate", w);
+    const HostMatrix gradient = random_.Normal(700, 530);
+    const DeviceMatrix matrix(backend_, gradient);
+    for (SecondMoment kind : {SecondMoment::kFactored, SecondMoment::kPerRow}) {
+      const DeviceMatrix parameters(backend_, gradient), second(backend_, 1, 700 + 530);
+      step.second_moment = kind;
+      step.adam.beta1 = 0;
+      backend_.OptimizerUpdate(step, matrix.view(), parameters.data(), nullptr,
+                               second.data());
+      Keep("OptimizerUpdate by means", parameters);
+      Keep("means", second);
+    }
   }
   void Softmax() {
     const DeviceMatrix logits = Make(100, 3001, 3);
@@ -185,12 +196,14 @@ class Outputs {
     }
     std::vector<ExpertRows> experts;
     std::vector<ExpertUpdate> updates;
+    std::vector<OptimizerStep> steps(matrices);
+    for (OptimizerStep& step : steps) step.adam.rate = 0.01f;
     int64_t total = 0;
     for (size_t e = 0; e < expert_rows.size(); ++e) {
       experts.push_back(
           {std::span(pointers).subspan(e * matrices, matrices), total, expert_rows[e]});
       updates.emplace_back().expert = experts.back();
-      updates.back().step.adam.rate = 0.01f;
+      updates.back().steps = steps;
       total += expert_rows[e];
     }
     const DeviceMatrix x = Make(total, d), y = Make(total, d), dx = Make(total, d);
@@ -215,6 +228,25 @@ class Outputs {
     backend_.ExpertUpdates(updates, x.view(), Views<ConstMatrix>(hidden),
                            Views<ConstMatrix>(dhidden), y.view());
     for (const DeviceMatrix& w : weights) Keep("ExpertUpdates", w);
+
+    std::vector<DeviceMatrix> moments;
+    std::vector<float*> second;
+    for (const DeviceMatrix& w : weights) {
+      moments.emplace_back(backend_, 1, w.view().rows + w.view().cols);
+      second.push_back(moments.back().data());
+    }
+    for (OptimizerStep& step : steps) {
+      step.kind = OptimizerStep::Kind::kAdam;
+      step.adam.beta1 = 0;
+      step.second_moment = SecondMoment::kFactored;
+    }
+    for (size_t e = 0; e < updates.size(); ++e) {
+      updates[e].v = std::span(second).subspan(e * matrices, matrices);
+    }
+    backend_.ExpertUpdates(updates, x.view(), Views<ConstMatrix>(hidden),
+                           Views<ConstMatrix>(dhidden), y.view());
+    for (const DeviceMatrix& w : weights) Keep("ExpertUpdates by means", w);
+    for (const DeviceMatrix& v : moments) Keep("their means", v);
   }
 
   Backend& backend_;

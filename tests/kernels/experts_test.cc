@@ -211,9 +211,12 @@ TEST_P(ExpertsTest, GradientsAgreeWithFiniteDifferences) {
     backend().ExpertBackward(b.experts, dy.view(), gate.data(), hidden, dgate.data(),
                              Views<Matrix>(b.dhidden), dx.view());
     // At a rate of 1 the gradient is what a matrix loses.
+    OptimizerStep step;
+    step.adam.rate = 1;
+    const std::vector<OptimizerStep> steps(b.matrices, step);
     ExpertUpdate update;
     update.expert = b.experts[0];
-    update.step.adam.rate = 1;
+    update.steps = steps;
     backend().ExpertUpdates({&update, 1}, x.view(), hidden, Views<ConstMatrix>(b.dhidden),
                             device_gated_dy.view());
 
@@ -242,10 +245,54 @@ TEST_P(ExpertsTest, GradientsAgreeWithFiniteDifferences) {
   }
 }
 
+struct Variant {
+  OptimizerStep::Kind kind;
+  SecondMoment second_moment;
+  float beta1;
+};
+
+constexpr OptimizerStep::Kind kAdam = OptimizerStep::Kind::kAdam;
+const Variant kVariants[] = {{OptimizerStep::Kind::kSgd, SecondMoment::kFull, 0.9f},
+                             {kAdam, SecondMoment::kFull, 0.9f},
+                             {kAdam, SecondMoment::kFull, 0},
+                             {kAdam, SecondMoment::kFactored, 0},
+                             {kAdam, SecondMoment::kFactored, 0.9f},
+                             {kAdam, SecondMoment::kPerRow, 0}};
+
+// The steps of an update number 3 with the gradient g [rows, cols], when the first moment was 0 and
+// the second 0.5, at a rate of 0.1.
+Row Steps(const Variant& variant, const Row& g, int64_t rows, int64_t cols) {
+  const double beta1 = variant.beta1, beta2 = 0.999;
+  Row row(rows, beta2 * 0.5), col(cols, beta2 * 0.5), steps;
+  for (size_t i = 0; i < g.size(); ++i) {
+    const double square = (1 - beta2) * g[i] * g[i];
+    row[i / cols] += square / static_cast<double>(cols);
+    col[i % cols] += square / static_cast<double>(rows);
+  }
+  double mean = 0;
+  for (double value : row) mean += value / static_cast<double>(rows);
+  for (size_t i = 0; i < g.size(); ++i) {
+    double second = beta2 * 0.5 + (1 - beta2) * g[i] * g[i];
+    if (variant.second_moment == SecondMoment::kPerRow) second = row[i / cols];
+    if (variant.second_moment == SecondMoment::kFactored) {
+      second = row[i / cols] * col[i % cols] / mean;
+    }
+    const double first = (1 - beta1) * g[i] / (1 - std::pow(beta1, 3));
+    const double root = std::sqrt(second / (1 - std::pow(beta2, 3))) + 1e-8;
+    steps.push_back(0.1 * (variant.kind == kAdam ? first / root : g[i]));
+  }
+  return steps;
+}
+
+int64_t SecondMomentSize(SecondMoment kind, int64_t rows, int64_t cols) {
+  return kind == SecondMoment::kFull       ? rows * cols
+         : kind == SecondMoment::kFactored ? rows + cols
+                                           : rows;
+}
+
 TEST_P(ExpertsTest, UpdatesAndSquareSums) {
   for (const Sizes& s : kSizes) {
-    for (OptimizerStep::Kind kind :
-         {OptimizerStep::Kind::kSgd, OptimizerStep::Kind::kAdam}) {
+    for (const Variant& variant : kVariants) {
       SCOPED_TRACE(Describe(s));
       Batch b(backend(), s);
       Random random(2);
@@ -260,26 +307,33 @@ TEST_P(ExpertsTest, UpdatesAndSquareSums) {
       }
       right.push_back(b.dy);
       const DeviceMatrix dx(backend(), b.x, s.gap), ddy(backend(), b.dy, s.gap);
+      const bool has_first = variant.kind == kAdam && variant.beta1 > 0;
       std::vector<DeviceMatrix> m, v;
       std::vector<float*> first, second;
       for (const std::vector<HostMatrix>& of_expert : b.w) {
         for (const HostMatrix& w : of_expert) {
-          HostMatrix moment(w.rows, w.cols);
-          first.push_back(m.emplace_back(backend(), moment).data());
+          m.emplace_back(backend(), w.rows, w.cols);
+          first.push_back(m.back().data());
+          HostMatrix moment(1, SecondMomentSize(variant.second_moment, w.rows, w.cols));
           std::fill(moment.values.begin(), moment.values.end(), 0.5f);
           second.push_back(v.emplace_back(backend(), moment).data());
         }
       }
+      OptimizerStep step;
+      step.kind = variant.kind;
+      step.second_moment = variant.second_moment;
+      step.adam.rate = 0.1f;
+      step.adam.beta1 = variant.beta1;
+      step.adam.count = 3;
+      step.gradient_scale = 0.5f;
+      const std::vector<OptimizerStep> steps(b.matrices, step);
       std::vector<ExpertUpdate> updates;
       for (size_t e = 0; e < s.rows.size(); ++e) {
         ExpertUpdate update;
         update.expert = b.experts[e];
-        update.m = std::span(first).subspan(e * b.matrices, b.matrices);
+        if (has_first) update.m = std::span(first).subspan(e * b.matrices, b.matrices);
         update.v = std::span(second).subspan(e * b.matrices, b.matrices);
-        update.step.kind = kind;
-        update.step.adam.rate = 0.1f;
-        update.step.adam.count = 3;
-        update.step.gradient_scale = 0.5f;
+        update.steps = steps;
         updates.push_back(update);
       }
       const std::vector<ConstMatrix> hidden = Views<ConstMatrix>(b.hidden);
@@ -292,6 +346,7 @@ TEST_P(ExpertsTest, UpdatesAndSquareSums) {
           const HostMatrix& before = b.w[e][i];
           const HostMatrix after = b.device_weights[e * b.matrices + i].Get();
           double square = 0;
+          Row gradient;
           for (int64_t row = 0; row < before.rows; ++row) {
             for (int64_t col = 0; col < before.cols; ++col) {
               double g = 0;
@@ -299,18 +354,14 @@ TEST_P(ExpertsTest, UpdatesAndSquareSums) {
                 g += static_cast<double>(left[i](r, row)) * right[i](r, col);
               }
               square += g * g;
-              g *= 0.5;
-              double step = 0.1 * g;
-              if (kind == OptimizerStep::Kind::kAdam) {
-                const double mean = 0.1 * g / (1 - std::pow(0.9, 3));
-                const double v2 =
-                    (0.999 * 0.5 + 0.001 * g * g) / (1 - std::pow(0.999, 3));
-                step = 0.1 * mean / (std::sqrt(v2) + 1e-8);
-              }
-              if (s.rows[e] == 0) step = 0;
-              ASSERT_NEAR(after(row, col), before(row, col) - step,
-                          3e-5 * (1 + std::abs(step)));
+              gradient.push_back(0.5 * g);
             }
+          }
+          const Row moved = Steps(variant, gradient, before.rows, before.cols);
+          for (size_t j = 0; j < moved.size(); ++j) {
+            const double by = s.rows[e] == 0 ? 0 : moved[j];
+            ASSERT_NEAR(after.values[j], before.values[j] - by,
+                        3e-5 * (1 + std::abs(by)));
           }
           ExpectNear(square, sums[e * b.matrices + i], 1e-5);
         }

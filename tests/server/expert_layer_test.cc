@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <memory>
@@ -79,6 +80,43 @@ struct SlowExpert {
     return dgate;
   }
 
+  // Adam without a first moment and with a factored second one (appendix D), as the paper
+  // writes it; the gradients are used up.
+  void UpdateFactored(double rate) {
+    ++updates;
+    averages.resize(w.size());
+    for (size_t l = 0; l < w.size(); ++l) {
+      const size_t rows = l == 0 ? kWidth : w[l - 1].size() / averages[l - 1].row.size();
+      const size_t cols = w[l].size() / rows;
+      std::vector<double>& row = averages[l].row;
+      std::vector<double>& col = averages[l].col;
+      row.resize(rows);
+      col.resize(cols);
+      for (double& value : row) value *= kBeta2;
+      for (double& value : col) value *= kBeta2;
+      for (size_t i = 0; i < w[l].size(); ++i) {
+        const double square = (1 - kBeta2) * dw[l][i] * dw[l][i];
+        row[i / cols] += square / static_cast<double>(cols);
+        col[i % cols] += square / static_cast<double>(rows);
+      }
+      double mean = 0;
+      for (double value : row) mean += value / static_cast<double>(rows);
+      const double correction = 1 - std::pow(kBeta2, updates);
+      for (size_t i = 0; i < w[l].size() && mean > 0; ++i) {
+        const double second = row[i / cols] * col[i % cols] / mean / correction;
+        w[l][i] -= rate * dw[l][i] / (std::sqrt(second) + kEpsilon);
+      }
+      std::fill(dw[l].begin(), dw[l].end(), 0);
+    }
+  }
+  static constexpr double kBeta2 = 0.75;
+  static constexpr double kEpsilon = 1e-3;
+  int updates = 0;
+  struct Averages {
+    std::vector<double> row, col;
+  };
+  std::vector<Averages> averages;
+
   // w -= step(dw) for every element.
   template <typename Step>
   void Update(const Step& step) {
@@ -93,12 +131,17 @@ class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override { Load("adam {}", 1); }
 
-  void Load(const std::string& optimizer, int threads) {
+  void Load(const std::string& optimizer, int threads,
+            v1::Parameters parameters = v1::PARAMETERS_FLOAT32) {
     layer_.reset();
     std::string error;
     backend_ = MakeCpuBackend(threads, &error);
     ASSERT_NE(backend_, nullptr) << error;
-    const v1::Job job = testing::MadeJob(optimizer, GetParam());
+    v1::Job job = testing::MadeJob(optimizer, GetParam());
+    job.mutable_model()
+        ->mutable_layers(testing::kLayer)
+        ->mutable_moe()
+        ->set_parameters(parameters);
     plan_ = MakeModelPlan(job);
     std::vector<std::unique_ptr<ExpertShard>> shards;
     for (const ShardSpec& spec : plan_.shards) {
@@ -348,18 +391,73 @@ TEST_P(ExpertLayerTest, AdamCountsTheUpdatesOfEachExpert) {
   }
 }
 
-TEST_P(ExpertLayerTest, ThreadsChangeNoBit) {
-  std::vector<std::map<std::string, std::string>> digests;
-  for (int threads : {1, 2, 3}) {
-    Load("adam {}", threads);
-    for (uint64_t step = 0; step < 3; ++step) {
-      RunStep(step);
-      layer_->Apply(kRate, 1);
+constexpr char kFactored[] =
+    "adam {} experts { beta1: 0 beta2: 0.75 epsilon: 1e-3 "
+    "second_moment: SECOND_MOMENT_FACTORED }";
+
+TEST_P(ExpertLayerTest, FactoredUpdatesOverSteps) {
+  Load(kFactored, 2);
+  for (uint64_t step = 0; step < 4; ++step) {
+    for (uint32_t w = 0; w < kWaves; ++w) {
+      const std::vector<v1::ForwardReply> replies = Forward(v1::MODE_TRAIN, step, w);
+      for (uint32_t r = 0; r < kReplicas; ++r) {
+        ExpectForward(replies[r], testing::MakeFrame(step, r, w));
+      }
     }
-    digests.push_back(Digests());
+    std::vector<bool> has_rows(kExperts);
+    for (uint32_t w = 0; w < kWaves; ++w) {
+      const std::vector<v1::BackwardReply> replies = Backward(step, w);
+      for (uint32_t r = 0; r < kReplicas; ++r) {
+        const MadeFrame frame = testing::MakeFrame(step, r, w);
+        ExpectBackward(replies[r], frame);
+        for (const MadeFrame::Pair& pair : frame.pairs) has_rows[pair.expert] = true;
+      }
+    }
+    layer_->Apply(0.01, 1);
+    for (int e = 0; e < kExperts; ++e) {
+      if (has_rows[e]) slow_[e].UpdateFactored(0.01);
+      EXPECT_EQ(StatusOf(e).updates(), static_cast<uint64_t>(slow_[e].updates));
+    }
   }
-  EXPECT_EQ(digests[0], digests[1]);
-  EXPECT_EQ(digests[0], digests[2]);
+}
+
+// Parameters of 8 bits stay near those of 24.
+TEST_P(ExpertLayerTest, Bfloat16FollowsFloat) {
+  std::vector<std::vector<float>> outputs;
+  for (v1::Parameters parameters : {v1::PARAMETERS_FLOAT32, v1::PARAMETERS_BFLOAT16}) {
+    Load(kFactored, 2, parameters);
+    for (uint64_t step = 0; step < 4; ++step) {
+      RunStep(step);
+      layer_->Apply(0.01, 1);
+    }
+    outputs.push_back(Floats(Forward(v1::MODE_EVALUATE, 4, 0)[0].groups(0).y()));
+  }
+  ASSERT_FALSE(outputs[0].empty());
+  double square = 0, difference = 0;
+  for (size_t i = 0; i < outputs[0].size(); ++i) {
+    square += outputs[0][i] * outputs[0][i];
+    difference += std::pow(outputs[0][i] - outputs[1][i], 2);
+  }
+  EXPECT_GT(difference, 0);
+  EXPECT_LT(std::sqrt(difference / square), 0.05);
+}
+
+TEST_P(ExpertLayerTest, ThreadsChangeNoBit) {
+  for (const char* optimizer : {"adam {}", kFactored}) {
+    for (v1::Parameters parameters : {v1::PARAMETERS_FLOAT32, v1::PARAMETERS_BFLOAT16}) {
+      std::vector<std::map<std::string, std::string>> digests;
+      for (int threads : {1, 2, 3}) {
+        Load(optimizer, threads, parameters);
+        for (uint64_t step = 0; step < 3; ++step) {
+          RunStep(step);
+          layer_->Apply(kRate, 1);
+        }
+        digests.push_back(Digests());
+      }
+      EXPECT_EQ(digests[0], digests[1]);
+      EXPECT_EQ(digests[0], digests[2]);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(HiddenLayers, ExpertLayerTest, ::testing::Values("7", "7, 4, 8"),

@@ -212,8 +212,7 @@ class SecondaryGateTest : public ::testing::Test {
     parameters_.reset();
     backend_ = MakeCpuBackend(2, &error);
     ASSERT_NE(backend_, nullptr) << error;
-    parameters_ =
-        std::make_unique<ParameterBlock>(*backend_, plan, spec_, job.optimizer());
+    parameters_ = std::make_unique<ParameterBlock>(*backend_, plan, spec_, job);
     parameters_->Initialize(job.seed());
     for (int i = 0; i < 2; ++i) {
       const std::vector<double>& from = i == 0 ? made.wg : made.wnoise;

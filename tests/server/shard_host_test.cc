@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/job/describe.h"
 #include "common/job/model_plan.h"
 #include "tests/server/made_step.h"
 #include "tests/server/shard_host_fixture.h"
@@ -262,7 +263,8 @@ TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
   EXPECT_THAT(load(wider).message(), HasSubstr("is F32 [5, 7] instead of F32 [5, 8]"));
   v1::ClusterState plain = state;
   plain.mutable_job()->mutable_optimizer()->mutable_sgd();
-  EXPECT_THAT(load(plain).message(), HasSubstr("entries instead of"));
+  EXPECT_THAT(load(plain).message(),
+              HasSubstr("has an entry \"embedding#m\", for which this job has no use"));
   std::filesystem::remove(folder + "/step-00000001/replica-1.safetensors");
   EXPECT_THAT(load(state).message(), HasSubstr("replica-1.safetensors"));
 }
@@ -311,6 +313,37 @@ TEST_F(ShardHostTest, ReportsItsShards) {
   ASSERT_EQ(group.experts_size(), 3);
   EXPECT_GT(group.experts(0).last_rows(), 0u);
   EXPECT_GT(status.times().computing(), 0);
+}
+
+// What moectl describe says of the job is what the servers say of their shards.
+TEST_F(ShardHostTest, MemoryIsAsDescribed) {
+  for (const char* optimizer :
+       {"sgd {}", "adam {}", "adam { beta1: 0 second_moment: SECOND_MOMENT_PER_ROW }",
+        "adam { second_moment: SECOND_MOMENT_FACTORED }",
+        "adam {} experts { beta1: 0 second_moment: SECOND_MOMENT_FACTORED }"}) {
+    for (v1::Parameters parameters : {v1::PARAMETERS_FLOAT32, v1::PARAMETERS_BFLOAT16}) {
+      for (v1::Gating gating : {v1::GATING_NOISY_TOP_K, v1::GATING_STRICTLY_BALANCED}) {
+        v1::Job job = testing::MadeJob(optimizer);
+        v1::Moe& moe = *job.mutable_model()->mutable_layers(kLayer)->mutable_moe();
+        moe.set_parameters(parameters);
+        moe.set_gating(gating);
+        Load(testing::MadeState(job), 1);
+        StoredCount dense, experts;
+        const v1::GetServerStatusResponse status = host_->Status();
+        for (const v1::ShardStatus& shard : status.shards()) {
+          if (shard.shard().starts_with("replica/")) continue;
+          StoredCount& count = shard.experts_size() > 0 ? experts : dense;
+          count.parameter_bytes += static_cast<int64_t>(shard.parameter_bytes());
+          count.optimizer_bytes += static_cast<int64_t>(shard.optimizer_bytes());
+        }
+        const ModelStored stored = CountStored(job);
+        EXPECT_EQ(dense.parameter_bytes, stored.dense.parameter_bytes);
+        EXPECT_EQ(dense.optimizer_bytes, stored.dense.optimizer_bytes) << optimizer;
+        EXPECT_EQ(experts.parameter_bytes, stored.experts.parameter_bytes);
+        EXPECT_EQ(experts.optimizer_bytes, stored.experts.optimizer_bytes) << optimizer;
+      }
+    }
+  }
 }
 
 // ---------------------------------------------------------------- what is refused

@@ -145,7 +145,44 @@ TEST_F(TableShardTest, RowsAreUpdatedWithTheirOwnCount) {
   EXPECT_EQ(status.rows_touched(), 4u);
   EXPECT_EQ(status.rows_pulled(), 4u * watched.size());
   EXPECT_EQ(status.parameter_bytes(), shard->rows() * width * 4);
-  EXPECT_EQ(status.optimizer_bytes(), shard->rows() * (2 * width * 4 + 8));
+  EXPECT_EQ(status.optimizer_bytes(), shard->rows() * 2 * width * 4);
+}
+
+// One second moment a row and no first one.
+TEST_F(TableShardTest, RowsMayKeepOneMomentEach) {
+  v1::Job job = TableJob("adam {}");
+  v1::Adam& adam = *job.mutable_optimizer()->mutable_tables();
+  adam.set_beta1(0);
+  adam.set_beta2(0.9f);
+  adam.set_epsilon(1e-8f);
+  adam.set_second_moment(v1::SECOND_MOMENT_PER_ROW);
+  const std::unique_ptr<TableShard> shard = Make(job, "softmax/rows0");
+  const std::vector<int32_t> watched = {3};
+  const int64_t width = kWidth + 1;
+  std::vector<double> w;
+  for (float value : Floats(shard->Content(watched))) w.push_back(value);
+  double v_w = 0, v_b = 0;
+  for (int count = 1; count <= 3; ++count) {
+    std::vector<float> gradient;
+    for (int64_t c = 0; c < width; ++c) gradient.push_back(std::sin(count + 2.0f * c));
+    ASSERT_TRUE(shard->AddGradient({0, 0}, {{3}, gradient}).ok());
+    ASSERT_TRUE(shard->AddGradient({0, 1}, {}).ok());
+    ASSERT_TRUE(shard->AddGradient({0, 2}, {}).ok());
+    shard->Apply(0.1, 1);
+    double squares = 0;
+    for (int64_t c = 0; c < kWidth; ++c) squares += double{gradient[c]} * gradient[c];
+    v_w = 0.9 * v_w + 0.1 * squares / kWidth;
+    v_b = 0.9 * v_b + 0.1 * double{gradient[kWidth]} * gradient[kWidth];
+    const double correction = 1 - std::pow(0.9, count);
+    for (int64_t c = 0; c < width; ++c) {
+      w[c] -= 0.1 * gradient[c] / (std::sqrt((c < kWidth ? v_w : v_b) / correction) + 1e-8);
+    }
+    const std::vector<float> got = Floats(shard->Content(watched));
+    for (int64_t c = 0; c < width; ++c) EXPECT_NEAR(got[c], w[c], 1e-5) << count;
+  }
+  v1::ShardStatus status;
+  shard->FillStatus(&status);
+  EXPECT_EQ(status.optimizer_bytes(), shard->rows() * 2 * 4);
 }
 
 TEST_F(TableShardTest, ScoreIsTheSoftmaxOverItsWords) {

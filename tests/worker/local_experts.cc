@@ -214,9 +214,10 @@ void LocalExperts::Update(const OptimizerStep& step, std::span<const Moments> mo
     m.push_back(pointers(of_expert.m));
     v.push_back(pointers(of_expert.v));
   }
+  const std::vector<OptimizerStep> steps(hidden_.size() + 1, step);
   std::vector<ExpertUpdate> updates;
   for (int32_t e = 0; e < experts(); ++e) {
-    updates.push_back({.expert = batch.experts[e], .m = m[e], .v = v[e], .step = step});
+    updates.push_back({.expert = batch.experts[e], .m = m[e], .v = v[e], .steps = steps});
   }
   backend_.ExpertUpdates(updates, batch.x.view(), Views<ConstMatrix>(batch.hidden),
                          Views<ConstMatrix>(batch.dhidden), batch.gated_dy.view());

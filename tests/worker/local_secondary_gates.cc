@@ -11,13 +11,14 @@ LocalSecondaryGates::LocalSecondaryGates(Backend& backend, const v1::Job& job,
       experts_(job.model().layers(layer).moe().experts()),
       waves_(job.training().waves()) {
   const ModelPlan plan = MakeModelPlan(job);
-  v1::Optimizer optimizer;
-  optimizer.mutable_sgd();
+  v1::Job without_moments = job;
+  without_moments.mutable_optimizer()->mutable_sgd();
   for (const ShardSpec& spec : plan.shards) {
     if (spec.kind != ShardKind::kExpert || spec.layer != layer) continue;
     Group& group = groups_.emplace_back();
     group.spec = spec;
-    group.parameters = std::make_unique<ParameterBlock>(backend, plan, spec, optimizer);
+    group.parameters =
+        std::make_unique<ParameterBlock>(backend, plan, spec, without_moments);
     group.gate = std::make_unique<SecondaryGate>(backend, job, spec, *group.parameters);
   }
 }

@@ -302,8 +302,7 @@ void LocalModel::UpdateTensor(const OptimizerStep& step, const TensorSpec& tenso
     own.kind = OptimizerStep::Kind::kSgd;
     own.adam.rate = tensor.own_rate;
   }
-  backend_.OptimizerUpdate(own, tensor.size(), gradient.data(), value, first.data(),
-                           second.data());
+  backend_.OptimizerUpdate(own, gradient.view(), value, first.data(), second.data());
   (*m)[tensor.name] = Download(first);
   (*v)[tensor.name] = Download(second);
 }

@@ -250,10 +250,10 @@ void CpuBackend::ExpertSquareSums(std::span<const ExpertRows> experts, ConstMatr
   cpu::ExpertSquareSums(context_, experts, x, hidden, dhidden, gated_dy, sums);
 }
 
-void CpuBackend::OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g,
-                                 float* w, float* m, float* v) {
+void CpuBackend::OptimizerUpdate(const OptimizerStep& step, ConstMatrix g, float* w,
+                                 float* m, float* v) {
   const FlushDenormals flush;
-  cpu::OptimizerUpdate(context_, step, n, g, w, m, v);
+  cpu::OptimizerUpdate(context_, step, g, w, m, v);
 }
 
 void CpuBackend::UpdateRows(const OptimizerStep& step, std::span<const int32_t> index,

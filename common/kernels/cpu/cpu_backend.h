@@ -89,7 +89,7 @@ class CpuBackend final : public Backend {
                         std::span<const ConstMatrix> dhidden, ConstMatrix gated_dy,
                         std::span<double> sums) override;
 
-  void OptimizerUpdate(const OptimizerStep& step, int64_t n, const float* g, float* w, float* m,
+  void OptimizerUpdate(const OptimizerStep& step, ConstMatrix g, float* w, float* m,
                        float* v) override;
   void UpdateRows(const OptimizerStep& step, std::span<const int32_t> index,
                   std::span<const int64_t> count, ConstMatrix g, Matrix w, Matrix m,

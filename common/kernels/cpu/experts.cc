@@ -55,10 +55,27 @@ void ForRowBlocks(const Context& context, std::span<const ExpertRows> experts,
           [&](int64_t i) { fn(experts[tasks[i].expert], tasks[i].rows); });
 }
 
-// c = a op(w)
-void Product(Transpose t, ConstMatrix a, ConstMatrix w, Matrix c) {
-  if (c.rows > kFewRows || w.rows == 0) return Sgemm(Transpose::kNo, t, 1, a, w, 0, c);
+template <typename Weights>
+void FewRows(Transpose t, ConstMatrix a, Weights w, Matrix c) {
   t == Transpose::kNo ? FewRowsProduct(a, w, c) : FewRowsProductTransposed(a, w, c);
+}
+
+// c = a op(W) for one of the expert's matrices, [rows, cols]; the bits for bf16 are those for the
+// same numbers as floats.
+void Product(const Context& context, Transpose t, ConstMatrix a, const ExpertRows& expert,
+             size_t matrix, int64_t rows, int64_t cols, Matrix c) {
+  const bool few = c.rows <= kFewRows && rows > 0;
+  if (expert.w16.empty()) {
+    const ConstMatrix w(expert.w[matrix], rows, cols);
+    return few ? FewRows(t, a, w, c) : Sgemm(Transpose::kNo, t, 1, a, w, 0, c);
+  }
+  const ConstBfloat16Matrix w16(expert.w16[matrix], rows, cols);
+  if (few) return FewRows(t, a, w16, c);
+  const Scratch<float> w(context.scratch, w16.size());
+  ForLanes(w16.size(), [&](auto lanes, int64_t i) {
+    lanes.Store(w.data() + i, lanes.Load(w16.data + i));
+  });
+  Sgemm(Transpose::kNo, t, 1, a, ConstMatrix(w.data(), rows, cols), 0, c);
 }
 
 void Relu(Matrix x) {
@@ -109,15 +126,15 @@ void ExpertForward(const Context& context, std::span<const ExpertRows> experts,
   for (const Matrix& layer : hidden) Check(layer.rows == x.rows, "hidden: [p, h]");
   Check(y.rows == x.rows && y.cols == x.cols, "x and y: [p, d]");
   ForRowBlocks(context, experts, x, [&](const ExpertRows& e, Range rows) {
-    Check(e.w.size() == depth + 1, "a matrix more than hidden layers");
+    Check(e.matrices() == depth + 1, "a matrix more than hidden layers");
     ConstMatrix in = Rows(x, rows);
     for (size_t i = 0; i < depth; ++i) {
       const Matrix out = Rows(hidden[i], rows);
-      Product(Transpose::kNo, in, ConstMatrix(e.w[i], in.cols, out.cols), out);
+      Product(context, Transpose::kNo, in, e, i, in.cols, out.cols, out);
       Relu(out);
       in = out;
     }
-    Product(Transpose::kNo, in, ConstMatrix(e.w[depth], in.cols, y.cols), Rows(y, rows));
+    Product(context, Transpose::kNo, in, e, depth, in.cols, y.cols, Rows(y, rows));
   });
 }
 
@@ -134,22 +151,22 @@ void ExpertBackward(const Context& context, std::span<const ExpertRows> experts,
   }
   Check(dx.rows == dy.rows && dx.cols == dy.cols, "dy and dx: [p, d]");
   ForRowBlocks(context, experts, dy, [&](const ExpertRows& e, Range rows) {
-    Check(e.w.size() == depth + 1, "a matrix more than hidden layers");
+    Check(e.matrices() == depth + 1, "a matrix more than hidden layers");
     const ConstMatrix last = hidden.back();
     Matrix gradient = Rows(dhidden.back(), rows);
-    Product(Transpose::kYes, Rows(dy, rows), ConstMatrix(e.w[depth], last.cols, dy.cols),
+    Product(context, Transpose::kYes, Rows(dy, rows), e, depth, last.cols, dy.cols,
             gradient);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       dgate[r] = GateRow(last.cols, gate[r], last.row(r), dhidden.back().row(r));
     }
     for (size_t i = depth - 1; i > 0; --i) {
       const Matrix before = Rows(dhidden[i - 1], rows);
-      Product(Transpose::kYes, gradient, ConstMatrix(e.w[i], before.cols, gradient.cols),
+      Product(context, Transpose::kYes, gradient, e, i, before.cols, gradient.cols,
               before);
       ReluBackward(Rows(hidden[i - 1], rows), before);
       gradient = before;
     }
-    Product(Transpose::kYes, gradient, ConstMatrix(e.w[0], dx.cols, gradient.cols),
+    Product(context, Transpose::kYes, gradient, e, 0, dx.cols, gradient.cols,
             Rows(dx, rows));
   });
 }

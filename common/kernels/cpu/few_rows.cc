@@ -15,9 +15,9 @@ constexpr int kGroup = 4;
 constexpr int64_t kDepth = 8;
 
 // c [kRows, 8 kVectors] (+)= a [kRows, depth] b [depth, 8 kVectors].
-template <int kRows, int kVectors, typename Lanes>
+template <int kRows, int kVectors, typename Lanes, typename Weight>
 inline void Panel(Lanes lanes, bool first, int64_t depth, const float* a,
-                  int64_t a_stride, const float* b, int64_t b_stride, float* c,
+                  int64_t a_stride, const Weight* b, int64_t b_stride, float* c,
                   int64_t c_stride) {
   Vec sum[kRows][kVectors];
   for (int r = 0; r < kRows; ++r) {
@@ -42,10 +42,10 @@ inline void Panel(Lanes lanes, bool first, int64_t depth, const float* a,
 }
 
 // The rows of a and c times rows [l, l + depth) of b.
-template <int kRows>
-void Strip(int64_t l, int64_t depth, ConstMatrix a, ConstMatrix b, Matrix c,
+template <int kRows, typename Weight>
+void Strip(int64_t l, int64_t depth, ConstMatrix a, BasicMatrix<const Weight> b, Matrix c,
            bool prefetch) {
-  const float* from = b.row(l);
+  const Weight* from = b.row(l);
   int64_t j = 0;
   for (; j + 2 * kLanes <= c.cols; j += 2 * kLanes) {
     if (prefetch) {
@@ -73,11 +73,11 @@ inline Vec SumEach(const Vec (&v)[8]) {
 }
 
 // Dot products of kRows rows of a with the rows of b.
-template <int kRows>
-void Dots(ConstMatrix a, ConstMatrix b, Matrix c) {
+template <int kRows, typename Weight>
+void Dots(ConstMatrix a, BasicMatrix<const Weight> b, Matrix c) {
   constexpr int kWeights = 8 / kRows;  // rows of b at a time
   for (int64_t j = 0; j < b.rows; j += kWeights) {
-    const float* weight[kWeights];
+    const Weight* weight[kWeights];
     for (int w = 0; w < kWeights; ++w) weight[w] = b.row(std::min(j + w, b.rows - 1));
     Vec sum[8] = {};
     ForLanes(b.cols, [&](auto lanes, int64_t l) {
@@ -129,9 +129,8 @@ void WithRows(int64_t rows, const Fn& fn) {
   }
 }
 
-}  // namespace
-
-void FewRowsProduct(ConstMatrix a, ConstMatrix b, Matrix c) {
+template <typename Weight>
+void Product(ConstMatrix a, BasicMatrix<const Weight> b, Matrix c) {
   Check(a.rows == c.rows && b.cols == c.cols && a.cols == b.rows,
         "[m, k] [k, n] = [m, n]");
   Check(b.rows > 0, "at least one term");
@@ -147,14 +146,15 @@ void FewRowsProduct(ConstMatrix a, ConstMatrix b, Matrix c) {
   }
 }
 
-void FewRowsProductTransposed(ConstMatrix a, ConstMatrix b, Matrix c) {
+template <typename Weight>
+void ProductTransposed(ConstMatrix a, BasicMatrix<const Weight> b, Matrix c) {
   Check(a.rows == c.rows && b.rows == c.cols && a.cols == b.cols,
         "[m, k] [n, k]^T = [m, n]");
   // Blocks of b stay in the first-level cache for all groups of rows.
   const int64_t block = std::max<int64_t>(8, 4096 / std::max<int64_t>(1, b.cols) / 8 * 8);
   for (int64_t j = 0; j < b.rows; j += block) {
     const Range cols{j, std::min(j + block, b.rows)};
-    const ConstMatrix weights = Rows(b, cols);
+    const BasicMatrix<const Weight> weights = Rows(b, cols);
     for (int64_t r = 0; r < c.rows; r += kGroup) {
       const int64_t rows = std::min<int64_t>(kGroup, c.rows - r);
       WithRows(rows, [&]<int kRows>() {
@@ -162,6 +162,18 @@ void FewRowsProductTransposed(ConstMatrix a, ConstMatrix b, Matrix c) {
       });
     }
   }
+}
+
+}  // namespace
+
+void FewRowsProduct(ConstMatrix a, ConstMatrix b, Matrix c) { Product(a, b, c); }
+void FewRowsProduct(ConstMatrix a, ConstBfloat16Matrix b, Matrix c) { Product(a, b, c); }
+
+void FewRowsProductTransposed(ConstMatrix a, ConstMatrix b, Matrix c) {
+  ProductTransposed(a, b, c);
+}
+void FewRowsProductTransposed(ConstMatrix a, ConstBfloat16Matrix b, Matrix c) {
+  ProductTransposed(a, b, c);
 }
 
 void FewOuterProducts(ConstMatrix a, ConstMatrix b, Matrix c) {

@@ -21,6 +21,21 @@ inline Range Part(int64_t size, int64_t parts, int64_t index) {
           std::min(size, blocks * (index + 1) / parts * 8)};
 }
 
+// A matrix cut into tiles of at most 256 x 256, numbered row by row.
+struct TileGrid {
+  static constexpr int64_t kSide = 256;
+
+  int64_t rows;
+  int64_t cols;
+
+  static int64_t Parts(int64_t size) { return (size + kSide - 1) / kSide; }
+  int64_t row_parts() const { return Parts(rows); }
+  int64_t col_parts() const { return Parts(cols); }
+  int64_t size() const { return row_parts() * col_parts(); }
+  Range RowsOf(int64_t tile) const { return Part(rows, row_parts(), tile / col_parts()); }
+  Range ColsOf(int64_t tile) const { return Part(cols, col_parts(), tile % col_parts()); }
+};
+
 template <typename T>
 BasicMatrix<T> Rows(BasicMatrix<T> x, Range range) {
   return x.Rows(range.begin, range.size());

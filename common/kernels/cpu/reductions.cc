@@ -74,6 +74,14 @@ double SquareSumOfBlock(int64_t n, const float* x) {
   return SumLanes(_mm256_add_pd(low, high));
 }
 
+double SquareSumOfRow(int64_t n, const float* x) {
+  double sum = 0;
+  for (int64_t begin = 0; begin < n; begin += kSquareBlock) {
+    sum += SquareSumOfBlock(std::min(kSquareBlock, n - begin), x + begin);
+  }
+  return sum;
+}
+
 double SquareSum(const Context& context, int64_t n, const float* x) {
   const int64_t blocks = (n + kSquareBlock - 1) / kSquareBlock;
   const Scratch<double> sums(context.scratch, blocks);

@@ -13,5 +13,7 @@ bool AllFinite(const Context& context, ConstMatrix x);
 
 // The sum of squares of at most some thousand numbers on this thread, in double.
 double SquareSumOfBlock(int64_t n, const float* x);
+// Of any number, in blocks whose sums are added in order.
+double SquareSumOfRow(int64_t n, const float* x);
 
 }  // namespace moe::cpu

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "common/tensor/bfloat16.h"
+
 namespace moe::cpu {
 
 using Vec = __m256;
@@ -13,10 +15,20 @@ inline constexpr int64_t kLanes = 8;
 
 inline Vec Splat(float x) { return _mm256_set1_ps(x); }
 
-// A whole vector.
+// A whole vector. Of a bf16 number the upper half of the lane is stored.
 struct AllLanes {
   Vec Load(const float* p) const { return _mm256_loadu_ps(p); }
+  Vec Load(const Bfloat16* p) const {
+    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+  }
   void Store(float* p, Vec v) const { _mm256_storeu_ps(p, v); }
+  void Store(Bfloat16* p, Vec v) const {
+    const __m256i halves = _mm256_srli_epi32(_mm256_castps_si256(v), 16);
+    const __m256i packed =
+        _mm256_permute4x64_epi64(_mm256_packus_epi32(halves, halves), 0b1000);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+  }
   // v in the lanes that count, other elsewhere.
   Vec Select(Vec v, Vec) const { return v; }
 };
@@ -25,14 +37,26 @@ struct AllLanes {
 struct FirstLanes {
   explicit FirstLanes(int64_t count)
       : mask(_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
-                                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))) {}
+                                _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))),
+        count(count) {}
   Vec Load(const float* p) const { return _mm256_maskload_ps(p, mask); }
+  Vec Load(const Bfloat16* p) const {
+    Bfloat16 whole[kLanes] = {};
+    for (int64_t i = 0; i < count; ++i) whole[i] = p[i];
+    return AllLanes{}.Load(whole);
+  }
   void Store(float* p, Vec v) const { _mm256_maskstore_ps(p, mask, v); }
+  void Store(Bfloat16* p, Vec v) const {
+    Bfloat16 whole[kLanes];
+    AllLanes{}.Store(whole, v);
+    for (int64_t i = 0; i < count; ++i) p[i] = whole[i];
+  }
   Vec Select(Vec v, Vec other) const {
     return _mm256_blendv_ps(other, v, _mm256_castsi256_ps(mask));
   }
 
   __m256i mask;
+  int64_t count;
 };
 
 // Calls body(lanes, i) for i = 0, 8, 16, ... < n.

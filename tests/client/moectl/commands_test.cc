@@ -109,6 +109,7 @@ TEST(Moectl, DescribeCountsAJob) {
   const Result text = Moectl({"describe", "--job", path});
   ASSERT_EQ(text.exit_status, 0) << text.err;
   EXPECT_THAT(text.out, HasSubstr("layer1.moe          288"));
+  EXPECT_THAT(text.out, HasSubstr("experts                      240       4.000"));
   const Result result = Moectl({"describe", "--job", path, "--vocabulary=10", "--json"});
   ASSERT_EQ(result.exit_status, 0) << result.err;
   const auto json = nlohmann::json::parse(result.out);
@@ -116,6 +117,11 @@ TEST(Moectl, DescribeCountsAJob) {
   EXPECT_EQ(json["layers"][1]["multiply_adds"], 2 * 2 * 4 * 5 + 2 * 4 * 6);
   EXPECT_EQ(json["embedding_parameters"], 40);
   EXPECT_EQ(json["softmax_parameters"], 50);
+  EXPECT_EQ(json["stored"]["experts"]["parameters"], 240);
+  EXPECT_EQ(json["stored"]["experts"]["parameter_bytes"], 4 * 240);
+  EXPECT_EQ(json["stored"]["experts"]["optimizer_bytes"], 0);
+  EXPECT_EQ(json["stored"]["experts"]["bytes_per_parameter"], 4);
+  EXPECT_EQ(json["stored"]["dense"]["parameter_bytes"], 4 * (144 + 48 + 40 + 50));
 }
 
 // A cluster of one coordinator and two servers that only answer questions.
@@ -343,23 +349,26 @@ TEST_F(EvalTest, NamesAMissingProgram) {
 
 TEST_F(EvalTest, ShowsTheContextsThatTheWorkerWrote) {
   Coordinator(kFinished, "exit 0");
-  Script("worker",
-         "echo \"$@\" > " + bin_ +
-             "/worker.flags\n"
-             "for a in \"$@\"; do case $a in --contexts_file=*) file=${a#*=};; esac; done\n"
-             "echo '{\"experts\": [{\"layer\": 1, \"expert\": 3, \"contexts\": [{\"gate\": "
-             "0.75, \"position\": 9, \"before\": \"in the\", \"word\": \"beginning\", "
-             "\"after\": \"God created\"}]}]}' > $file");
+  Script(
+      "worker",
+      "echo \"$@\" > " + bin_ +
+          "/worker.flags\n"
+          "for a in \"$@\"; do case $a in --contexts_file=*) file=${a#*=};; esac; done\n"
+          "echo '{\"experts\": [{\"layer\": 1, \"expert\": 3, \"contexts\": [{\"gate\": "
+          "0.75, \"position\": 9, \"before\": \"in the\", \"word\": \"beginning\", "
+          "\"after\": \"God created\"}]}]}' > $file");
   const auto ask = [&](std::vector<std::string> more) {
-    std::vector<std::string> arguments = {"experts", "--top-contexts=2", "--bin_dir=" + bin_};
+    std::vector<std::string> arguments = {"experts", "--top-contexts=2",
+                                          "--bin_dir=" + bin_};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return Moectl(arguments);
   };
   const Result text = ask({"--checkpoint=/c", "--data=/d", "--layer=1", "--expert=3"});
   ASSERT_EQ(text.exit_status, 0) << text.err;
   EXPECT_EQ(text.out, "expert 3 of layer 1\n  0.750  in the [beginning] God created\n");
-  EXPECT_THAT(Contents("worker.flags"),
-              HasSubstr("--contexts_per_expert=2 --contexts_layer=1 --contexts_expert=3"));
+  EXPECT_THAT(
+      Contents("worker.flags"),
+      HasSubstr("--contexts_per_expert=2 --contexts_layer=1 --contexts_expert=3"));
 
   const Result json = ask({"--checkpoint=/c", "--data=/d", "--json"});
   EXPECT_EQ(nlohmann::json::parse(json.out)["experts"][0]["contexts"][0]["position"], 9);
@@ -369,7 +378,8 @@ TEST_F(EvalTest, ShowsTheContextsThatTheWorkerWrote) {
   EXPECT_THAT(alone.err, HasSubstr("go with --top-contexts"));
   const Result without = ask({"--checkpoint=/c"});
   EXPECT_EQ(without.exit_status, 1);
-  EXPECT_THAT(without.err, HasSubstr("--top-contexts needs a --checkpoint and the --data"));
+  EXPECT_THAT(without.err,
+              HasSubstr("--top-contexts needs a --checkpoint and the --data"));
 }
 
 }  // namespace

@@ -1,0 +1,47 @@
+#include "common/job/tensor_state.h"
+
+namespace moe {
+namespace {
+
+SecondMoment KindOf(const v1::Adam& adam, const TensorSpec& tensor) {
+  if (tensor.rows == 1) return SecondMoment::kFull;
+  switch (adam.second_moment()) {
+    case v1::SECOND_MOMENT_FACTORED:
+      return SecondMoment::kFactored;
+    case v1::SECOND_MOMENT_PER_ROW:
+      return SecondMoment::kPerRow;
+    default:
+      return SecondMoment::kFull;
+  }
+}
+
+const v1::Adam& AdamOf(const v1::Optimizer& optimizer, const TensorSpec& tensor) {
+  if (tensor.of_expert && optimizer.has_experts()) return optimizer.experts();
+  if (tensor.of_table && optimizer.has_tables()) return optimizer.tables();
+  return optimizer.adam();
+}
+
+}  // namespace
+
+TensorState StateOf(const v1::Optimizer& optimizer, const TensorSpec& tensor) {
+  TensorState state;
+  state.parameter_bytes = tensor.size() * (tensor.bfloat16 ? 2 : 4);
+  if (tensor.own_rate > 0 || !optimizer.has_adam()) return state;
+  state.adam = &AdamOf(optimizer, tensor);
+  state.second_moment = KindOf(*state.adam, tensor);
+  state.m = state.adam->beta1() > 0 ? tensor.size() : 0;
+  switch (state.second_moment) {
+    case SecondMoment::kFull:
+      state.v = tensor.size();
+      break;
+    case SecondMoment::kFactored:
+      state.v = tensor.rows + tensor.cols;
+      break;
+    case SecondMoment::kPerRow:
+      state.v = tensor.rows;
+      break;
+  }
+  return state;
+}
+
+}  // namespace moe

@@ -1,0 +1,284 @@
+// What a shard keeps of its tensors, on the backend and in files.
+#include "server/parameter_block.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/random/random.h"
+#include "tests/server/made_step.h"
+
+namespace moe {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr char kFactored[] =
+    "adam {} experts { beta1: 0 second_moment: SECOND_MOMENT_FACTORED }";
+
+class ParameterBlockTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    std::string error;
+    backend_ = MakeCpuBackend(1, &error);
+    ASSERT_NE(backend_, nullptr) << error;
+  }
+
+  static v1::Job JobWith(const std::string& optimizer, bool bfloat16 = false,
+                         bool hierarchical = false) {
+    v1::Job job = hierarchical ? testing::MadeHierarchicalJob(optimizer)
+                               : testing::MadeJob(optimizer);
+    if (bfloat16) {
+      job.mutable_model()
+          ->mutable_layers(testing::kLayer)
+          ->mutable_moe()
+          ->set_parameters(v1::PARAMETERS_BFLOAT16);
+    }
+    return job;
+  }
+
+  // Of the job's shard with this id.
+  std::unique_ptr<ParameterBlock> Make(const v1::Job& job,
+                                       const std::string& shard = "layer1/group0") {
+    const ModelPlan plan = MakeModelPlan(job);
+    for (const ShardSpec& spec : plan.shards) {
+      if (spec.id != shard) continue;
+      auto block = std::make_unique<ParameterBlock>(*backend_, plan, spec, job);
+      block->Initialize(job.seed());
+      return block;
+    }
+    ADD_FAILURE() << "no shard " << shard;
+    return nullptr;
+  }
+
+  // Random state and some updates.
+  void Disturb(ParameterBlock& block) {
+    const RandomKey key = MakeKey(1, Purpose::kProbe, {});
+    uint64_t row = 0;
+    const auto fill = [&](float* data, int64_t size) {
+      std::vector<float> values(size);
+      FillUniform(key, row++, values);
+      backend_->Upload(values.data(), data, size * sizeof(float));
+    };
+    for (int i = 0; i < block.tensors(); ++i) {
+      const TensorSpec& tensor = block.tensor(i);
+      for (int update = 0; update <= i % 3; ++update) block.NextUpdate(i, 0.1, 1);
+      if (block.w(i) != nullptr) fill(block.w(i), tensor.size());
+      if (block.m(i) != nullptr) fill(block.m(i), tensor.size());
+      if (block.v(i) != nullptr) fill(block.v(i), tensor.rows);
+    }
+  }
+
+  // To the folder `name`; returns the file.
+  std::unique_ptr<SafetensorsFile> Write(const ParameterBlock& block,
+                                         const std::string& name) {
+    const std::string folder = ::testing::TempDir() + "/parameter_block_" + name;
+    std::filesystem::create_directories(folder);
+    const auto written = block.Write({.folder = folder, .job = "made", .step = 2});
+    EXPECT_TRUE(written.ok()) << written.status();
+    auto file = SafetensorsFile::Open(folder + "/" + written->file());
+    EXPECT_TRUE(file.ok()) << file.status();
+    // The digests of a file are those of what the block holds, and of the bytes in it.
+    const std::vector<v1::TensorDigest> digests = block.Digests();
+    EXPECT_EQ(written->tensors_size(), static_cast<int>(digests.size()));
+    for (size_t i = 0; i < digests.size(); ++i) {
+      EXPECT_EQ(written->tensors(static_cast<int>(i)).sha256(), digests[i].sha256());
+    }
+    return *std::move(file);
+  }
+
+  // "dtype [shape]" of the entries of one tensor, by what follows its name.
+  static std::map<std::string, std::string> EntriesOf(const SafetensorsFile& file,
+                                                      const std::string& tensor) {
+    std::map<std::string, std::string> entries;
+    for (const SafetensorsEntry& entry : file.entries()) {
+      if (!entry.name.starts_with(tensor)) continue;
+      std::string& text = entries[entry.name.substr(tensor.size())];
+      text = entry.dtype;
+      for (int64_t extent : entry.shape) text += " " + std::to_string(extent);
+    }
+    return entries;
+  }
+
+  std::unique_ptr<Backend> backend_;
+};
+
+TEST_F(ParameterBlockTest, KeepsWhatTheOptimizerNeeds) {
+  // 3 experts with [5, 7] and [7, 5].
+  const auto plain = Make(JobWith("sgd {}"));
+  EXPECT_EQ(plain->parameter_bytes(), 3 * 2 * 35 * 4u);
+  EXPECT_EQ(plain->optimizer_bytes(), 0u);
+  EXPECT_EQ(plain->m(0), nullptr);
+  EXPECT_EQ(plain->v(0), nullptr);
+  const auto full = Make(JobWith("adam {}"));
+  EXPECT_EQ(full->optimizer_bytes(), 2 * full->parameter_bytes());
+  const auto no_first = Make(JobWith("adam { beta1: 0 }"));
+  EXPECT_EQ(no_first->optimizer_bytes(), no_first->parameter_bytes());
+  EXPECT_EQ(no_first->m(0), nullptr);
+  const auto factored = Make(JobWith(kFactored));
+  EXPECT_EQ(factored->optimizer_bytes(), 3 * 2 * (5 + 7) * 4u);
+  EXPECT_EQ(factored->NextUpdate(0, 1, 1).second_moment, SecondMoment::kFactored);
+  const auto by_row =
+      Make(JobWith("adam { beta1: 0 second_moment: SECOND_MOMENT_PER_ROW }"));
+  EXPECT_EQ(by_row->optimizer_bytes(), 3 * (5 + 7) * 4u);
+  const auto halves = Make(JobWith(kFactored, /*bfloat16=*/true));
+  EXPECT_EQ(halves->parameter_bytes(), 3 * 2 * 35 * 2u);
+  EXPECT_EQ(halves->optimizer_bytes(), factored->optimizer_bytes());
+  EXPECT_EQ(halves->w(0), nullptr);
+  EXPECT_NE(halves->w16(0), nullptr);
+}
+
+TEST_F(ParameterBlockTest, TheExpertsOptimizerIsNotThatOfAGroupsGate) {
+  const auto block = Make(JobWith(kFactored, /*bfloat16=*/true, /*hierarchical=*/true));
+  // wg and wnoise [5, 3] are floats with both moments.
+  EXPECT_EQ(block->parameter_bytes(), 2 * 15 * 4 + 3 * 2 * 35 * 2u);
+  EXPECT_EQ(block->optimizer_bytes(), 2 * 15 * 8 + 3 * 2 * (5 + 7) * 4u);
+  EXPECT_EQ(block->NextUpdate(0, 1, 1).adam.beta1, 0.9f);
+  EXPECT_EQ(block->NextUpdate(2, 1, 1).adam.beta1, 0);
+}
+
+TEST_F(ParameterBlockTest, VectorsKeepTheirSecondMomentInFull) {
+  const auto block =
+      Make(JobWith("adam { beta1: 0 second_moment: SECOND_MOMENT_PER_ROW }"), "dense/1");
+  int vectors = 0;
+  for (int i = 0; i < block->tensors(); ++i) {
+    vectors += block->tensor(i).rows == 1;
+    EXPECT_EQ(block->NextUpdate(i, 1, 1).second_moment,
+              block->tensor(i).rows == 1 ? SecondMoment::kFull : SecondMoment::kPerRow);
+  }
+  EXPECT_GT(vectors, 0);
+}
+
+TEST_F(ParameterBlockTest, ATensorWithARateOfItsOwnHasNoMoments) {
+  v1::Job job = JobWith("adam {}");
+  job.mutable_training()->set_dense_shards(1);
+  job.mutable_model()
+      ->mutable_layers(testing::kLayer)
+      ->mutable_moe()
+      ->set_gating(v1::GATING_STRICTLY_BALANCED);
+  const auto block = Make(job, "dense/0");
+  int found = 0;
+  for (int i = 0; i < block->tensors(); ++i) {
+    const bool own = block->tensor(i).own_rate > 0;
+    found += own;
+    EXPECT_EQ(block->m(i) == nullptr, own);
+    EXPECT_EQ(block->v(i) == nullptr, own);
+  }
+  EXPECT_EQ(found, 1);
+  EXPECT_EQ(block->optimizer_bytes(), 8u * (block->size() - testing::kExperts));
+}
+
+TEST_F(ParameterBlockTest, EntriesOfAFileByOptimizer) {
+  using Entries = std::map<std::string, std::string>;
+  const std::string w1 = "layer1.moe.expert1.w1";
+  const auto entries = [&](const std::string& optimizer, bool bfloat16) {
+    return EntriesOf(*Write(*Make(JobWith(optimizer, bfloat16)), "entries"), w1);
+  };
+  EXPECT_EQ(entries("sgd {}", false), (Entries{{"", "F32 5 7"}}));
+  EXPECT_EQ(entries("adam {}", true),
+            (Entries{{"", "BF16 5 7"}, {"#m", "F32 5 7"}, {"#v", "F32 5 7"}}));
+  EXPECT_EQ(entries(kFactored, true),
+            (Entries{{"", "BF16 5 7"}, {"#v.rows", "F32 5"}, {"#v.cols", "F32 7"}}));
+  EXPECT_EQ(entries("adam { beta1: 0 second_moment: SECOND_MOMENT_PER_ROW }", false),
+            (Entries{{"", "F32 5 7"}, {"#v.rows", "F32 5"}}));
+}
+
+TEST_F(ParameterBlockTest, AFileRestoresTheStateThatWasWritten) {
+  int number = 0;
+  for (const char* optimizer : {"sgd {}", "adam {}", kFactored,
+                                "adam { second_moment: SECOND_MOMENT_PER_ROW }"}) {
+    for (bool bfloat16 : {false, true}) {
+      for (bool hierarchical : {false, true}) {
+        const v1::Job job = JobWith(optimizer, bfloat16, hierarchical);
+        const auto written = Make(job);
+        Disturb(*written);
+        const std::string name = "state" + std::to_string(number++);
+        const auto file = Write(*written, name);
+        const auto restored = Make(job);
+        ASSERT_TRUE(restored->Restore(*file).ok()) << restored->Restore(*file);
+        // What it writes has the same bytes: parameters, moments and counts.
+        const auto again = Write(*restored, name + "again");
+        ASSERT_EQ(again->entries().size(), file->entries().size());
+        EXPECT_EQ(again->metadata(), file->metadata());
+        for (size_t i = 0; i < file->entries().size(); ++i) {
+          const SafetensorsEntry &a = file->entries()[i], &b = again->entries()[i];
+          EXPECT_EQ(a.name, b.name);
+          EXPECT_EQ(std::string(static_cast<const char*>(a.data), a.bytes),
+                    std::string(static_cast<const char*>(b.data), b.bytes))
+              << a.name;
+        }
+        for (int i = 0; i < restored->tensors(); ++i) {
+          EXPECT_EQ(restored->count(i), 1 + i % 3);
+        }
+      }
+    }
+  }
+}
+
+TEST_F(ParameterBlockTest, RefusesAFileOfAnotherOptimizer) {
+  const auto refusal = [&](const v1::Job& of, const v1::Job& to) {
+    const auto file = Write(*Make(of), "other");
+    return std::string(Make(to)->Restore(*file).message());
+  };
+  const std::string same = "is the file of a job with the same model and optimizer?";
+  EXPECT_THAT(
+      refusal(JobWith("adam {}"), JobWith(kFactored)),
+      AllOf(HasSubstr("layer1-group0.safetensors"),
+            HasSubstr("no entry \"layer1.moe.expert0.w1#v.rows\""), HasSubstr(same)));
+  EXPECT_THAT(refusal(JobWith(kFactored), JobWith("adam {}")),
+              HasSubstr("no entry \"layer1.moe.expert0.w1#m\""));
+  EXPECT_THAT(refusal(JobWith("adam {}"), JobWith("adam { beta1: 0 }")),
+              AllOf(HasSubstr("has an entry \"layer1.moe.expert0.w1#m\", for "
+                              "which this job has no use"),
+                    HasSubstr(same)));
+  EXPECT_THAT(refusal(JobWith(kFactored),
+                      JobWith("adam { beta1: 0 second_moment: SECOND_MOMENT_PER_ROW }")),
+              HasSubstr("has an entry \"layer1.moe.expert0.w1#v.cols\""));
+  EXPECT_THAT(refusal(JobWith("sgd {}"), JobWith("sgd {}", /*bfloat16=*/true)),
+              HasSubstr("layer1.moe.expert0.w1 is F32 [5, 7] instead of BF16 [5, 7]"));
+}
+
+TEST_F(ParameterBlockTest, Bfloat16StartsWithTheNearest) {
+  const v1::Job job = JobWith("sgd {}", /*bfloat16=*/true);
+  const auto block = Make(job);
+  for (int i = 0; i < block->tensors(); ++i) {
+    const TensorSpec& tensor = block->tensor(i);
+    std::vector<float> exact(tensor.size());
+    FillInitialValues(job.seed(), tensor, exact.data());
+    std::vector<Bfloat16> got(tensor.size());
+    backend_->Download(block->w16(i), got.data(), got.size() * sizeof(Bfloat16));
+    for (size_t j = 0; j < got.size(); ++j) {
+      EXPECT_EQ(got[j], ToBfloat16(exact[j]));
+      EXPECT_NEAR(ToFloat(got[j]), exact[j], 0x1p-8 * std::abs(exact[j]));
+    }
+  }
+}
+
+// By seed, tensor and update.
+TEST_F(ParameterBlockTest, EveryUpdateHasRandomBitsOfItsOwn) {
+  v1::Job job = JobWith("sgd {}", /*bfloat16=*/true);
+  std::vector<RandomKey> keys;
+  for (uint64_t seed : {5, 6}) {
+    job.set_seed(seed);
+    const auto block = Make(job);
+    for (int i : {0, 1}) {
+      for (int update = 0; update < 2; ++update) {
+        keys.push_back(block->NextUpdate(i, 1, 1).rounding);
+      }
+    }
+  }
+  for (size_t i = 0; i < keys.size(); ++i) {
+    for (size_t j = 0; j < i; ++j) EXPECT_FALSE(keys[i] == keys[j]) << i << " " << j;
+  }
+  EXPECT_EQ(keys[0], Make(JobWith("sgd {}", true))->NextUpdate(0, 1, 1).rounding);
+}
+
+}  // namespace
+}  // namespace moe
