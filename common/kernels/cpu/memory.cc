@@ -1,7 +1,5 @@
 #include "common/kernels/cpu/memory.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <bit>
@@ -9,41 +7,68 @@
 #include <cstdlib>
 
 #include "common/kernels/cpu/check.h"
+#include "common/kernels/cpu/large_blocks.h"
 
 namespace moe::cpu {
 namespace {
 
 constexpr size_t kAlignment = 64;
 constexpr size_t kLarge = size_t{1} << 20;
-constexpr size_t kHugePage = size_t{2} << 20;
 // Large blocks start at one of these many multiples of an odd number of cache lines.
 constexpr size_t kColors = 16;
 constexpr size_t kColorStep = 69 * kAlignment;
 constexpr size_t kSmallestScratch = size_t{64} << 10;
 
+// Stands just before the memory that callers get.
+struct Header {
+  void* base;
+  size_t large_bytes;  // of the large block; 0: malloc's
+};
+static_assert(sizeof(Header) <= kAlignment);
+
+// Sanitizers know malloc's blocks only.
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kLargeBlock = SIZE_MAX;
+#else
+constexpr size_t kLargeBlock = kHugePage;
+#endif
+
+// Of the process, to its end.
+LargeBlocks& TheLargeBlocks() {
+  static LargeBlocks* const blocks = new LargeBlocks();
+  return *blocks;
+}
+
 }  // namespace
 
 void* AllocateAligned(size_t bytes) {
-  size_t alignment = kAlignment;
-  // The allocation's own address stands just before what the caller gets.
   size_t offset = kAlignment;
   if (bytes >= kLarge) {
     static std::atomic<size_t> color{0};
     offset += color.fetch_add(1, std::memory_order_relaxed) % kColors * kColorStep;
-    if (bytes >= kHugePage) alignment = kHugePage;
   }
-  const size_t total = (offset + bytes + alignment - 1) / alignment * alignment;
-  char* base = static_cast<char*>(std::aligned_alloc(alignment, total));
-  Check(base != nullptr, "enough memory");
-  // Advice only: where it fails, ordinary pages serve.
-  if (alignment == kHugePage) madvise(base, total, MADV_HUGEPAGE);
-  char* memory = base + offset;
-  reinterpret_cast<void**>(memory)[-1] = base;
+  Header header;
+  if (bytes >= kLargeBlock) {
+    const LargeBlocks::Block block = TheLargeBlocks().Take(offset + bytes);
+    header = {block.memory, block.bytes};
+  } else {
+    const size_t total = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
+    header = {std::aligned_alloc(kAlignment, total), 0};
+    Check(header.base != nullptr, "enough memory");
+  }
+  char* const memory = static_cast<char*>(header.base) + offset;
+  reinterpret_cast<Header*>(memory)[-1] = header;
   return memory;
 }
 
 void FreeAligned(void* memory) {
-  if (memory != nullptr) std::free(static_cast<void**>(memory)[-1]);
+  if (memory == nullptr) return;
+  const Header header = static_cast<Header*>(memory)[-1];
+  if (header.large_bytes > 0) {
+    TheLargeBlocks().Return({header.base, header.large_bytes});
+  } else {
+    std::free(header.base);
+  }
 }
 
 ScratchPool::~ScratchPool() {

@@ -26,7 +26,8 @@ class ScratchPool {
   template <typename T>
   class Lease {
    public:
-    Lease(ScratchPool& pool, size_t count) : pool_(pool), block_(pool.Take(count * sizeof(T))) {}
+    Lease(ScratchPool& pool, size_t count)
+        : pool_(pool), block_(pool.Take(count * sizeof(T))) {}
     ~Lease() { pool_.Return(block_); }
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
