@@ -62,6 +62,8 @@ Member::Options ExpertServer::Registration() const {
   registration.set_protocol_version(kProtocolVersion);
   registration.set_numerics(NumericsFingerprint(*backend_));
   registration.set_numerics_description(backend_->Description());
+  registration.set_memory_bytes(options_.memory);
+  registration.set_threads(options_.threads);
   return member;
 }
 

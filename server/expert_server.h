@@ -2,6 +2,7 @@
 // gives it, and serves them until the job is over.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -31,6 +32,8 @@ class ExpertServer {
     std::string advertise;
     std::string coordinator;
     int threads = 1;
+    // Bytes that it may use; 0: what the machine has available.
+    uint64_t memory = 0;
     absl::Duration join_timeout = absl::Seconds(60);
     // From the first replica's frame or close to the last one's.
     absl::Duration rendezvous_timeout = absl::Seconds(60);

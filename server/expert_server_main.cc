@@ -31,6 +31,10 @@ ABSL_FLAG(std::string, coordinator, "",
           "Address of the coordinator: host:port or unix:path. Required.");
 ABSL_FLAG(int, threads, 0,
           "Threads that compute. 0: as many as the machine has. Never changes a result.");
+ABSL_FLAG(
+    double, memory_gib, 0,
+    "Memory that it may use, in GiB; a job that is computed to need more is refused. "
+    "0: what the machine has available, shared with the other members there.");
 ABSL_FLAG(absl::Duration, join_timeout, absl::Seconds(60),
           "How long to wait for a coordinator that isn't there yet.");
 ABSL_FLAG(
@@ -82,6 +86,7 @@ int main(int argc, char** argv) {
   options.advertise = absl::GetFlag(FLAGS_advertise);
   options.coordinator = absl::GetFlag(FLAGS_coordinator);
   options.threads = absl::GetFlag(FLAGS_threads);
+  options.memory = moe::BytesOfGib("memory_gib", absl::GetFlag(FLAGS_memory_gib));
   options.join_timeout = absl::GetFlag(FLAGS_join_timeout);
   options.rendezvous_timeout = absl::GetFlag(FLAGS_rendezvous_timeout);
   if (options.name.empty()) moe::ExitWithUsageError("--name is required");

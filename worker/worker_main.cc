@@ -17,6 +17,10 @@ ABSL_FLAG(std::string, coordinator, "127.0.0.1:7070", "host:port of the coordina
 ABSL_FLAG(std::string, data, "", "Folder with the prepared text (see prepare_text).");
 ABSL_FLAG(int, threads, 1,
           "Threads that compute; no more than the replicas it owns are of use.");
+ABSL_FLAG(
+    double, memory_gib, 0,
+    "Memory that it may use, in GiB; a job that is computed to need more is refused. "
+    "0: what the machine has available, shared with the other members there.");
 ABSL_FLAG(absl::Duration, join_timeout, absl::Seconds(60),
           "How long to try to reach the coordinator.");
 ABSL_FLAG(absl::Duration, start_timeout, absl::Minutes(10),
@@ -54,6 +58,7 @@ int main(int argc, char** argv) {
   options.coordinator = absl::GetFlag(FLAGS_coordinator);
   options.data = absl::GetFlag(FLAGS_data);
   options.threads = absl::GetFlag(FLAGS_threads);
+  options.memory = moe::BytesOfGib("memory_gib", absl::GetFlag(FLAGS_memory_gib));
   options.join_timeout = absl::GetFlag(FLAGS_join_timeout);
   options.start_timeout = absl::GetFlag(FLAGS_start_timeout);
   options.step_timeout = absl::GetFlag(FLAGS_step_timeout);

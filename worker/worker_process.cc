@@ -29,6 +29,7 @@ v1::RegisterRequest Registration(const Worker::Options& options, const TokenData
   request.set_protocol_version(kProtocolVersion);
   request.set_numerics(NumericsFingerprint(backend));
   request.set_numerics_description(backend.Description());
+  request.set_memory_bytes(options.memory);
   v1::DataDescription& description = *request.mutable_data();
   description.set_sha256(data.sha256());
   description.set_vocabulary(data.vocabulary().size());

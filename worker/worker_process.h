@@ -2,6 +2,7 @@
 // leaves.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <thread>
@@ -30,6 +31,8 @@ class Worker {
     // Folder that prepare_text wrote.
     std::string data;
     int threads = 1;
+    // Bytes that it may use; 0: what the machine has available.
+    uint64_t memory = 0;
     absl::Duration join_timeout = absl::Seconds(60);
     // How long any wait for a server may take.
     absl::Duration step_timeout = absl::Seconds(60);

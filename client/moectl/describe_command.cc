@@ -1,3 +1,10 @@
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/moectl/command.h"
@@ -7,9 +14,15 @@
 #include "common/base/status_macros.h"
 #include "common/job/describe.h"
 #include "common/job/job_file.h"
+#include "common/job/model_plan.h"
+#include "common/job/placement.h"
+#include "common/job/step_memory.h"
 
 namespace moe {
 namespace {
+
+// Members, and threads, that a cluster may be asked about.
+constexpr int kMost = 100'000;
 
 class DescribeCommand final : public Command {
  public:
@@ -22,11 +35,13 @@ class DescribeCommand final : public Command {
            "forward pass per\n"
            "timestep with k active experts, and without embedding and softmax, which are "
            "listed apart.\n"
-           "Then the bytes of parameters and of the optimizer's state on all servers, "
-           "for "
-           "the experts'\n"
-           "matrices and for all else (dense).\n\n"
-           "Usage: moectl describe --job FILE [--vocabulary N] [--json]\n\n"
+           "Then the bytes of parameters and of the optimizer's state on all servers, for the "
+           "experts'\n"
+           "matrices and for all else (dense). With --servers or --workers also the memory "
+           "that training\n"
+           "takes of each member, as the coordinator computes it at start.\n\n"
+           "Usage: moectl describe --job FILE [--vocabulary N] [--json]\n"
+           "           [--servers N] [--workers N] [--threads N]\n\n"
            "Example: moectl describe --job deploy/configs/tiny.textproto\n";
   }
   void AddFlags(FlagSet& flags) override {
@@ -40,6 +55,19 @@ class DescribeCommand final : public Command {
                .placeholder = "N",
                .help = "Words, for a job that takes their number from its data. 0: as "
                        "the job says."});
+    flags.Add({.name = "servers",
+               .value = &servers_,
+               .placeholder = "N",
+               .help = "Servers, to compute the memory. 0: 1, if --workers is given."});
+    flags.Add({.name = "workers",
+               .value = &workers_,
+               .placeholder = "N",
+               .help = "Workers, likewise."});
+    flags.Add(
+        {.name = "threads",
+         .value = &threads_,
+         .placeholder = "N",
+         .help = "Threads of each server. 0: as many as it has groups of experts."});
     flags.Add({.name = "json", .value = &json_, .help = "Print JSON, for scripts."});
   }
   absl::Status Run(std::ostream& out) override {
@@ -47,12 +75,97 @@ class DescribeCommand final : public Command {
     if (vocabulary_ > 0) job.mutable_model()->set_vocabulary(vocabulary_);
     const ModelCount count = CountModel(job);
     const ModelStored stored = CountStored(job);
-    out << (json_ ? Print(ToJson(job, count, stored))
-                  : absl::StrCat(View(job, count), "\n", View(job, stored)));
+    MemoryNeeds memory;
+    if (servers_ != 0 || workers_ != 0) {
+      ASSIGN_OR_RETURN(memory, Memory(job));
+    }
+    if (json_) {
+      Json described = ToJson(job, count, stored);
+      if (!memory.empty()) described["memory"] = MemoryToJson(memory);
+      out << Print(described);
+    } else {
+      out << View(job, count) << "\n" << View(job, stored);
+      if (!memory.empty()) out << "\n" << MemoryView(memory);
+    }
     return absl::OkStatus();
   }
 
  private:
+  // Member ids "server/s0" ...
+  static std::vector<std::string> Ids(const char* prefix, int count) {
+    std::vector<std::string> ids;
+    // As wide as the last one, so that they ascend.
+    const int width = static_cast<int>(absl::StrCat(count - 1).size());
+    for (int i = 0; i < count; ++i) {
+      ids.push_back(absl::StrFormat("%s%0*d", prefix, width, i));
+    }
+    return ids;
+  }
+
+  absl::StatusOr<MemoryNeeds> Memory(const v1::Job& job) const {
+    for (const auto& [flag, value] :
+         {std::pair("servers", servers_), std::pair("workers", workers_),
+          std::pair("threads", threads_)}) {
+      if (value <= kMost) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("--", flag, " is ", value, "; it must be at most ", kMost));
+    }
+    if (workers_ > job.training().replicas()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--workers is ", workers_, ", and the job's training.replicas is ",
+                       job.training().replicas(), "; a worker has at least one replica"));
+    }
+    if (job.model().vocabulary() == 0) {
+      return absl::InvalidArgumentError(
+          "the job takes its number of words from the data, on which its memory depends: "
+          "give --vocabulary");
+    }
+    const std::vector<std::string> servers = Ids("server/s", std::max(servers_, 1));
+    const std::vector<std::string> workers = Ids("worker/w", std::max(workers_, 1));
+    std::map<std::string, int> threads;
+    for (const std::string& server : servers) threads[server] = threads_;
+    const ModelPlan plan = MakeModelPlan(job);
+    return ComputeMemoryNeeds(job, plan, MakePlacement(plan, servers),
+                              AssignReplicas(job.training().replicas(), workers), threads,
+                              /*training=*/true);
+  }
+
+  static Json MemoryToJson(const MemoryNeeds& memory) {
+    Json members = Json::array();
+    for (const auto& [member, need] : memory) {
+      members.push_back({{"member", member},
+                         {"program", need.program},
+                         {"parameters", need.parameters},
+                         {"optimizer", need.optimizer},
+                         {"gradients", need.gradients},
+                         {"activations", need.activations},
+                         {"messages", need.messages},
+                         {"total", need.total()}});
+    }
+    return members;
+  }
+
+  static std::string MemoryView(const MemoryNeeds& memory) {
+    constexpr auto kRight = TextTable::Align::kRight;
+    TextTable table(std::vector<TextTable::Column>{{"MEMORY"},
+                                                   {"PARAMETERS", kRight},
+                                                   {"OPTIMIZER", kRight},
+                                                   {"GRADIENTS", kRight},
+                                                   {"ACTIVATIONS", kRight},
+                                                   {"MESSAGES", kRight},
+                                                   {"PROGRAM", kRight},
+                                                   {"TOTAL", kRight}});
+    const auto bytes = [](int64_t count) {
+      return count == 0 ? "-" : FormatBytes(static_cast<uint64_t>(count));
+    };
+    for (const auto& [member, need] : memory) {
+      table.AddRow({member, bytes(need.parameters), bytes(need.optimizer),
+                    bytes(need.gradients), bytes(need.activations), bytes(need.messages),
+                    bytes(need.program), bytes(need.total())});
+    }
+    return table.ToString();
+  }
+
   static Json ToJson(const v1::Job& job, const ModelCount& count,
                      const ModelStored& stored) {
     Json layers = Json::array();
@@ -129,6 +242,9 @@ class DescribeCommand final : public Command {
 
   std::string job_;
   int vocabulary_ = 0;
+  int servers_ = 0;
+  int workers_ = 0;
+  int threads_ = 0;
   bool json_ = false;
 };
 

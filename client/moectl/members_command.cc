@@ -14,8 +14,10 @@ class MembersCommand final : public ClusterCommand {
   }
   std::string details() const override {
     return "One line a member: where it runs, when the coordinator last heard of it, "
-           "where its time\n"
-           "goes, and what it waits for at present. --json adds the numerics "
+           "what\n"
+           "the job is computed to need of its memory (which the members of a machine "
+           "share), where its\n"
+           "time goes, and what it waits for at present. --json adds the numerics "
            "fingerprint.\n\n"
            "Usage: moectl members [--coordinator HOST:PORT] [--json]\n\n"
            "Example: moectl members --coordinator node0:7070\n";

@@ -35,6 +35,14 @@ std::string Share(double part, double all) {
   return absl::StrFormat("%.0f %%", 100 * part / all);
 }
 
+// "needs 1.2 GiB of 20.3 GiB"
+std::string Memory(const v1::MemberStatus& member) {
+  const std::string has =
+      member.memory_bytes() == 0 ? "?" : FormatBytes(member.memory_bytes());
+  if (member.memory_need_bytes() == 0) return has;
+  return absl::StrCat("needs ", FormatBytes(member.memory_need_bytes()), " of ", has);
+}
+
 }  // namespace
 
 std::string PhaseName(v1::Phase phase) {
@@ -143,6 +151,7 @@ std::string MembersView(const v1::GetClusterStatusResponse& status) {
                                       {"PID", kRight},
                                       {"ADDRESS"},
                                       {"HEARD", kRight},
+                                      {"MEMORY"},
                                       {"TIME"},
                                       {"WAITING FOR"}});
   for (const v1::MemberStatus& member : status.members()) {
@@ -150,7 +159,7 @@ std::string MembersView(const v1::GetClusterStatusResponse& status) {
     table.AddRow({member.member(), member.host(), absl::StrCat(member.pid()),
                   member.address().empty() ? "-" : member.address(),
                   absl::StrFormat("%.1f s ago", member.seconds_since_heartbeat()),
-                  shares.empty() ? "-" : shares,
+                  Memory(member), shares.empty() ? "-" : shares,
                   member.waiting_for().empty() ? "-" : member.waiting_for()});
   }
   return table.ToString();

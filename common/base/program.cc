@@ -2,6 +2,7 @@
 
 #include <glog/logging.h>
 
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -123,6 +124,14 @@ void ExitWithUsageError(std::string_view message) {
   std::fprintf(stderr, "%s: %.*s\n--help lists the flags.\n", ProgramName().c_str(),
                static_cast<int>(message.size()), message.data());
   std::exit(2);
+}
+
+uint64_t BytesOfGib(std::string_view flag, double gib) {
+  if (!(gib >= 0 && gib <= 1e9)) {
+    ExitWithUsageError(
+        absl::StrCat("--", ToAbsl(flag), " is ", gib, "; it must be from 0 to 1e9"));
+  }
+  return static_cast<uint64_t>(gib * (uint64_t{1} << 30));
 }
 
 }  // namespace moe

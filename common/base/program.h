@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string_view>
 #include <vector>
 
@@ -23,5 +24,8 @@ std::vector<std::string_view> ParseCommandLine(int argc, char** argv,
 // Prints "<program>: <message>" and a pointer to --help, and exits with 2: for flags that
 // parse but don't make sense.
 [[noreturn]] void ExitWithUsageError(std::string_view message);
+
+// The value of a flag that is a size in GiB, in bytes; exits as above if it is no size.
+uint64_t BytesOfGib(std::string_view flag, double gib);
 
 }  // namespace moe

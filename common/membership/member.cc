@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "common/base/available_memory.h"
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
 #include "common/net/channel.h"
@@ -429,6 +430,11 @@ absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
   if (options.registration.host().empty()) options.registration.set_host(HostName());
   if (options.registration.pid() == 0) options.registration.set_pid(getpid());
   options.registration.set_nonce(RandomNonce());
+  if (options.registration.memory_bytes() == 0) {
+    const AvailableMemory memory = ReadAvailableMemory();
+    options.registration.set_memory_bytes(memory.bytes);
+    options.registration.set_memory_pool(memory.machine);
+  }
   const absl::Time start = absl::Now();
   const absl::Time deadline = start + options.join_timeout;
   absl::Time next_notice = start + kRegisterNotice;

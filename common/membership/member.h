@@ -19,7 +19,8 @@ class Member {
   struct Options {
     // host:port of the coordinator.
     std::string coordinator;
-    // Join fills in the nonce, and this process's host and pid where they are not set.
+    // Join fills in the nonce, and where they are not set this process's host and pid and the
+    // memory that its machine has available.
     v1::RegisterRequest registration;
     // How long to wait for a coordinator that isn't there yet.
     absl::Duration join_timeout = absl::Seconds(60);

@@ -161,8 +161,8 @@ v1::GetClusterStatusResponse JobController::GetClusterStatus() {
   absl::MutexLock lock(&mutex_);
   v1::GetClusterStatusResponse response;
   *response.mutable_state() = life_.State();
-  for (const auto& [id, member] : life_.members().members()) {
-    *response.add_members() = StatusOf(member, options_.now());
+  for (v1::MemberStatus& status : life_.MemberStatuses()) {
+    *response.add_members() = std::move(status);
   }
   *response.mutable_progress() = progress_.progress();
   const std::vector<v1::CheckpointStatus>& present = checkpoints_.present();

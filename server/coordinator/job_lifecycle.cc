@@ -109,7 +109,8 @@ void JobLifecycle::Advance() {
 }
 
 void JobLifecycle::StartLoading() {
-  absl::StatusOr<Layout> layout = MakeLayout(options_.job, members_);
+  absl::StatusOr<Layout> layout =
+      MakeLayout(options_.job, options_.mode == v1::RUN_MODE_TRAIN, members_);
   if (!layout.ok()) {
     Fail(std::string(layout.status().message()));
     return;
@@ -222,6 +223,17 @@ std::string JobLifecycle::WaitingFor() const {
     }
   }
   return absl::StrCat("waiting for ", absl::StrJoin(loading, ", "), " to load shards");
+}
+
+std::vector<v1::MemberStatus> JobLifecycle::MemberStatuses() const {
+  std::vector<v1::MemberStatus> statuses;
+  for (const auto& [id, member] : members_.members()) {
+    v1::MemberStatus& status = statuses.emplace_back(StatusOf(member, options_.now()));
+    if (layout_.has_value()) {
+      status.set_memory_need_bytes(layout_->memory.at(id).total());
+    }
+  }
+  return statuses;
 }
 
 v1::ClusterState JobLifecycle::State() const {

@@ -13,11 +13,13 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/status.pb.h"
 #include "server/coordinator/layout.h"
 #include "server/coordinator/member_table.h"
 #include "server/coordinator/progress.h"
@@ -65,6 +67,8 @@ class JobLifecycle {
   const MemberTable& members() const { return members_; }
   // From LOADING on; stays where it is.
   const Layout& layout() const { return *layout_; }
+  // What status shows of each member.
+  std::vector<v1::MemberStatus> MemberStatuses() const;
   // Steps taken before this run.
   uint64_t start_step() const;
   // InfiniteFuture before RUNNING and before the end.

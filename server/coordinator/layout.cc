@@ -4,12 +4,14 @@
 #include "common/base/status_macros.h"
 #include "common/job/job_file.h"
 #include "common/job/model_plan.h"
+#include "common/job/placement.h"
 #include "common/net/channel.h"
-#include "server/coordinator/placement.h"
+#include "server/coordinator/capacity.h"
 
 namespace moe {
 
-absl::StatusOr<Layout> MakeLayout(const v1::Job& job, const MemberTable& members) {
+absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
+                                  const MemberTable& members) {
   Layout layout;
   layout.job = job;
   layout.workers = members.Ids(v1::MEMBER_KIND_WORKER);
@@ -28,9 +30,15 @@ absl::StatusOr<Layout> MakeLayout(const v1::Job& job, const MemberTable& members
   const std::vector<std::string> servers = members.Ids(v1::MEMBER_KIND_SERVER);
   layout.placement = MakePlacement(plan, servers);
   layout.replicas = AssignReplicas(job.training().replicas(), layout.workers);
+  std::map<std::string, int> threads;
   for (const std::string& server : servers) {
-    layout.addresses[server] = members.Find(server)->registration.address();
+    const v1::RegisterRequest& registration = members.Find(server)->registration;
+    layout.addresses[server] = registration.address();
+    threads[server] = static_cast<int>(registration.threads());
   }
+  layout.memory = ComputeMemoryNeeds(layout.job, plan, layout.placement, layout.replicas,
+                                     threads, training);
+  RETURN_IF_ERROR(CheckMemory(job.name(), layout.memory, members));
   return layout;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/job/step_memory.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/job.pb.h"
 #include "server/coordinator/member_table.h"
@@ -22,9 +23,12 @@ struct Layout {
   std::vector<std::string> workers;              // ascending
   // Of all workers.
   v1::DataDescription data;
+  MemoryNeeds memory;
 };
 
-// members: complete. FAILED_PRECONDITION if they can't run the job.
-absl::StatusOr<Layout> MakeLayout(const v1::Job& job, const MemberTable& members);
+// members: complete. training: not just an evaluation. FAILED_PRECONDITION, with what to
+// change, if they can't hold the job.
+absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
+                                  const MemberTable& members);
 
 }  // namespace moe

@@ -72,6 +72,7 @@ v1::MemberStatus StatusOf(const MemberRecord& member, absl::Time now) {
   status.set_seconds_since_heartbeat(absl::ToDoubleSeconds(now - member.last_heartbeat));
   status.set_waiting_for(member.waiting_for);
   *status.mutable_times() = member.times;
+  status.set_memory_bytes(member.registration.memory_bytes());
   return status;
 }
 

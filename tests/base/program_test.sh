@@ -25,9 +25,12 @@ expect 0 "program prints its flags." -h
 expect 0 "--flagfile" --help
 expect 0 "program_test_program 0." --version
 expect 0 "3 a --help" -- --help
+expect 0 "3 a 1610612736 bytes" --size_gib=1.5
 expect 2 "nonsense" --nonsense
 expect 2 "number" --number=many
 expect 2 "must not be negative" --number=-1
+expect 2 "--size_gib is -1; it must be from 0 to 1e9" --size_gib=-1
+expect 2 "--size_gib is nan" --size_gib=nan
 expect 2 "unexpected argument 'two'" one two
 
 printf -- '# comment\n--number=9\n' >"$TEST_TMPDIR/flags"

@@ -72,6 +72,37 @@ TEST_F(JobLifecycleTest, RefusesShardsThatNoMessageHolds) {
                     HasSubstr("embedding [100000000, 4] alone is larger")));
 }
 
+TEST_F(JobLifecycleTest, RefusesAJobThatMemoryDoesNotHold) {
+  Create();
+  for (const char* id : {"server/a", "worker/a", "worker/b"}) ASSERT_TRUE(Join(id).ok());
+  v1::RegisterRequest small = Registration("server/b");
+  small.set_memory_bytes(1 << 20);
+  ASSERT_TRUE(Join(small).ok());
+  EXPECT_EQ(State().phase(), v1::PHASE_FAILED);
+  EXPECT_FALSE(State().has_job());
+  EXPECT_THAT(State().failure(), HasSubstr("the job small needs 28.0 MiB ("));
+  EXPECT_THAT(State().failure(),
+              HasSubstr("on server/b (host pid 123), which has 1.0 MiB: "));
+}
+
+TEST_F(JobLifecycleTest, TellsWhatEachMemberNeeds) {
+  Create();
+  for (const char* id : {"server/a", "server/b", "worker/a"}) ASSERT_TRUE(Join(id).ok());
+  v1::RegisterRequest last = Registration("worker/b");
+  last.set_memory_bytes(uint64_t{8} << 30);
+  v1::GetClusterStatusResponse status = controller_->GetClusterStatus();
+  for (const v1::MemberStatus& member : status.members()) {
+    EXPECT_EQ(member.memory_need_bytes(), 0);
+  }
+  ASSERT_TRUE(Join(last).ok());
+  status = controller_->GetClusterStatus();
+  for (const v1::MemberStatus& member : status.members()) {
+    EXPECT_GT(member.memory_need_bytes(), 28 << 20);
+  }
+  EXPECT_EQ(status.members(0).memory_bytes(), 0);
+  EXPECT_EQ(status.members(3).memory_bytes(), uint64_t{8} << 30);
+}
+
 TEST_F(JobLifecycleTest, LosesASilentMember) {
   StartJob();
   for (int i = 0; i < 8; ++i) {

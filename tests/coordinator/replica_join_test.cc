@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "server/coordinator/placement.h"
+#include "common/job/placement.h"
 
 namespace moe {
 namespace {

@@ -49,6 +49,32 @@ class BadJobTest(c.TestCase):
         self.assert_failed(cluster, time.monotonic(), "--workers is 5.*training.replicas is 4")
 
 
+class TooLargeTest(c.TestCase):
+    """A job that the members' memory doesn't hold fails before anything is allocated."""
+
+    def assert_refused(self, cause, job_text=None, server_flags=(), worker_flags=()):
+        cluster = self.new_cluster(job_text)
+        cluster.start_coordinator()
+        since = time.monotonic()
+        cluster.start_server("s0", flags=server_flags)
+        cluster.start_worker("w0", flags=worker_flags)
+        self.assert_failed(cluster, since, cause)
+
+    def test_for_the_machine(self):
+        self.assert_refused("needs [0-9.]+ TiB of memory on .*, which has [0-9.]+ [MG]iB for "
+                            r"server/s0 [0-9.]+ TiB \(parameters .*: start more servers",
+                            c.job(edits={"experts: 8": "experts: 16384",
+                                         "hidden: 64": "hidden: 1000000"}))
+
+    def test_for_a_server(self):
+        self.assert_refused(r"needs [0-9.]+ MiB \(.*\) of memory on server/s0 \(.*\), "
+                            "which has 20.5 MiB: ", server_flags=["--memory_gib", "0.02"])
+
+    def test_for_a_worker(self):
+        self.assert_refused(r"needs [0-9.]+ MiB \(.*\) of memory on worker/w0 \(.*\), "
+                            "which has 10.2 MiB: ", worker_flags=["--memory_gib=0.01"])
+
+
 class BadDataTest(c.TestCase):
     def test_missing_corpus(self):
         cluster = self.new_cluster()

@@ -19,6 +19,7 @@
 #include "common/base/protocol.h"
 #include "common/net/channel.h"
 #include "proto/moe/v1/coordinator.grpc.pb.h"
+#include "proto/moe/v1/status.grpc.pb.h"
 #include "server/coordinator/coordinator.h"
 #include "tests/coordinator/small_job.h"
 
@@ -109,6 +110,23 @@ TEST_F(MemberTest, StartsWithoutWaitingForHeartbeats) {
   const absl::Time start = absl::Now();
   StartJob();
   EXPECT_LT(absl::Now() - start, options_.heartbeat);
+}
+
+TEST_F(MemberTest, TellsWhatMemoryItMayUse) {
+  StartCoordinator();
+  auto of_machine = Join("worker/a");
+  Member::Options options = MemberOptions("worker/b");
+  options.registration.set_memory_bytes(12345);
+  auto limited = Member::Join(options);
+  ASSERT_TRUE(limited.ok()) << limited.status();
+  const auto stub =
+      v1::ClusterStatusService::NewStub(MakeChannel(coordinator_->address()));
+  grpc::ClientContext context;
+  v1::GetClusterStatusResponse status;
+  ASSERT_TRUE(stub->GetClusterStatus(&context, {}, &status).ok());
+  ASSERT_EQ(status.members_size(), 2);
+  EXPECT_GT(status.members(0).memory_bytes(), 1 << 20);
+  EXPECT_EQ(status.members(1).memory_bytes(), 12345);
 }
 
 TEST_F(MemberTest, RefusalComesBackWithItsReason) {

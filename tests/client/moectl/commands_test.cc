@@ -122,6 +122,53 @@ TEST(Moectl, DescribeCountsAJob) {
   EXPECT_EQ(json["stored"]["experts"]["optimizer_bytes"], 0);
   EXPECT_EQ(json["stored"]["experts"]["bytes_per_parameter"], 4);
   EXPECT_EQ(json["stored"]["dense"]["parameter_bytes"], 4 * (144 + 48 + 40 + 50));
+  EXPECT_FALSE(json.contains("memory"));
+
+  const Result memory = Moectl({"describe", "--job", path, "--vocabulary=10",
+                                "--servers=11", "--workers=1", "--json"});
+  ASSERT_EQ(memory.exit_status, 0) << memory.err;
+  const auto members = nlohmann::json::parse(memory.out)["memory"];
+  ASSERT_EQ(members.size(), 12u);
+  EXPECT_EQ(members[0]["member"], "server/s00");
+  EXPECT_EQ(members[10]["member"], "server/s10");
+  EXPECT_EQ(members[11]["member"], "worker/w0");
+  int64_t parameters = 0;
+  for (const auto& member : members) {
+    int64_t sum = 0;
+    for (const auto& [part, bytes] : member.items()) {
+      if (part != "member" && part != "total") sum += bytes.get<int64_t>();
+    }
+    EXPECT_EQ(member["total"], sum);
+    if (member["member"] != "worker/w0")
+      parameters += member["parameters"].get<int64_t>();
+  }
+  // Of the model, and c and h of one lane.
+  EXPECT_EQ(parameters, 4 * (288 + 40 + 50 + 4 * 4 * 8 + 4 * 4) + 4 * 2 * 4);
+}
+
+TEST(Moectl, DescribeRefusesWhatMakesNoCluster) {
+  const std::string path = testing::TempDir() + "/words-of-the-data.textproto";
+  std::ofstream(path) << R"pb(
+    name: "job"
+    model {
+      d_model: 4
+      layers { lstm { hidden: 4 } }
+    }
+    optimizer {
+      sgd {}
+      schedule { base_rate: 0.1 }
+    }
+    training { replicas: 2 waves: 1 lanes: 1 unroll: 4 steps: 10 }
+  )pb";
+  const auto error = [&](const std::string& flag) {
+    const Result result = Moectl({"describe", "--job", path, flag});
+    EXPECT_NE(result.exit_status, 0) << flag;
+    return result.err;
+  };
+  EXPECT_THAT(error("--servers=1"), HasSubstr("give --vocabulary"));
+  EXPECT_THAT(error("--servers=-1"), HasSubstr("--servers is '-1'"));
+  EXPECT_THAT(error("--workers=200000"), HasSubstr("--workers is 200000; it must be at most"));
+  EXPECT_THAT(error("--workers=3"), HasSubstr("training.replicas is 2"));
 }
 
 // A cluster of one coordinator and two servers that only answer questions.

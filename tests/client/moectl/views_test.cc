@@ -35,6 +35,8 @@ v1::GetClusterStatusResponse Running() {
       pid: 12
       seconds_since_heartbeat: 0.25
       times { computing: 6 waiting: 3 moving: 1 }
+      memory_bytes: 8589934592
+      memory_need_bytes: 1610612736
     }
     members {
       member: "worker/w0"
@@ -140,6 +142,7 @@ TEST(Views, Members) {
   const std::string text = MembersView(Running());
   EXPECT_THAT(text, HasSubstr("computing 60 %, waiting 30 %, moving 10 %"));
   EXPECT_THAT(text, HasSubstr("0.2 s ago"));
+  EXPECT_THAT(text, HasSubstr("needs 1.5 GiB of 8.0 GiB"));
   EXPECT_THAT(text, HasSubstr("worker/w0"));
 }
 

@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "common/job/model_plan.h"
 #include "proto/moe/v1/coordinator.pb.h"
 
@@ -18,10 +17,6 @@ namespace moe {
 // first achieves. Shards in the plan's order.
 v1::Placement MakePlacement(const ModelPlan& plan,
                             const std::vector<std::string>& servers);
-
-// FAILED_PRECONDITION, saying what to change, if a dense shard doesn't fit into one message
-// of max_bytes: who pulls a shard gets the whole of it in one.
-absl::Status CheckShardSizes(const ModelPlan& plan, int64_t max_bytes);
 
 // workers: member ids, ascending, at most as many as replicas. Contiguous ranges whose
 // lengths differ by at most one. Ascending by replica.

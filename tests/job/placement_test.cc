@@ -1,4 +1,4 @@
-#include "server/coordinator/placement.h"
+#include "common/job/placement.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -115,25 +115,6 @@ TEST(AssignReplicasTest, ContiguousRanges) {
   EXPECT_THAT(workers_of(4, {"a", "b"}), ElementsAre("a", "a", "b", "b"));
   EXPECT_THAT(workers_of(5, {"a", "b", "c"}), ElementsAre("a", "a", "b", "b", "c"));
   EXPECT_THAT(workers_of(3, {"a", "b", "c"}), ElementsAre("a", "b", "c"));
-}
-
-TEST(ShardSizes, SayWhatToChange) {
-  PlanBuilder builder;
-  builder.Add(ShardKind::kExpert, "layer1/group0", 1'000'000, 1);
-  builder.Add(ShardKind::kDense, "dense/0", 1000);
-  builder.Add(ShardKind::kDense, "dense/1", 2000);
-  EXPECT_TRUE(CheckShardSizes(builder.plan(), 4 * 2000 + 1024).ok());
-  EXPECT_EQ(CheckShardSizes(builder.plan(), 4 * 2000 + 1023).message(),
-            "dense shard dense/1 has 8,000 bytes, and a message holds 7,999: more shards "
-            "can't help, as a tensor lies in one shard and dense/1 [2000, 1] alone is "
-            "larger; for a large vocabulary set model.tables");
-
-  ModelPlan plan = builder.plan();
-  plan.shards[1].tensors.push_back(plan.shards[2].tensors[0]);
-  plan.shards.pop_back();
-  EXPECT_EQ(CheckShardSizes(plan, 4 * 2000 + 1024).message(),
-            "dense shard dense/0 has 12,000 bytes, and a message holds 8,000: raise "
-            "training.dense_shards, which makes 1 shards now");
 }
 
 }  // namespace

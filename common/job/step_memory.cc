@@ -1,0 +1,343 @@
+#include "common/job/step_memory.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/human.h"
+#include "common/job/tensor_state.h"
+#include "common/job/expert_traffic.h"
+#include "common/tensor/replica_tree.h"
+
+namespace moe {
+namespace {
+
+// What a process of the smallest job has.
+constexpr int64_t kProgram = int64_t{28} << 20;
+
+int64_t Bytes(double floats) { return HostFloats(floats).size(); }
+
+// Of a message that comes in: gRPC's buffers have twice its size, beside what is parsed.
+int64_t Received(int64_t bytes) { return 3 * bytes; }
+// Of one that goes out, as a message and as gRPC sends it.
+int64_t Sent(int64_t bytes) { return 2 * bytes; }
+
+// Arrays [rows, h_i], one for each hidden layer.
+Footprint HiddenOf(const v1::Moe& moe, double rows) {
+  Footprint all;
+  for (const int32_t hidden : moe.hidden()) all += ArrayOf(rows * hidden);
+  return all;
+}
+
+// A shard's optimizer state.
+}  // namespace
+
+std::string Describe(const MemoryNeed& need) {
+  std::vector<std::string> parts;
+  for (const auto& [what, bytes] :
+       {std::pair("parameters", need.parameters),
+        std::pair("optimizer state", need.optimizer),
+        std::pair("gradients", need.gradients),
+        std::pair("activations of a step", need.activations),
+        std::pair("messages", need.messages), std::pair("the program", need.program)}) {
+    if (bytes * 100 < need.total()) continue;
+    parts.push_back(absl::StrCat(what, " ", FormatBytes(bytes)));
+  }
+  return absl::StrCat(FormatBytes(need.total()), " (", absl::StrJoin(parts, ", "), ")");
+}
+
+MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
+                               const v1::Placement& placement,
+                               std::span<const v1::ReplicaAssignment> replicas,
+                               const std::map<std::string, int>& threads, bool training) {
+  std::map<std::string, std::vector<ShardSpec>> shards;
+  for (int i = 0; i < placement.shards_size(); ++i) {
+    shards[placement.shards(i).server()].push_back(plan.shards[i]);
+  }
+  std::map<std::string, std::vector<uint32_t>> owned;
+  for (const v1::ReplicaAssignment& assignment : replicas) {
+    owned[assignment.worker()].push_back(assignment.replica());
+  }
+  std::vector<std::vector<uint32_t>> by_worker;
+  for (const auto& [worker, of_worker] : owned) by_worker.push_back(of_worker);
+
+  const StepMemory memory(job, plan, training);
+  MemoryNeeds needs;
+  for (const auto& [server, count] : threads) {
+    needs[server] = memory.OfServer(shards[server], by_worker, count);
+  }
+  for (const auto& [worker, of_worker] : owned) {
+    needs[worker] = memory.OfWorker(of_worker);
+  }
+  return needs;
+}
+
+int64_t StepMemory::Rows() const {
+  const v1::Training& training = job_.training();
+  return int64_t{training.lanes()} / training.waves() * training.unroll();
+}
+
+int64_t StepMemory::Nodes(std::span<const uint32_t> owned) const {
+  return static_cast<int64_t>(MaximalNodes(owned, job_.training().replicas()).size());
+}
+
+int64_t StepMemory::StateBytes() const {
+  int64_t width = 0;
+  for (const v1::Layer& layer : job_.model().layers()) {
+    const v1::Lstm& lstm = layer.lstm();
+    width += lstm.hidden() + (lstm.projection() > 0 ? lstm.projection() : lstm.hidden());
+  }
+  return Bytes(static_cast<double>(job_.training().lanes() * width));
+}
+
+int64_t StepMemory::TouchedBytes(std::span<const ShardSpec> shards,
+                                 int64_t replicas) const {
+  const v1::Training& training = job_.training();
+  const v1::Model& model = job_.model();
+  const int64_t words = replicas * training.lanes() * training.unroll();
+  int64_t bytes = 0;
+  for (const ShardSpec& shard : shards) {
+    if (shard.kind != ShardKind::kTable) continue;
+    const bool softmax = shard.table == Table::kSoftmax;
+    const int64_t touched = std::min<int64_t>(
+        model.vocabulary(), words + (softmax ? model.tables().candidates() : 0));
+    const double share = static_cast<double>(shard.rows) / model.vocabulary();
+    bytes += Bytes(share * static_cast<double>(touched * (model.d_model() + softmax)));
+  }
+  return bytes;
+}
+
+StepMemory::Sizes StepMemory::SizesOf(std::span<const ShardSpec> shards,
+                                      ShardKind kind) const {
+  Sizes sizes;
+  for (const ShardSpec& shard : shards) {
+    if (shard.kind != kind) continue;
+    double first = 0;
+    double second = 0;
+    int64_t parameter_bytes = 0;
+    for (const int64_t t : shard.tensors) {
+      const TensorState state = StateOf(job_.optimizer(), plan_.tensors[t]);
+      first += static_cast<double>(state.m);
+      second += static_cast<double>(state.v);
+      parameter_bytes += state.parameter_bytes;
+    }
+    const Footprint optimizer = ArrayOf(first) + ArrayOf(second);
+    sizes.parameters += ArrayOf(static_cast<double>(parameter_bytes) / sizeof(float));
+    sizes.optimizer += optimizer;
+    const int64_t floats = Bytes(static_cast<double>(plan_.SizeOf(shard)));
+    sizes.floats += floats;
+    sizes.largest = std::max(sizes.largest, floats);
+    sizes.file = std::max(sizes.file, parameter_bytes + optimizer.size());
+  }
+  return sizes;
+}
+
+// ---------------------------------------------------------------- servers
+
+MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
+                                std::span<const std::vector<uint32_t>> owned,
+                                int threads) const {
+  const bool clips = job_.optimizer().clip_norm() > 0;
+  const Sizes dense = SizesOf(shards, ShardKind::kDense);
+  const Sizes table = SizesOf(shards, ShardKind::kTable);
+  const Sizes expert = SizesOf(shards, ShardKind::kExpert);
+  int64_t states = 0;
+  std::map<int32_t, int32_t> groups;  // by layer
+  for (const ShardSpec& shard : shards) {
+    if (shard.kind == ShardKind::kReplica) states += StateBytes();
+    if (shard.kind == ShardKind::kExpert) ++groups[shard.layer];
+  }
+
+  Work kept;
+  Work wave;
+  // The end of a step: a dense shard's sum goes to the backend when its turn comes, as do the
+  // groups of a layer. Clipping needs all of both at once.
+  Work close;
+  for (const auto& [layer, count] : groups) {
+    LayerWork work = WorkOf(job_.model().layers(layer).moe(), count, threads);
+    // Of sizes that change with every step some are kept for later
+    // (common/kernels/cpu/large_blocks.h).
+    for (Footprint* part :
+         {&work.kept.activations, &work.wave.activations, &work.close}) {
+      part->pages += part->pages / 4;
+    }
+    kept = kept + work.kept;
+    wave = Larger(wave, work.wave);
+    const int32_t at_once = threads > 0 && !clips ? std::min(threads, count) : count;
+    const Work of_layer = {.activations = at_once * work.close};
+    close = clips ? close + of_layer : Larger(close, of_layer);
+  }
+  close.activations += clips
+                           ? dense.parameters
+                           : ArrayOf(static_cast<double>(dense.largest) / sizeof(float));
+  close.activations +=
+      ArrayOf(static_cast<double>(TouchedBytes(shards, job_.training().replicas())) /
+              sizeof(float));
+  int64_t nodes = 0;
+  int64_t touched = 0;  // by each worker
+  for (const std::vector<uint32_t>& of_worker : owned) {
+    nodes += Nodes(of_worker);
+    touched += TouchedBytes(shards, static_cast<int64_t>(of_worker.size()));
+  }
+  close.messages = Received(nodes * dense.floats + touched) + states;
+
+  // Dense shards and rows of tables that all workers pull; a shard's file.
+  const int64_t workers = static_cast<int64_t>(owned.size());
+  const Work pull = {.messages = Sent(workers * dense.floats + touched)};
+  const Work file = {.messages = std::max({dense.file, table.file, expert.file})};
+  Work most = Larger(Larger(pull, file), kept + wave);
+  if (training_) most = Larger(most, kept + close);
+
+  MemoryNeed need;
+  need.program = kProgram;
+  need.parameters =
+      (dense.parameters + table.parameters + expert.parameters).size() + states;
+  need.optimizer = (dense.optimizer + table.optimizer + expert.optimizer).size();
+  need.activations = most.activations.with_holes();
+  need.messages = most.total() - need.activations;
+  return need;
+}
+
+StepMemory::LayerWork StepMemory::WorkOf(const v1::Moe& moe, int32_t groups,
+                                         int threads) const {
+  const double d = job_.model().d_model();
+  const int64_t waves = job_.training().waves();
+  // Of a wave, all replicas; then of one group.
+  const double tokens =
+      static_cast<double>(job_.training().replicas()) * static_cast<double>(Rows());
+  const ExpertTraffic traffic = EvenTraffic(moe, groups);
+  const double rows = traffic.rows * tokens;
+  const double group_rows = traffic.group_rows * tokens / groups;
+  const double pairs = traffic.pairs * tokens / groups;
+  const int32_t at_once = threads > 0 ? std::min(threads, groups) : groups;
+
+  LayerWork work;
+  // The rows of all waves, decoded, may wait for their turn; one wave's come in meanwhile. A
+  // group's batch in and out, and its sums by row.
+  work.wave.messages = waves * Bytes(rows * d) + Received(Bytes(rows * d));
+  work.wave.activations = at_once * (2 * ArrayOf(pairs * d) + ArrayOf(group_rows * d));
+  if (!training_) {
+    work.wave.activations += at_once * HiddenOf(moe, pairs);
+    work.wave.messages += groups * Bytes(group_rows * d);
+    return work;
+  }
+  // x and dy; hidden and dhidden of each group; numbers of each pair (its row, its gate, its
+  // place in the batch); the replies of both passes.
+  work.kept.activations =
+      waves * (2 * ArrayOf(rows * d) +
+               groups * (2 * HiddenOf(moe, pairs) + HostFloats(5 * pairs)));
+  work.kept.messages = waves * groups * Bytes(2 * group_rows * d + pairs);
+  // x, gated dy, hidden and dhidden of all waves once more, in the order of experts.
+  const double step_rows = static_cast<double>(waves) * group_rows;
+  const double step_pairs = static_cast<double>(waves) * pairs;
+  work.close = 2 * (ArrayOf(step_pairs * d) + HiddenOf(moe, step_pairs));
+  if (moe.k_primary() > 0) {
+    // The secondary gate's logits, raw and noise, or later their gradients; what it chose,
+    // which the replies have too; and its batch of all waves.
+    const double columns = static_cast<double>(moe.experts()) / moe.groups();
+    work.kept.activations +=
+        waves * groups *
+        (3 * ArrayOf(group_rows * columns) + HostFloats(2 * group_rows + 2 * pairs));
+    work.kept.messages += waves * groups * Bytes(3 * pairs);
+    work.close += ArrayOf(step_rows * d) + 2 * ArrayOf(step_rows * columns);
+  }
+  return work;
+}
+
+// ---------------------------------------------------------------- workers
+
+MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned) const {
+  const int64_t replicas = static_cast<int64_t>(owned.size());
+  const Sizes dense = SizesOf(plan_.shards, ShardKind::kDense);
+
+  // A wave's rows to the servers of a layer, and those that come back.
+  int64_t frames = 0;
+  for (const v1::Layer& layer : job_.model().layers()) {
+    if (!layer.has_moe()) continue;
+    const ExpertTraffic traffic = EvenTraffic(layer.moe(), layer.moe().groups());
+    const int64_t rows = Bytes(traffic.group_rows * job_.model().d_model() *
+                               static_cast<double>(replicas * Rows()));
+    frames = std::max(frames, Sent(rows) + Received(rows));
+  }
+  Work work;
+  work.activations = replicas * Activations();
+  // The rows of tables, whose gradients the activations have.
+  const int64_t touched = TouchedBytes(plan_.shards, replicas);
+  work.messages = std::max(frames, Received(dense.floats + touched));
+  if (training_) {
+    // Gradients off the backend, which become messages shard by shard; then these on their
+    // way.
+    const int64_t nodes = Nodes(owned);
+    work.messages =
+        std::max({work.messages, replicas * dense.floats + nodes * dense.largest,
+                  Sent(nodes * dense.floats + touched)});
+  }
+  MemoryNeed need;
+  need.program = kProgram;
+  need.parameters = dense.parameters.size() + dense.floats;
+  need.gradients = replicas * dense.parameters.size();
+  need.activations = work.activations.with_holes();
+  need.messages = work.total() - need.activations;
+  return need;
+}
+
+Footprint StepMemory::Activations() const {
+  const double d = job_.model().d_model();
+  const double rows = static_cast<double>(Rows());
+  const int64_t waves = job_.training().waves();
+  // Logits, one wave at a time; words as embedded and their gradient, of each wave; scratch;
+  // rows from servers.
+  // With tables: logits of candidates and the target, and the rows and their gradients.
+  const v1::Model& model = job_.model();
+  const int32_t words =
+      model.has_tables() ? model.tables().candidates() + 1 : model.vocabulary();
+  const double touched =
+      static_cast<double>(TouchedBytes(plan_.shards, 1)) / sizeof(float);
+  Footprint all = 2 * ArrayOf(touched) + ArrayOf(rows * words) +
+                  (2 * waves + 1) * ArrayOf(rows * d) + HostFloats(rows * d);
+  for (const v1::Layer& layer : job_.model().layers()) {
+    all += waves * ArrayOf(rows * d);  // output
+    all += layer.has_lstm() ? OfLstm(layer.lstm()) : OfGate(layer.moe());
+  }
+  return all;
+}
+
+Footprint StepMemory::OfLstm(const v1::Lstm& lstm) const {
+  const int64_t waves = job_.training().waves();
+  const double rows = static_cast<double>(Rows());
+  const double lanes = static_cast<double>(job_.training().lanes() / waves);
+  const double hidden = lstm.hidden();
+  const bool projects = lstm.projection() > 0;
+  const double recurrent = projects ? lstm.projection() : hidden;
+  // Gates; tanh(c), and what is projected; c and the output, each with the state before; the
+  // state after. Gradients of one time step.
+  return waves *
+             (ArrayOf(rows * 4 * hidden) + (projects ? 2 : 1) * ArrayOf(rows * hidden) +
+              ArrayOf((lanes + rows) * hidden) + ArrayOf((lanes + rows) * recurrent) +
+              ArrayOf(lanes * (hidden + recurrent))) +
+         (projects ? 2 : 1) * ArrayOf(lanes * hidden);
+}
+
+// The worker's half of a MoE layer.
+Footprint StepMemory::OfGate(const v1::Moe& moe) const {
+  const double d = job_.model().d_model();
+  const int64_t waves = job_.training().waves();
+  const double rows = static_cast<double>(Rows());
+  const bool hierarchical = moe.k_primary() > 0;
+  const double columns = hierarchical ? moe.groups() : moe.experts();
+  const double chosen = hierarchical                         ? moe.k_primary()
+                        : moe.gating() == v1::GATING_SOFTMAX ? moe.experts()
+                                                             : moe.k();
+  // Noisy top-k: logits, raw and noise of each wave, and two gradients; the others: logits
+  // and their gradient.
+  const bool noisy = moe.gating() == v1::GATING_NOISY_TOP_K;
+  return (noisy ? 3 * waves + 2 : 2) * ArrayOf(rows * columns) +
+         // Of each choice: expert and gate on the backend and off it, its place in frames.
+         waves * HostFloats(10 * rows * chosen) +
+         // Output, and what the sigmoid takes; input and the output's gradient, off the
+         // backend.
+         (waves + 1) * ArrayOf(rows * d) + 2 * waves * HostFloats(rows * d);
+}
+
+}  // namespace moe

@@ -1,0 +1,120 @@
+// The memory that a job takes from its members, computed from the job and its placement
+// before anything is allocated: that of the CPU backend's arrays and of messages, at the
+// moment of a step at which they are most. docs/design/memory.md has what is counted, and
+// how it compares with what processes use.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/job/footprint.h"
+#include "common/job/model_plan.h"
+#include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/job.pb.h"
+
+namespace moe {
+
+// Bytes, by what for.
+struct MemoryNeed {
+  // The program, its libraries and threads.
+  int64_t program = 0;
+  // Servers: of their shards. Workers: the dense ones, on the backend and as pulled.
+  int64_t parameters = 0;
+  // Servers.
+  int64_t optimizer = 0;
+  // Workers: the dense ones, of each replica.
+  int64_t gradients = 0;
+  // What the layers keep from the forward to the backward pass and to the end of the step,
+  // and what they need meanwhile.
+  int64_t activations = 0;
+  // On their way, decoded, or kept for those who ask again.
+  int64_t messages = 0;
+
+  int64_t total() const {
+    return program + parameters + optimizer + gradients + activations + messages;
+  }
+};
+
+// "3.4 GiB (parameters 1.1 GiB, optimizer state 2.2 GiB, messages 0.1 GiB)", without what
+// is less than a hundredth.
+std::string Describe(const MemoryNeed& need);
+
+// By member id.
+using MemoryNeeds = std::map<std::string, MemoryNeed>;
+
+// What each member needs. The job is valid and has its vocabulary. threads: of every
+// server, by member id; 0: not known, as many as there is work for. training: else an
+// evaluation.
+MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
+                               const v1::Placement& placement,
+                               std::span<const v1::ReplicaAssignment> replicas,
+                               const std::map<std::string, int>& threads, bool training);
+
+// The same for one member at a time.
+class StepMemory {
+ public:
+  // Both outlive this object.
+  StepMemory(const v1::Job& job, const ModelPlan& plan, bool training)
+      : job_(job), plan_(plan), training_(training) {}
+
+  // owned: of each worker its replicas, ascending.
+  MemoryNeed OfServer(std::span<const ShardSpec> shards,
+                      std::span<const std::vector<uint32_t>> owned, int threads) const;
+  MemoryNeed OfWorker(std::span<const uint32_t> owned) const;
+
+ private:
+  // What is there at some moment of a step, beside parameters and gradients.
+  struct Work {
+    Footprint activations = {};
+    int64_t messages = 0;
+
+    int64_t total() const {
+      return (activations + Footprint{.heap = messages}).with_holes();
+    }
+    Work operator+(const Work& other) const {
+      return {activations + other.activations, messages + other.messages};
+    }
+  };
+  // Of the groups of one MoE layer that a server has.
+  struct LayerWork {
+    Work kept;        // of all waves, from the forward pass to the end of the step
+    Work wave;        // in a wave's forward or backward pass
+    Footprint close;  // of one group's activations, at the end of the step
+  };
+  // Of the shards of a kind.
+  struct Sizes {
+    Footprint parameters;  // of all, on the backend
+    Footprint optimizer;   // of all
+    int64_t floats = 0;    // bytes of all in messages
+    int64_t largest = 0;   // of the largest
+    int64_t file = 0;      // of the largest with its optimizer state
+  };
+
+  static const Work& Larger(const Work& a, const Work& b) {
+    return a.total() < b.total() ? b : a;
+  }
+  Sizes SizesOf(std::span<const ShardSpec> shards, ShardKind kind) const;
+  LayerWork WorkOf(const v1::Moe& moe, int32_t groups, int threads) const;
+  // T, the rows of a wave of one replica.
+  int64_t Rows() const;
+  // Nodes of the tree over replicas that a worker's gradients come as.
+  int64_t Nodes(std::span<const uint32_t> owned) const;
+  // Of the rows of these table shards that `replicas` replicas touch in a step at most, every
+  // word being another one: bytes in messages.
+  int64_t TouchedBytes(std::span<const ShardSpec> shards, int64_t replicas) const;
+  // Bytes that one replica carries from step to step.
+  int64_t StateBytes() const;
+  // Of one replica.
+  Footprint Activations() const;
+  Footprint OfLstm(const v1::Lstm& lstm) const;
+  Footprint OfGate(const v1::Moe& moe) const;
+
+  const v1::Job& job_;
+  const ModelPlan& plan_;
+  const bool training_;
+};
+
+}  // namespace moe

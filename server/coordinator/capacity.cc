@@ -1,0 +1,116 @@
+#include "server/coordinator/capacity.h"
+
+#include <algorithm>
+#include <map>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/human.h"
+
+namespace moe {
+namespace {
+
+// Members that share memory.
+struct Pool {
+  std::vector<const MemberRecord*> members;
+  int64_t need = 0;
+  // 0: unknown.
+  int64_t has = 0;
+};
+
+// By pool, or by member where one shares with nobody.
+std::map<std::string, Pool> PoolsOf(const MemoryNeeds& needs,
+                                    const MemberTable& members) {
+  std::map<std::string, Pool> pools;
+  for (const auto& [id, need] : needs) {
+    const MemberRecord& member = *members.Find(id);
+    const std::string& shared = member.registration.memory_pool();
+    const int64_t has = static_cast<int64_t>(member.registration.memory_bytes());
+    Pool& pool = pools[shared.empty() ? id : absl::StrCat("pool ", shared)];
+    pool.members.push_back(&member);
+    pool.need += need.total();
+    // Each looked when it started, before it used any.
+    if (has > 0) pool.has = pool.has == 0 ? has : std::min(pool.has, has);
+  }
+  return pools;
+}
+
+// What would lower the need, by what is most of it.
+std::string Advice(const MemberRecord& member, const MemoryNeed& need) {
+  const bool step = need.activations + need.messages >
+                    need.parameters + need.optimizer + need.gradients;
+  if (member.registration.kind() == v1::MEMBER_KIND_SERVER) {
+    return step ? "start more servers on other hosts, or lower training.lanes or "
+                  "training.unroll"
+                : "start more servers on other hosts (each takes whole groups of experts "
+                  "and whole dense shards: raise groups or training.dense_shards where "
+                  "there are fewer than servers), or make the model smaller";
+  }
+  return step ? "start more workers on other hosts, raise training.waves, or lower "
+                "training.lanes or training.unroll"
+              : "start more workers on other hosts, each with fewer replicas, lower "
+                "training.replicas, or make the model smaller";
+}
+
+}  // namespace
+
+absl::Status CheckShardSizes(const ModelPlan& plan, int64_t max_bytes) {
+  // What a message has besides the parameters.
+  constexpr int64_t kFraming = 1024;
+  const auto bytes_of = [](int64_t size) {
+    return size * static_cast<int64_t>(sizeof(float));
+  };
+  const int64_t most = max_bytes - kFraming;
+  int dense_shards = 0;
+  for (const ShardSpec& shard : plan.shards) {
+    dense_shards += shard.kind == ShardKind::kDense;
+  }
+  for (const ShardSpec& shard : plan.shards) {
+    const int64_t bytes = bytes_of(plan.SizeOf(shard));
+    if (shard.kind != ShardKind::kDense || bytes <= most) continue;
+    std::string advice = absl::StrCat("raise training.dense_shards, which makes ",
+                                      dense_shards, " shards now");
+    for (const int64_t t : shard.tensors) {
+      const TensorSpec& tensor = plan.tensors[t];
+      if (bytes_of(tensor.size()) <= most) continue;
+      advice = absl::StrCat("more shards can't help, as a tensor lies in one shard and ",
+                            tensor.name, " [", tensor.rows, ", ", tensor.cols,
+                            "] alone is larger; for a large vocabulary set model.tables");
+      break;
+    }
+    return absl::FailedPreconditionError(
+        absl::StrCat("dense shard ", shard.id, " has ", FormatCount(bytes),
+                     " bytes, and a message holds ", FormatCount(most), ": ", advice));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckMemory(const std::string& job, const MemoryNeeds& needs,
+                         const MemberTable& members) {
+  for (const auto& [name, pool] : PoolsOf(needs, members)) {
+    if (pool.has == 0 || pool.need <= pool.has) continue;
+    const MemberRecord& largest =
+        **std::max_element(pool.members.begin(), pool.members.end(),
+                           [&](const MemberRecord* a, const MemberRecord* b) {
+                             return needs.at(a->id).total() < needs.at(b->id).total();
+                           });
+    const bool alone = pool.members.size() == 1;
+    const std::string each =
+        absl::StrJoin(pool.members, ", ", [&](std::string* out, const auto* member) {
+          absl::StrAppend(out, member->id, " ", Describe(needs.at(member->id)));
+        });
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the job ", job, " needs ",
+        alone ? absl::StrCat(Describe(needs.at(largest.id)), " of memory on ",
+                             Describe(largest), ", which has ", FormatBytes(pool.has))
+              : absl::StrCat(FormatBytes(pool.need), " of memory on ",
+                             largest.registration.host(), ", which has ",
+                             FormatBytes(pool.has), " for ", each),
+        ": ", Advice(largest, needs.at(largest.id)),
+        "; or give --memory_gib to a member that may use more"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace moe
