@@ -1,0 +1,156 @@
+#!/usr/bin/python3
+"""What the members of short runs use of memory, beside what it is computed to be: the table of
+docs/design/memory.md.
+
+  tests/experiments/memory.py DATA [NAME...]    DATA: a folder of prepare_text
+
+Trains each job for a few steps on this machine, every server and worker a process with one thread,
+and compares the largest resident size of each with `moectl describe`. NAME: only these jobs. Needs the
+programs below bazel-bin.
+"""
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+from results import markdown_table
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PROGRAMS = os.path.join(ROOT, "bazel-bin")
+MIB = 1 << 20
+STEPS = 10
+
+# Name: the job file, what is changed in it, servers and workers.
+JOBS = {
+    "tiny": ("tiny", {}, 2, 2),
+    "flat 32": ("kjv-moe", {}, 1, 1),
+    "flat 32, cut": ("kjv-moe", {}, 2, 2),
+    "flat 256": ("kjv-moe", {"experts: 32": "experts: 256", "groups: 4": "groups: 16"}, 1, 1),
+    "flat 256, cut": ("kjv-moe", {"experts: 32": "experts: 256", "groups: 4": "groups: 16"}, 2, 2),
+    "hierarchical": ("kjv-moe-h", {}, 1, 1),
+    "hierarchical, long": ("kjv-moe-h", {"lanes: 32": "lanes: 256"}, 1, 1),
+    "strict": ("kjv-strict", {}, 1, 1),
+    "one expert": ("kjv-dense", {}, 1, 1),
+    "long": ("kjv-moe", {"lanes: 32": "lanes: 256", "hidden: 256": "hidden: 512"}, 1, 1),
+    "long, cut": ("kjv-moe", {"lanes: 32": "lanes: 256", "hidden: 256": "hidden: 512"}, 2, 2),
+    "dense only": ("ptb-zaremba-small", {}, 1, 1),
+}
+
+
+def job_text(config, edits):
+    with open(os.path.join(ROOT, "deploy/configs", config + ".textproto"), encoding="utf-8") as file:
+        text = file.read()
+    for old, new in edits.items():
+        assert old in text, (config, old)
+        text = text.replace(old, new)
+    text = re.sub(r"\n( *)(epochs|steps): \d+", r"\n\1steps: %d" % STEPS, text)
+    return re.sub(r"every_steps: \d+", "every_steps: %d" % (STEPS // 2), text)
+
+
+class Cluster:
+    """The processes of a run. Used with `with`: none of them outlives it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.processes = {}  # by pid
+        self.names = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        for pid, process in self.processes.items():
+            if pid in self.names:
+                process.kill()
+
+    def start(self, name, program, *flags):
+        with open(os.path.join(self.folder, name.replace("/", "-") + ".log"), "w") as log:
+            process = subprocess.Popen([os.path.join(PROGRAMS, program), *flags], stdout=log,
+                                       stderr=log)
+        self.processes[process.pid] = process
+        self.names[process.pid] = name
+
+    def wait(self):
+        """Largest resident bytes of each process, by name."""
+        used = {}
+        failed = []
+        while self.names:
+            pid, status, usage = os.wait4(-1, 0)
+            name = self.names.pop(pid)
+            used[name] = usage.ru_maxrss * 1024
+            if status != 0:
+                failed.append(name)
+        if failed:
+            raise SystemExit("%s failed; logs are in %s" % (", ".join(failed), self.folder))
+        return used
+
+
+def measure(folder, job, data, servers, workers):
+    port_file = os.path.join(folder, "address")
+    with Cluster(folder) as cluster:
+        cluster.start("coordinator", "server/coordinator/coordinator", "--job", job, "--port_file",
+                      port_file, "--listen", "127.0.0.1:0", "--state_dir",
+                      os.path.join(folder, "state"), "--checkpoint_dir",
+                      os.path.join(folder, "checkpoints"), "--servers", str(servers), "--workers",
+                      str(workers))
+        deadline = time.monotonic() + 20
+        while not os.path.exists(port_file):
+            if time.monotonic() > deadline:
+                raise SystemExit("the coordinator did not start; its log is in " + folder)
+            time.sleep(0.05)
+        with open(port_file, encoding="utf-8") as file:
+            address = file.read().strip()
+        for i in range(servers):
+            cluster.start("server/s%d" % i, "server/expert_server", "--name", "s%d" % i,
+                          "--threads", "1", "--coordinator", address)
+        for i in range(workers):
+            cluster.start("worker/w%d" % i, "worker/worker", "--name", "w%d" % i, "--data", data,
+                          "--coordinator", address)
+        return cluster.wait()
+
+
+def compute(job, words, servers, workers):
+    described = subprocess.run(
+        [os.path.join(PROGRAMS, "client/moectl"), "describe", "--json", "--job", job, "--vocabulary",
+         str(words), "--servers", str(servers), "--workers", str(workers), "--threads", "1"],
+        stdout=subprocess.PIPE, check=True)
+    return {member["member"]: member for member in json.loads(described.stdout)["memory"]}
+
+
+def row(name, data, words):
+    config, edits, servers, workers = JOBS[name]
+    folder = tempfile.mkdtemp(prefix="memory-")
+    job = os.path.join(folder, "job.textproto")
+    with open(job, "w", encoding="utf-8") as file:
+        file.write(job_text(config, edits))
+    computed = compute(job, words, servers, workers)
+    used = measure(folder, job, data, servers, workers)
+    subprocess.run(["rm", "-r", folder], check=True)
+    cells = [name, "%d, %d" % (servers, workers)]
+    for kind in ("server/", "worker/"):
+        member = max((m for m in computed if m.startswith(kind)), key=lambda m: used[m])
+        total, program = computed[member]["total"], computed[member]["program"]
+        cells += ["%.0f" % (total / MIB), "%.0f" % (used[member] / MIB),
+                  "%.2f" % ((total - program) / (used[member] - program))]
+    return cells
+
+
+def main():
+    if len(sys.argv) < 2 or not all(name in JOBS for name in sys.argv[2:]):
+        raise SystemExit(__doc__ + "\nJobs: " + "; ".join(JOBS))
+    data = os.path.abspath(sys.argv[1])
+    with open(os.path.join(data, "meta.json"), encoding="utf-8") as file:
+        words = json.load(file)["vocabulary"]["words"]
+    rows = []
+    for name in sys.argv[2:] or JOBS:
+        rows.append(row(name, data, words))
+        print("  ".join(rows[-1]), file=sys.stderr, flush=True)
+    print(markdown_table(["job", "servers, workers", "server: computed", "used", "ratio",
+                          "worker: computed", "used", "ratio"], rows), end="")
+
+
+if __name__ == "__main__":
+    main()
