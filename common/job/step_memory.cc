@@ -30,7 +30,6 @@ Footprint HiddenOf(const v1::Moe& moe, double rows) {
   return all;
 }
 
-// A shard's optimizer state.
 }  // namespace
 
 std::string Describe(const MemoryNeed& need) {
