@@ -17,6 +17,8 @@ std::string EnumValues(const std::string& field_name);
 class FieldChecks {
  public:
   void Fail(const std::string& path, const std::string& what);
+  // A whole line.
+  void Fail(std::string line) { errors_.push_back(std::move(line)); }
   void CheckSize(const std::string& path, int64_t value);
   void CheckAtLeast(const std::string& path, int64_t value, int64_t least);
   void CheckFraction(const std::string& path, float value);

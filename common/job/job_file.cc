@@ -150,7 +150,7 @@ class Validator : private FieldChecks {
     CheckSize("model.tables.candidates", tables.candidates());
     if (vocabulary <= 0) return;
     const absl::Status fit = CheckCandidates(tables, vocabulary);
-    if (!fit.ok()) errors_.emplace_back(fit.message());
+    if (!fit.ok()) Fail(std::string(fit.message()));
   }
 
   void CheckLstm(const std::string& path, const v1::Lstm& lstm, int32_t d_model) {
