@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <numeric>
 #include <string>
@@ -126,6 +127,78 @@ INSTANTIATE_TEST_SUITE_P(
                       Sizes{24, {2, 2, 1, 3}}, Sizes{13, {1, 12, 4, 1}},
                       Sizes{1000, {3, 8, 4, 7}}, Sizes{1001, {1, 10, 5, 20}},
                       Sizes{997, {5, 2, 1, 35}}));
+
+// Sentences of 1 to 30 words, 2 and more, with <eos> behind each.
+std::vector<int32_t> Sentences(int64_t n) {
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; static_cast<int64_t>(tokens.size()) < n; ++i) {
+    for (int64_t word = 0; word <= i * 7 % 30; ++word)
+      tokens.push_back(static_cast<int32_t>(2 + tokens.size()));
+    tokens.push_back(Vocabulary::kEndOfSentence);
+  }
+  return tokens;
+}
+
+// The first inputs of all lanes that have any.
+std::vector<int32_t> FirstInputs(const EvaluationBatches& batches,
+                                 const LaneShape& shape) {
+  std::vector<int32_t> first, input(shape.rows()), target(shape.rows());
+  for (int32_t replica = 0; replica < shape.replicas; ++replica) {
+    for (int32_t wave = 0; wave < shape.waves; ++wave) {
+      batches.Fill(0, replica, wave, input, target);
+      for (int32_t lane = 0; lane < shape.lanes_of_wave(); ++lane) {
+        if (target[lane] >= 0) first.push_back(input[lane]);
+      }
+    }
+  }
+  return first;
+}
+
+TEST(LaneBatchesTest, ShortLanesOfAnEvaluationBeginWithSentences) {
+  const auto tokens = Sentences(2000);
+  for (const LaneShape& shape :
+       {LaneShape{2, 8, 2, 5}, LaneShape{4, 64, 2, 20}, LaneShape{3, 400, 4, 3}}) {
+    const auto batches = EvaluationBatches::Create(tokens, shape);
+    ASSERT_TRUE(batches.ok()) << batches.status();
+    const std::vector<int32_t> first = FirstInputs(*batches, shape);
+    EXPECT_GT(first.size(), 10);
+    EXPECT_EQ(first[0], tokens[0]);
+    for (size_t lane = 1; lane < first.size(); ++lane)
+      EXPECT_EQ(first[lane], Vocabulary::kEndOfSentence) << lane;
+
+    std::vector<int> predicted(tokens.size(), 0);
+    std::vector<int32_t> input(shape.rows()), target(shape.rows());
+    for (int64_t batch = 0; batch < batches->batches(); ++batch) {
+      for (int32_t replica = 0; replica < shape.replicas; ++replica) {
+        for (int32_t wave = 0; wave < shape.waves; ++wave) {
+          batches->Fill(batch, replica, wave, input, target);
+          for (int32_t row = 0; row < shape.rows(); ++row) {
+            if (target[row] < 0) continue;
+            const int64_t position = batches->Position(batch, replica, wave, row);
+            EXPECT_EQ(input[row], tokens[position]);
+            EXPECT_EQ(target[row], tokens[position + 1]);
+            ++predicted[position + 1];
+          }
+        }
+      }
+    }
+    EXPECT_EQ(predicted[0], 0);
+    EXPECT_EQ(std::count(predicted.begin(), predicted.end(), 1),
+              static_cast<int64_t>(tokens.size()) - 1);
+  }
+}
+
+TEST(LaneBatchesTest, LongLanesOfAnEvaluationAreEquallyLong) {
+  const auto tokens = Sentences(2000);
+  const LaneShape shape = {1, 8, 2, 20};
+  const auto batches = EvaluationBatches::Create(tokens, shape);
+  ASSERT_TRUE(batches.ok()) << batches.status();
+  const std::vector<int32_t> first = FirstInputs(*batches, shape);
+  const int64_t lane_positions = (static_cast<int64_t>(tokens.size()) - 2) / 8 + 1;
+  ASSERT_EQ(first.size(), 8);
+  for (int64_t lane = 0; lane < 8; ++lane)
+    EXPECT_EQ(first[lane], tokens[lane * lane_positions]);
+}
 
 TEST(LaneBatchesTest, TooShortNamesTheFigures) {
   const auto tokens = Tokens(2240);

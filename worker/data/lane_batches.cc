@@ -17,31 +17,57 @@ void CheckShape(const LaneShape& shape) {
   CHECK_EQ(shape.lanes % shape.waves, 0);
 }
 
-// A position p is the prediction of token p + 1 from token p. Lane l has the positions
-// from l * lane_positions, as far as the text has them.
-int64_t PositionOf(const LaneShape& shape, int64_t lane_positions, int64_t step,
-                   int32_t replica, int32_t wave, int64_t row) {
+// A lane is cut off from what stands before it. That concerns few words of a long lane;
+// lanes for evaluation that would be shorter than this begin with sentences instead.
+constexpr int64_t kMinCutLane = 128;
+
+// A position p is the prediction of token p + 1 from token p.
+struct Lane {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+int64_t LaneOf(const LaneShape& shape, int32_t replica, int32_t wave, int64_t row) {
   const int32_t lanes = shape.lanes_of_wave();
-  const int64_t lane =
-      int64_t{replica} * shape.lanes + int64_t{wave} * lanes + row % lanes;
-  return lane * lane_positions + step * shape.unroll + row / lanes;
+  return int64_t{replica} * shape.lanes + int64_t{wave} * lanes + row % lanes;
 }
 
+// lane_of: from a lane's number.
+template <typename LaneFunction>
 void FillRows(std::span<const int32_t> tokens, const LaneShape& shape,
-              int64_t lane_positions, int64_t step, int32_t replica, int32_t wave,
+              const LaneFunction& lane_of, int64_t step, int32_t replica, int32_t wave,
               std::span<int32_t> input, std::span<int32_t> target) {
   CHECK(replica >= 0 && replica < shape.replicas && wave >= 0 && wave < shape.waves);
   CHECK_EQ(static_cast<int64_t>(input.size()), shape.rows());
   CHECK_EQ(static_cast<int64_t>(target.size()), shape.rows());
-  const int64_t positions = static_cast<int64_t>(tokens.size()) - 1;
   for (int64_t row = 0; row < shape.rows(); ++row) {
-    const int64_t time = step * shape.unroll + row / shape.lanes_of_wave();
+    const Lane lane = lane_of(LaneOf(shape, replica, wave, row));
     const int64_t position =
-        PositionOf(shape, lane_positions, step, replica, wave, row);
-    const bool real = time < lane_positions && position < positions;
+        lane.begin + step * shape.unroll + row / shape.lanes_of_wave();
+    const bool real = position < lane.end;
     input[row] = real ? tokens[position] : Vocabulary::kEndOfSentence;
     target[row] = real ? tokens[position + 1] : -1;
   }
+}
+
+// Where each lane begins, and behind them where the last one ends. Lane l begins at
+// position l * lane_positions, or at the first sentence from there on.
+std::vector<int64_t> EvaluationStarts(std::span<const int32_t> tokens,
+                                      const LaneShape& shape) {
+  const int64_t positions = static_cast<int64_t>(tokens.size()) - 1;
+  const int64_t lane_positions = (positions - 1) / shape.all_lanes() + 1;
+  std::vector<int64_t> starts = {0};
+  for (int64_t lane = 1; lane < shape.all_lanes(); ++lane) {
+    int64_t start = std::min(lane * lane_positions, positions);
+    if (lane_positions < kMinCutLane) {
+      start = std::find(tokens.begin() + std::max(start, starts.back()),
+                        tokens.begin() + positions, Vocabulary::kEndOfSentence) -
+              tokens.begin();
+    }
+    starts.push_back(start);
+  }
+  starts.push_back(positions);
+  return starts;
 }
 
 }  // namespace
@@ -68,7 +94,10 @@ TrainingBatches::TrainingBatches(std::span<const int32_t> tokens, const LaneShap
 void TrainingBatches::Fill(int64_t step, int32_t replica, int32_t wave,
                            std::span<int32_t> input, std::span<int32_t> target) const {
   CHECK(step >= 0 && step < steps_);
-  FillRows(tokens_, shape_, lane_positions_, step, replica, wave, input, target);
+  const auto lane_of = [this](int64_t lane) {
+    return Lane{lane * lane_positions_, (lane + 1) * lane_positions_};
+  };
+  FillRows(tokens_, shape_, lane_of, step, replica, wave, input, target);
 }
 
 absl::StatusOr<EvaluationBatches> EvaluationBatches::Create(
@@ -83,20 +112,26 @@ absl::StatusOr<EvaluationBatches> EvaluationBatches::Create(
 
 EvaluationBatches::EvaluationBatches(std::span<const int32_t> tokens,
                                      const LaneShape& shape)
-    : tokens_(tokens),
-      shape_(shape),
-      lane_positions_((static_cast<int64_t>(tokens.size()) - 2) / shape.all_lanes() + 1),
-      batches_((lane_positions_ - 1) / shape.unroll + 1) {}
+    : tokens_(tokens), shape_(shape), starts_(EvaluationStarts(tokens, shape)) {
+  int64_t longest = 0;
+  for (size_t lane = 0; lane + 1 < starts_.size(); ++lane)
+    longest = std::max(longest, starts_[lane + 1] - starts_[lane]);
+  batches_ = (longest - 1) / shape.unroll + 1;
+}
 
 void EvaluationBatches::Fill(int64_t batch, int32_t replica, int32_t wave,
                              std::span<int32_t> input, std::span<int32_t> target) const {
   CHECK(batch >= 0 && batch < batches_);
-  FillRows(tokens_, shape_, lane_positions_, batch, replica, wave, input, target);
+  const auto lane_of = [this](int64_t lane) {
+    return Lane{starts_[lane], starts_[lane + 1]};
+  };
+  FillRows(tokens_, shape_, lane_of, batch, replica, wave, input, target);
 }
 
 int64_t EvaluationBatches::Position(int64_t batch, int32_t replica, int32_t wave,
                                     int32_t row) const {
-  return PositionOf(shape_, lane_positions_, batch, replica, wave, row);
+  return starts_[LaneOf(shape_, replica, wave, row)] + batch * shape_.unroll +
+         row / shape_.lanes_of_wave();
 }
 
 }  // namespace moe

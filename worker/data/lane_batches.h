@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -50,7 +51,10 @@ class TrainingBatches {
   int64_t steps_;
 };
 
-// For evaluation: every token but the first is predicted exactly once.
+// For evaluation: every token but the first is predicted exactly once. Lanes are equally
+// long, as far as the text goes; or, where they would have less than 128 tokens (as when a
+// job with thousands of lanes evaluates), each begins with the first sentence from there
+// on, so that no word is predicted without its sentence's beginning, and some may be empty.
 class EvaluationBatches {
  public:
   // tokens must outlive the object. OUT_OF_RANGE if there are fewer than two.
@@ -69,7 +73,7 @@ class EvaluationBatches {
 
   std::span<const int32_t> tokens_;
   LaneShape shape_;
-  int64_t lane_positions_;
+  std::vector<int64_t> starts_;  // of each lane, and the end of the last; positions
   int64_t batches_;
 };
 
