@@ -63,9 +63,9 @@ class PrepareTextTest : public ::testing::Test {
 
 TEST_F(PrepareTextTest, ThreeFiles) {
   options_.text.clear();
-  options_.train = Write("train", "The dog.\nthe CAT\n");
-  options_.validation = Write("validation", "the cow\r\n");
-  options_.test = Write("test", "dog");
+  options_.train = {Write("train", "The dog.\nthe CAT\n")};
+  options_.validation = {Write("validation", "the cow\r\n")};
+  options_.test = {Write("test", "dog")};
   const auto prepared = Prepare();
   ASSERT_TRUE(prepared.ok()) << prepared.status();
   const auto data = TokenDataset::Open(options_.out);
@@ -83,10 +83,104 @@ TEST_F(PrepareTextTest, ThreeFiles) {
 TEST_F(PrepareTextTest, TokenizedText) {
   options_.text.clear();
   options_.tokenizer.tokenized = true;
-  options_.train = options_.validation = options_.test = Write("ptb", " a <unk> N.5 \n");
+  options_.train = {Write("ptb", " a <unk> N.5 \n")};
+  options_.validation = {Write("valid", "a\n")};
+  options_.test = {Write("test", "N.5\n")};
   ASSERT_TRUE(Prepare().ok());
   EXPECT_EQ(Decode(*TokenDataset::Open(options_.out), TextSplit::kTrain),
             "a <unk> N.5 <eos> ");
+}
+
+TEST_F(PrepareTextTest, FilesOfASplitFollowOneAnother) {
+  options_.text.clear();
+  options_.train = {Write("b", "one two\n"), Write("a", "three\nfour"),
+                    Write("c", "five\n")};
+  options_.validation = {Write("v1", "five one\n"), Write("v2", "five four\n")};
+  options_.test = {Write("t", "one\n")};
+  const auto prepared = Prepare();
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  const auto data = TokenDataset::Open(options_.out);
+  ASSERT_TRUE(data.ok()) << data.status();
+  EXPECT_EQ(Decode(*data, TextSplit::kTrain),
+            "one two <eos> three <eos> four <eos> five <eos> ");
+  EXPECT_EQ(Decode(*data, TextSplit::kValidation), "five one <eos> five four <eos> ");
+  EXPECT_TRUE(Prepare()->was_there);
+  // The same files in another order, or in another split, are another text.
+  std::swap(options_.train[0], options_.train[1]);
+  EXPECT_FALSE(Prepare()->was_there);
+  options_.validation.insert(options_.validation.begin(), options_.train.back());
+  options_.train.pop_back();
+  EXPECT_FALSE(Prepare()->was_there);
+}
+
+TEST_F(PrepareTextTest, GivenVocabulary) {
+  options_.text.clear();
+  options_.tokenizer.tokenized = true;
+  options_.train = {Write("train", "c b c zzz <UNK>\n\nc b e\n")};
+  options_.validation = {Write("validation", "a zzz\n")};
+  options_.test = {Write("test", "b\n")};
+  options_.vocabulary_file = Write("words", "<S>\n</S>\n<UNK>\na\nb\nc\nd\ne\n");
+  const auto prepared = Prepare();
+  ASSERT_TRUE(prepared.ok()) << prepared.status();
+  const auto data = TokenDataset::Open(options_.out);
+  ASSERT_TRUE(data.ok()) << data.status();
+  // By the training text's counts; a, d and their like in the file's order.
+  EXPECT_EQ(data->vocabulary().Serialize(), "<unk>\n<eos>\nc\nb\ne\na\nd\n");
+  EXPECT_EQ(Decode(*data, TextSplit::kTrain), "c b c <unk> <unk> <eos> c b e <eos> ");
+  EXPECT_EQ(Decode(*data, TextSplit::kValidation), "a <unk> <eos> ");
+  EXPECT_EQ(prepared->meta.split(TextSplit::kTrain).unknown, 2);
+  EXPECT_EQ(prepared->meta.split(TextSplit::kTrain).lines, 2);
+  EXPECT_TRUE(Prepare()->was_there);
+  options_.vocabulary_file = Write("other", "<UNK>\n</S>\na\nb\nc\n");
+  EXPECT_FALSE(Prepare()->was_there);
+  EXPECT_EQ(TokenDataset::Open(options_.out)->vocabulary().Serialize(),
+            "<unk>\n<eos>\nc\nb\na\n");
+}
+
+TEST_F(PrepareTextTest, GivenVocabularyThatWontDo) {
+  options_.vocabulary_file = Write("words", "</S>\nall\n");
+  EXPECT_THAT(Error(), HasSubstr("words has no <UNK>"));
+  options_.vocabulary_file = Write("words", "<UNK>\n</S>\nALL\n");
+  EXPECT_THAT(Error(), HasSubstr("the training text has no word of " + Path("words")));
+  options_.vocabulary_file = Path("nowhere");
+  EXPECT_THAT(Error(), AllOf(HasSubstr("nowhere"), HasSubstr("No such file")));
+  options_.vocabulary_file = Write("words", "<UNK>\n</S>\nall\n");
+  options_.tokenizer.tokenized = true;
+  for (const char* end : {"</S>", "<S>", "<eos>"}) {
+    options_.text = Write("text", Lines(300) + "all " + end + "\n");
+    EXPECT_THAT(Error(), HasSubstr("text line 601 has the word " + std::string(end)));
+  }
+  EXPECT_FALSE(fs::exists(options_.out));
+}
+
+TEST_F(PrepareTextTest, WarnsOfAVocabularyOfAnotherText) {
+  options_.vocabulary_file = Write("words", "<UNK>\n</S>\nall\n.\n");
+  std::ostringstream progress;
+  ASSERT_TRUE(PrepareText(options_, progress).ok());
+  EXPECT_THAT(progress.str(),
+              HasSubstr("warning: 33 % of the training text isn't in " + Path("words")));
+  options_.text =
+      Write("text", "one all .\n" + std::string(10000, '.') + "\n" + Lines(100));
+  std::ostringstream silence;
+  ASSERT_TRUE(PrepareText(options_, silence).ok());
+  EXPECT_EQ(silence.str(), "");
+}
+
+TEST_F(PrepareTextTest, RefusesTheSameTextTwice) {
+  options_.text.clear();
+  options_.train = {Write("a", "one\n"), Write("b", "two\n")};
+  options_.validation = {Write("c", "three\n")};
+  options_.test = {Write("d", "two\n")};
+  EXPECT_THAT(Error(), HasSubstr(Path("b") + " and " + Path("d") + " are the same text"));
+}
+
+TEST_F(PrepareTextTest, RemovesWhatAKilledRunLeft) {
+  fs::create_directories(options_.out);
+  Write("out/train.bin.tmp-123-4", "half");
+  Write("out/notes.tmp-1", "mine");
+  ASSERT_TRUE(Prepare().ok());
+  EXPECT_FALSE(fs::exists(Path("out/train.bin.tmp-123-4")));
+  EXPECT_TRUE(fs::exists(Path("out/notes.tmp-1")));
 }
 
 TEST_F(PrepareTextTest, Verses) {
@@ -196,11 +290,19 @@ TEST_F(PrepareTextTest, RefusesOptionsThatMakeNoSense) {
     return options;
   };
   EXPECT_TRUE(refused(with([](PrepareOptions& o) { o.text.clear(); })));
-  EXPECT_TRUE(refused(with([](PrepareOptions& o) { o.train = "x"; })));
+  EXPECT_TRUE(refused(with([](PrepareOptions& o) { o.train = {"x"}; })));
   EXPECT_TRUE(refused(with([](PrepareOptions& o) { o.out.clear(); })));
   EXPECT_TRUE(refused(with([](PrepareOptions& o) { o.vocabulary_size = 2; })));
   EXPECT_TRUE(refused(with([](PrepareOptions& o) { o.vocabulary_size = -1; })));
   EXPECT_TRUE(refused(with([](PrepareOptions& o) { o.min_count = 0; })));
+  EXPECT_TRUE(refused(with([](PrepareOptions& o) {
+    o.vocabulary_file = "x";
+    o.min_count = 3;
+  })));
+  EXPECT_TRUE(refused(with([](PrepareOptions& o) {
+    o.vocabulary_file = "x";
+    o.vocabulary_size = 10;
+  })));
   EXPECT_TRUE(refused(with([](PrepareOptions& o) { o.test_fraction = 0.95; })));
   EXPECT_TRUE(refused(with([](PrepareOptions& o) { o.test_fraction = -0.1; })));
   EXPECT_TRUE(refused(with([](PrepareOptions& o) { o.test_fraction = 0.0 / 0.0; })));

@@ -10,6 +10,15 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 
+std::vector<std::string> Tokenize(std::string_view line,
+                                  const TokenizerOptions& options) {
+  Tokenizer tokenizer(options);
+  // What an earlier line leaves behind must not matter.
+  tokenizer.Tokenize("Earlier words, of a longer line than any of those below.");
+  const std::span<const std::string_view> tokens = tokenizer.Tokenize(line);
+  return {tokens.begin(), tokens.end()};
+}
+
 TEST(TokenizerTest, EnglishText) {
   EXPECT_THAT(Tokenize("And the LORD said, \"Go!\"", {}),
               ElementsAre("and", "the", "lord", "said", ",", "\"", "go", "!", "\""));
@@ -48,6 +57,8 @@ TEST(TokenizerTest, KeepsCapitalsOnRequest) {
 TEST(TokenizerTest, TokenizedTextIsOnlySplit) {
   EXPECT_THAT(Tokenize(" the <unk> N \t U.S. n't \r", {.tokenized = true}),
               ElementsAre("the", "<unk>", "N", "U.S.", "n't"));
+  EXPECT_THAT(Tokenize("The\u00A0end", {.tokenized = true}), ElementsAre("The\u00A0end"));
+  EXPECT_THAT(Tokenize(" \t\r", {.tokenized = true}), IsEmpty());
 }
 
 TEST(TokenizerTest, BadUtf8) {
@@ -59,6 +70,12 @@ TEST(TokenizerTest, BadUtf8) {
   EXPECT_TRUE(IsUtf8("añ日😀"));
   EXPECT_TRUE(IsUtf8(""));
   EXPECT_FALSE(IsUtf8("caf\xe9"));
+  for (size_t at = 0; at < 20; ++at) {
+    std::string text(20, 'a');
+    text[at] = '\xe9';
+    EXPECT_FALSE(IsUtf8(text)) << at;
+    EXPECT_TRUE(IsUtf8(std::string(at, 'a') + "é" + std::string(20 - at, 'a'))) << at;
+  }
   EXPECT_FALSE(IsUtf8("\xc0\x80"));          // over-long
   EXPECT_FALSE(IsUtf8("\xe0\x80\x80"));      // over-long
   EXPECT_FALSE(IsUtf8("\xed\xa0\x80"));      // surrogate

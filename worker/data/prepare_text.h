@@ -1,52 +1,27 @@
 // Text files to the folder that TokenDataset reads.
 #pragma once
 
-#include <cstdint>
 #include <ostream>
-#include <string>
 
-#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "worker/data/dataset_meta.h"
-#include "worker/data/tokenizer.h"
+#include "worker/data/prepare_options.h"
 
 namespace moe {
-
-struct PrepareOptions {
-  // Either one text, which is split, or all three.
-  std::string text;
-  std::string train;
-  std::string validation;
-  std::string test;
-  std::string out;
-
-  TokenizerOptions tokenizer;
-  bool strip_verse_references = false;  // see verse_filter.h
-  // The vocabulary is that of the training split; with <unk> and <eos>; 0: no limit.
-  int64_t vocabulary_size = 0;
-  int64_t min_count = 1;
-  // Shares of `text` that are held out, each in [0, 1).
-  double validation_fraction = 0.05;
-  double test_fraction = 0.05;
-  // Do the work even if the output is there already.
-  bool force = false;
-};
-
-// INVALID_ARGUMENT, naming the flag of prepare_text, if the options make no sense.
-absl::Status CheckPrepareOptions(const PrepareOptions& options);
 
 struct PreparedText {
   DatasetMeta meta;
   bool was_there = false;
 };
 
-// A non-blank line of text is a sentence.
+// A non-blank line of text is a sentence, and its end becomes an <eos>. Ids after <unk>
+// and <eos> are sorted by how often the training split has the word, most frequent first.
 //
-// `text` is split in blocks of 50 lines (fewer in a short text), each of which goes whole
-// to one of the splits. Held-out blocks are spread evenly over the text, so that they
-// resemble the whole, and depend on the number of lines and the fractions alone.
+// Reads the texts three times (one that is split, four) and holds nothing of them in
+// memory but the words that differ. Until everything is written the folder has no
+// meta.json, so that it can't be taken for whole.
 //
-// progress gets a line every few seconds of work.
+// progress gets a line every few seconds of work, and warnings.
 absl::StatusOr<PreparedText> PrepareText(const PrepareOptions& options,
                                          std::ostream& progress);
 

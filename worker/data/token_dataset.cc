@@ -1,10 +1,16 @@
 #include "worker/data/token_dataset.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <filesystem>
 #include <utility>
+#include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/human.h"
@@ -17,33 +23,64 @@ static_assert(std::endian::native == std::endian::little);
 namespace moe {
 namespace {
 
+constexpr size_t kBlockTokens = size_t{1} << 18;
+
 std::span<const int32_t> AsTokens(const MappedFile& file) {
   return {reinterpret_cast<const int32_t*>(file.bytes().data()),
           file.bytes().size() / sizeof(int32_t)};
 }
 
-absl::Status CheckTokenFile(const MappedFile& file, const std::string& path,
-                            const DatasetMeta::File& expected, int64_t vocabulary) {
+// Fills bytes as far as the file goes; how far.
+absl::StatusOr<size_t> ReadBlock(int fd, std::span<char> bytes, const std::string& path) {
+  size_t size = 0;
+  while (size < bytes.size()) {
+    const ssize_t got = read(fd, bytes.data() + size, bytes.size() - size);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
+    if (got == 0) break;
+    size += static_cast<size_t>(got);
+  }
+  return size;
+}
+
+// Reads the file, block by block and once: a large one needs no memory, and when it is
+// mapped later, only the pages that are used count as the process's.
+absl::Status CheckTokenFile(const std::string& path, const DatasetMeta::File& expected,
+                            int64_t vocabulary) {
   const auto damaged = [&](const auto&... what) {
     return absl::DataLossError(
         absl::StrCat(path, " is damaged: ", what..., "; prepare the text again"));
   };
-  const uint64_t bytes = file.bytes().size();
-  if (bytes != static_cast<uint64_t>(expected.tokens) * sizeof(int32_t)) {
-    return damaged("it has ", bytes, " bytes, but ", FormatCount(expected.tokens),
-                   " tokens need ",
-                   expected.tokens * static_cast<int64_t>(sizeof(int32_t)));
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
+  const absl::Cleanup closer = [fd] { close(fd); };
+  std::vector<int32_t> block(kBlockTokens);
+  const std::span<char> bytes(reinterpret_cast<char*>(block.data()),
+                              block.size() * sizeof(int32_t));
+  Sha256 sha256;
+  size_t size = 0;
+  while (true) {
+    ASSIGN_OR_RETURN(const size_t got, ReadBlock(fd, bytes, path));
+    if (got == 0) break;
+    const auto end = block.begin() + static_cast<int64_t>(got / sizeof(int32_t));
+    const auto bad = std::find_if(block.begin(), end, [vocabulary](int32_t id) {
+      return id < 0 || id >= vocabulary;
+    });
+    if (bad != end) {
+      return damaged("token ",
+                     static_cast<int64_t>(size / sizeof(int32_t)) + (bad - block.begin()),
+                     " has the id ", *bad, ", which isn't in the vocabulary of ",
+                     FormatCount(vocabulary), " words");
+    }
+    sha256.Update(bytes.data(), got);
+    size += got;
   }
-  const std::span<const int32_t> tokens = AsTokens(file);
-  const auto bad = std::find_if(tokens.begin(), tokens.end(), [vocabulary](int32_t id) {
-    return id < 0 || id >= vocabulary;
-  });
-  if (bad != tokens.end()) {
-    return damaged("token ", bad - tokens.begin(), " has the id ", *bad,
-                   ", which isn't in the vocabulary of ", FormatCount(vocabulary),
-                   " words");
+  const int64_t needed = expected.tokens * static_cast<int64_t>(sizeof(int32_t));
+  if (static_cast<int64_t>(size) != needed) {
+    return damaged("it has ", size, " bytes, but ", FormatCount(expected.tokens),
+                   " tokens need ", needed);
   }
-  if (Sha256Hex(file.bytes()) != expected.sha256) {
+  if (sha256.Hex() != expected.sha256) {
     return damaged("its checksum isn't the one in ", kMetaFile);
   }
   return absl::OkStatus();
@@ -78,8 +115,12 @@ absl::StatusOr<TokenDataset> TokenDataset::Open(const std::string& folder) {
   for (TextSplit split : kTextSplits) {
     const std::string path = path_of(TokenFileName(split));
     auto& file = files[static_cast<size_t>(split)];
+    RETURN_IF_ERROR(CheckTokenFile(path, meta.split(split), vocabulary.size()));
     ASSIGN_OR_RETURN(file, MappedFile::Open(path));
-    RETURN_IF_ERROR(CheckTokenFile(*file, path, meta.split(split), vocabulary.size()));
+    if (static_cast<int64_t>(AsTokens(*file).size()) != meta.split(split).tokens) {
+      return absl::AbortedError(absl::StrCat(
+          path, " has changed while it was read; is its text being prepared?"));
+    }
   }
   return TokenDataset(std::move(vocabulary), DatasetSha256(meta), std::move(files));
 }

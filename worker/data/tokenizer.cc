@@ -1,9 +1,8 @@
 #include "worker/data/tokenizer.h"
 
+#include <algorithm>
 #include <cstdint>
-
-#include "absl/strings/str_split.h"
-#include "common/base/string_view.h"
+#include <cstring>
 
 namespace moe {
 namespace {
@@ -110,13 +109,25 @@ bool JoinsDigits(char32_t c) { return c == '.' || c == ','; }
 
 }  // namespace
 
-std::vector<std::string> Tokenize(std::string_view line,
-                                  const TokenizerOptions& options) {
-  if (options.tokenized) {
-    return absl::StrSplit(ToAbsl(line), absl::ByAnyChar(" \t\r\n\v\f"),
-                          absl::SkipEmpty());
+std::span<const std::string_view> Tokenizer::Tokenize(std::string_view line) {
+  tokens_.clear();
+  options_.tokenized ? Split(line) : FindWords(line);
+  return tokens_;
+}
+
+void Tokenizer::Split(std::string_view line) {
+  constexpr std::string_view kSpaces = " \t\r\n\v\f";
+  for (size_t begin = line.find_first_not_of(kSpaces); begin != line.npos;
+       begin = line.find_first_not_of(kSpaces, begin)) {
+    const size_t end = std::min(line.find_first_of(kSpaces, begin), line.size());
+    tokens_.push_back(line.substr(begin, end - begin));
+    begin = end;
   }
-  std::vector<std::string> tokens;
+}
+
+void Tokenizer::FindWords(std::string_view line) {
+  text_.clear();
+  ends_.clear();
   char32_t previous = 0;  // last character of the word under way, 0 if there is none
   while (!line.empty()) {
     const Character now = Decode(line);
@@ -130,15 +141,29 @@ std::vector<std::string> Tokenize(std::string_view line,
       previous = 0;
       continue;
     }
-    if (!in_word || previous == 0) tokens.emplace_back();
-    Append(options.lowercase ? ToLower(now.code) : now.code, &tokens.back());
+    if (!in_word || previous == 0) ends_.emplace_back();
+    Append(options_.lowercase ? ToLower(now.code) : now.code, &text_);
+    ends_.back() = text_.size();
     previous = in_word ? now.code : 0;
   }
-  return tokens;
+  size_t begin = 0;
+  for (const size_t end : ends_) {
+    tokens_.push_back(std::string_view(text_).substr(begin, end - begin));
+    begin = end;
+  }
 }
 
 bool IsUtf8(std::string_view text) {
   while (!text.empty()) {
+    // Most text is ASCII, of which eight bytes are one comparison.
+    uint64_t eight;
+    if (text.size() >= sizeof(eight)) {
+      std::memcpy(&eight, text.data(), sizeof(eight));
+      if ((eight & 0x8080808080808080) == 0) {
+        text.remove_prefix(sizeof(eight));
+        continue;
+      }
+    }
     const Character c = Decode(text);
     if (!c.valid) return false;
     text.remove_prefix(c.bytes);

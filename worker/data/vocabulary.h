@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,11 +27,24 @@ class Vocabulary {
   // The contents of a vocabulary file: a word a line. source is for errors.
   static absl::StatusOr<Vocabulary> Parse(std::string_view contents,
                                           const std::string& source);
+  // The contents of a vocabulary file that others made: on each line a word, or on each a
+  // word and its count, which is ignored. What it calls the unknown word (<UNK>, <unk>)
+  // becomes <unk>, what it calls a sentence's ends (<S>, </S>, <s>, </s>, <eos>) <eos>;
+  // one of each must be there. The other words keep their order. A line "!!!MAXTERMID" is
+  // no word. INVALID_ARGUMENT, with the line, if something else is wrong.
+  static absl::StatusOr<Vocabulary> ParseForeign(std::string_view contents,
+                                                 const std::string& source);
+  // Whether a vocabulary file calls a sentence's end so.
+  static bool IsSentenceEndName(std::string_view word);
+
+  // The same words, after <unk> and <eos> those first that occur most often; those that
+  // occur equally often keep their order. counts: [size], by this vocabulary's ids.
+  Vocabulary SortedBy(std::span<const int64_t> counts) const;
   std::string Serialize() const;
 
   int64_t size() const { return static_cast<int64_t>(words_.size()); }
   // kUnknown if the word isn't known.
-  int32_t Find(const std::string& word) const;
+  int32_t Find(std::string_view word) const;
   const std::string& word(int32_t id) const { return words_[id]; }
 
  private:
