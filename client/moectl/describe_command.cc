@@ -37,7 +37,7 @@ class DescribeCommand final : public Command {
            "listed apart.\n"
            "Then the bytes of parameters and of the optimizer's state on all servers, for the "
            "experts'\n"
-           "matrices and for all else (dense). With --servers or --workers also the memory "
+           "matrices, for tables and for all else (dense). With --servers or --workers also the memory "
            "that training\n"
            "takes of each member, as the coordinator computes it at start.\n\n"
            "Usage: moectl describe --job FILE [--vocabulary N] [--json]\n"
@@ -182,7 +182,9 @@ class DescribeCommand final : public Command {
             {"embedding_parameters", count.embedding_parameters},
             {"softmax_parameters", count.softmax_parameters},
             {"stored",
-             {{"dense", ToJson(stored.dense)}, {"experts", ToJson(stored.experts)}}}};
+             {{"dense", ToJson(stored.dense)},
+              {"tables", ToJson(stored.tables)},
+              {"experts", ToJson(stored.experts)}}}};
   }
 
   static Json ToJson(const StoredCount& count) {
@@ -230,13 +232,18 @@ class DescribeCommand final : public Command {
                     FormatBytes(count.optimizer_bytes), FormatBytes(count.bytes())});
     };
     const StoredCount& dense = stored.dense;
+    const StoredCount& tables = stored.tables;
     const StoredCount& experts = stored.experts;
     add_row(job.model().vocabulary() > 0 ? "dense" : "dense, without words", dense);
+    if (tables.parameters > 0) add_row("tables", tables);
     add_row("experts", experts);
-    add_row("total",
-            {.parameters = dense.parameters + experts.parameters,
-             .parameter_bytes = dense.parameter_bytes + experts.parameter_bytes,
-             .optimizer_bytes = dense.optimizer_bytes + experts.optimizer_bytes});
+    StoredCount total = dense;
+    for (const StoredCount* part : {&tables, &experts}) {
+      total.parameters += part->parameters;
+      total.parameter_bytes += part->parameter_bytes;
+      total.optimizer_bytes += part->optimizer_bytes;
+    }
+    add_row("total", total);
     return table.ToString();
   }
 

@@ -87,7 +87,9 @@ ModelStored CountStored(const v1::Job& job) {
                          tensor.name.starts_with("softmax.");
     if (by_word && !known) continue;
     const TensorState state = StateOf(job.optimizer(), tensor);
-    StoredCount& count = tensor.of_expert ? stored.experts : stored.dense;
+    StoredCount& count = tensor.of_expert  ? stored.experts
+                         : tensor.of_table ? stored.tables
+                                           : stored.dense;
     count.parameters += tensor.size();
     count.parameter_bytes += state.parameter_bytes;
     count.optimizer_bytes += state.optimizer_bytes();

@@ -47,6 +47,8 @@ struct StoredCount {
 struct ModelStored {
   // Without embedding and softmax while the job leaves the vocabulary to the data.
   StoredCount dense;
+  // Embedding and softmax of a job with tables, once the vocabulary is known.
+  StoredCount tables;
   // The experts' matrices.
   StoredCount experts;
 };

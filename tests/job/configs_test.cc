@@ -152,6 +152,9 @@ TEST(PaperModelsTest, ExpertsOfTable8TakeLittleMoreThanTheirParameters) {
     ASSERT_TRUE(job.ok()) << job.status();
     const ModelStored stored = CountStored(*job);
     EXPECT_EQ(stored.dense.optimizer_bytes, 8 * stored.dense.parameters) << model.name;
+    // A row of the embedding, and w and b of one of the softmax.
+    EXPECT_EQ(stored.tables.optimizer_bytes, 3 * 4 * int64_t{job->model().vocabulary()})
+        << model.name;
     if (stored.experts.parameters == 0) continue;
     if (job->name().starts_with("table8")) {
       EXPECT_NEAR(stored.experts.bytes_per_parameter(), 4.012, 0.0005) << model.name;
