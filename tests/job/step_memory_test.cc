@@ -135,6 +135,7 @@ TEST(StepMemoryTest, AWorkerHasAllOfEachReplica) {
 TEST(StepMemoryTest, AdamHasTwoMoments) {
   v1::Job job = JobOf(kModel, "replicas: 2");
   job.mutable_optimizer()->mutable_adam();
+  FillDefaults(&job);
   EXPECT_EQ(Planned(job).OneServer().optimizer, 2 * (kDense + kExperts));
 }
 
