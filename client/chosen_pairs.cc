@@ -32,11 +32,12 @@ absl::Status AppendChosen(const ExpertLayout& layout, const RoutingPlan::Group& 
   const size_t expected = k * group.row.size();
   const size_t gates = mode == v1::MODE_EVALUATE ? expected : 0;
   if (row.size() != expected || expert.size() != expected || gate.size() != gates) {
-    return absl::InternalError(absl::StrFormat(
-        "%d rows, %d experts and %d gates are chosen instead of %d, %d and %d: %d for each "
-        "of %d rows",
-        row.size(), expert.size(), gate.size(), expected, expected, gates, k,
-        group.row.size()));
+    return absl::InternalError(
+        absl::StrFormat("%d rows, %d experts and %d gates are chosen instead of %d, %d "
+                        "and %d: %d for each "
+                        "of %d rows",
+                        row.size(), expert.size(), gate.size(), expected, expected, gates,
+                        k, group.row.size()));
   }
   const auto b = static_cast<uint32_t>(layout.experts_per_group());
   for (size_t p = 0; p < row.size(); ++p) {

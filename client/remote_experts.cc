@@ -165,8 +165,7 @@ absl::StatusOr<Answers<GroupReply>> AwaitAnswers(
   const std::vector<int32_t> hosts = HostsOf(layout);
   Answers<GroupReply> answers;
   answers.responses.reserve(hosts.size());
-  answers.parts.assign(results.size(),
-                       std::vector<GroupPart<GroupReply>>(layout.groups));
+  answers.parts.assign(results.size(), std::vector<GroupPart<GroupReply>>(layout.groups));
   for (const int32_t s : hosts) {
     ASSIGN_OR_RETURN(v1::ExchangeResponse response, servers.Await(s, key, deadline));
     answers.responses.push_back(std::move(response));
@@ -227,8 +226,8 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
             return response.forward().replies();
           },
           [&](const RoutingPlan::Group& group, const v1::GroupOutput& output) {
-            absl::Status status =
-                CheckBytes("y", output.y().size(), group.token.size() * d_ * sizeof(float));
+            absl::Status status = CheckBytes("y", output.y().size(),
+                                             group.token.size() * d_ * sizeof(float));
             if (id.mode() == v1::MODE_TRAIN) status.Update(CheckTotals(layout, output));
             return status;
           }));
@@ -241,12 +240,12 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
     if (results[r].chosen == nullptr) continue;
     *results[r].chosen = {};
     for (int32_t g = 0; g < layout.groups; ++g) {
-      RETURN_IF_ERROR(Annotate(
-          AppendChosen(layout, *parts[r][g].plan, id.mode(), parts[r][g].reply->chosen(),
-                       results[r].chosen),
-          absl::StrFormat("%s: replica %d, group %d",
-                          WrongAnswer(servers_, layout.server_of_group[g], key),
-                          results[r].replica, g)));
+      RETURN_IF_ERROR(
+          Annotate(AppendChosen(layout, *parts[r][g].plan, id.mode(),
+                                parts[r][g].reply->chosen(), results[r].chosen),
+                   absl::StrFormat("%s: replica %d, group %d",
+                                   WrongAnswer(servers_, layout.server_of_group[g], key),
+                                   results[r].replica, g)));
     }
   }
 
@@ -324,8 +323,8 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
       if (!std::isfinite(gradient) || gradient != parts[0][g].reply->dload_primary()) {
         return absl::InternalError(absl::StrFormat(
             "%s: dload_primary of group %d is %g for replica %d and %g for replica %d",
-            WrongAnswer(servers_, layout.server_of_group[g], key), g, gradient, result.replica,
-            parts[0][g].reply->dload_primary(), results[0].replica));
+            WrongAnswer(servers_, layout.server_of_group[g], key), g, gradient,
+            result.replica, parts[0][g].reply->dload_primary(), results[0].replica));
       }
       result.dload_primary[g] = gradient;
     }

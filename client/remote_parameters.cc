@@ -152,9 +152,9 @@ absl::StatusOr<double> RemoteParameters::GradientNorm(
                                                      peer, plan_.tensors[tensor].name));
         }
         if (sum.mapped() < 0) {
-          return absl::InternalError(absl::StrFormat("%s sent the square sum %g of tensor %s",
-                                                     peer, sum.mapped(),
-                                                     plan_.tensors[tensor].name));
+          return absl::InternalError(
+              absl::StrFormat("%s sent the square sum %g of tensor %s", peer,
+                              sum.mapped(), plan_.tensors[tensor].name));
         }
         if (!std::isfinite(sum.mapped())) {
           return absl::FailedPreconditionError(absl::StrFormat(

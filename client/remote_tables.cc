@@ -62,8 +62,8 @@ std::vector<RemoteTables::Run> RemoteTables::RunsOf(
   size_t begin = 0;
   for (const int32_t shard : table == Table::kEmbedding ? embedding_ : softmax_) {
     const ShardSpec& spec = plan_.shards[shard];
-    const auto end = std::lower_bound(words.begin(), words.end(),
-                                      spec.first_row + spec.rows);
+    const auto end =
+        std::lower_bound(words.begin(), words.end(), spec.first_row + spec.rows);
     const auto count = static_cast<size_t>(end - words.begin()) - begin;
     if (count > 0) runs.push_back({shard, begin, count});
     begin += count;
@@ -85,8 +85,8 @@ absl::Status RemoteTables::SendPull(uint64_t version, Table table,
     v1::RowSet& rows = *request.mutable_pull()->add_rows();
     rows.set_shard(spec.id);
     PutArray(row, rows.mutable_row());
-    RETURN_IF_ERROR(
-        servers_.streams[servers_.map.server_of_shard[run.shard]]->Send(std::move(request)));
+    RETURN_IF_ERROR(servers_.streams[servers_.map.server_of_shard[run.shard]]->Send(
+        std::move(request)));
   }
   return absl::OkStatus();
 }
@@ -111,8 +111,8 @@ absl::Status RemoteTables::AwaitPull(uint64_t version, Table table,
           "%s did not answer %s with %d bytes (%d rows of %d floats)",
           servers_.streams[server]->peer(), Describe(key), expected, run.count, width));
     }
-    std::memcpy(out.data() + run.begin * width, response.pull().shards(0).content().data(),
-                expected);
+    std::memcpy(out.data() + run.begin * width,
+                response.pull().shards(0).content().data(), expected);
   }
   return absl::OkStatus();
 }
@@ -178,7 +178,8 @@ absl::Status RemoteTables::AwaitScore(uint64_t batch, uint32_t wave,
       const v1::ShardScore& score = reply.shards(position);
       ASSIGN_OR_RETURN(const std::vector<float> largest,
                        GetArray<float>("largest", score.largest()));
-      ASSIGN_OR_RETURN(const std::vector<double> sum, GetArray<double>("sum", score.sum()));
+      ASSIGN_OR_RETURN(const std::vector<double> sum,
+                       GetArray<double>("sum", score.sum()));
       ASSIGN_OR_RETURN(const std::vector<float> target,
                        GetArray<float>("target", score.target()));
       if (largest.size() != tokens || sum.size() != tokens || target.size() != tokens) {

@@ -14,8 +14,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "common/kernels/backend.h"
 #include "common/base/moments.h"
+#include "common/kernels/backend.h"
 #include "common/tensor/replica_tree.h"
 #include "proto/moe/v1/expert.pb.h"
 #include "server/table_frames.h"

@@ -106,10 +106,10 @@ absl::Status Inbox::Handle(const std::string& worker, v1::ExchangeRequest reques
           HandleApply(worker, request.apply(), sink),
           Of(worker, RendezvousKind::kApply, {.step = request.apply().step()}));
     case v1::ExchangeRequest::kScore:
-      return Annotate(HandleScore(worker, request.score(), sink),
-                      absl::StrFormat("score of evaluation batch %d wave %d of %s",
-                                      request.score().batch(), request.score().wave(),
-                                      worker));
+      return Annotate(
+          HandleScore(worker, request.score(), sink),
+          absl::StrFormat("score of evaluation batch %d wave %d of %s",
+                          request.score().batch(), request.score().wave(), worker));
     case v1::ExchangeRequest::kHello:
       return Untimely(worker, " said Hello twice");
     case v1::ExchangeRequest::MESSAGE_NOT_SET:
@@ -236,9 +236,10 @@ absl::Status Inbox::HandleClose(const std::string& worker, v1::CloseRequest requ
         return conversation_.CheckClose(key.step, replicas);
       },
       [&]() -> absl::StatusOr<NewParts<CloseInput>> {
-        ASSIGN_OR_RETURN(CloseInput input, DecodeClose(shards_.dense_sizes(), shards_.table_shapes(),
-                                                       shards_.ReplicaShardsOf(replicas),
-                                                       replicas_, std::move(request)));
+        ASSIGN_OR_RETURN(CloseInput input,
+                         DecodeClose(shards_.dense_sizes(), shards_.table_shapes(),
+                                     shards_.ReplicaShardsOf(replicas), replicas_,
+                                     std::move(request)));
         return NewParts<CloseInput>(replicas.size(),
                                     std::make_shared<const CloseInput>(std::move(input)));
       },

@@ -10,9 +10,9 @@
 #include <span>
 #include <vector>
 
+#include "common/base/moments.h"
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
-#include "common/base/moments.h"
 #include "proto/moe/v1/expert.pb.h"
 #include "proto/moe/v1/job.pb.h"
 #include "proto/moe/v1/parameter.pb.h"

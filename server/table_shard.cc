@@ -98,7 +98,8 @@ v1::ShardScore TableShard::Score(ConstMatrix x, std::span<const int32_t> target)
     for (int64_t t = 0; t < tokens; ++t) {
       const float most = std::max(largest[t], block_largest[t]);
       // Both are -infinity at first.
-      const double before = sum[t] == 0 ? 0 : sum[t] * std::exp(double{largest[t]} - most);
+      const double before =
+          sum[t] == 0 ? 0 : sum[t] * std::exp(double{largest[t]} - most);
       sum[t] = before + block_sum[t] * std::exp(double{block_largest[t]} - most);
       largest[t] = most;
     }
@@ -278,8 +279,8 @@ void TableShard::FillStatus(v1::ShardStatus* status) const {
   }
   status->set_rows_pulled(rows_pulled_);
   status->set_rows_pushed(rows_pushed_);
-  status->set_rows_touched(
-      std::count_if(count_.begin(), count_.end(), [](int64_t count) { return count > 0; }));
+  status->set_rows_touched(std::count_if(count_.begin(), count_.end(),
+                                         [](int64_t count) { return count > 0; }));
 }
 
 }  // namespace moe

@@ -30,7 +30,8 @@ ABSL_FLAG(absl::Duration, step_timeout, absl::Seconds(60),
 ABSL_FLAG(
     std::string, contexts_file, "",
     "In an evaluation: write to this file, as JSON, the places of the text at which the "
-    "gate of each expert is highest (of this worker's replicas). A run that trains refuses "
+    "gate of each expert is highest (of this worker's replicas). A run that trains "
+    "refuses "
     "it.");
 ABSL_FLAG(int, contexts_per_expert, 10, "How many places of each expert.");
 ABSL_FLAG(int, contexts_layer, -1,
@@ -72,10 +73,10 @@ int main(int argc, char** argv) {
   options.contexts = {.per_expert = absl::GetFlag(FLAGS_contexts_per_expert),
                       .layer = absl::GetFlag(FLAGS_contexts_layer),
                       .expert = absl::GetFlag(FLAGS_contexts_expert)};
-  if (options.contexts_file.empty() &&
-      options.contexts != moe::TopContexts::Options()) {
+  if (options.contexts_file.empty() && options.contexts != moe::TopContexts::Options()) {
     moe::ExitWithUsageError(
-        "--contexts_per_expert, --contexts_layer and --contexts_expert say what goes into "
+        "--contexts_per_expert, --contexts_layer and --contexts_expert say what goes "
+        "into "
         "--contexts_file, which is missing");
   }
   if (options.contexts.per_expert < 1) {

@@ -137,7 +137,8 @@ absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& me
   const v1::Job& job = state.job();
   if (!options_.contexts_file.empty() && state.mode() != v1::RUN_MODE_EVALUATE) {
     return absl::InvalidArgumentError(
-        "--contexts_file is for an evaluation, but this run trains; leave it out, and take "
+        "--contexts_file is for an evaluation, but this run trains; leave it out, and "
+        "take "
         "moectl experts --top-contexts afterwards");
   }
   const ModelPlan plan = MakeModelPlan(job);

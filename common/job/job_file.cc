@@ -223,11 +223,12 @@ class Validator : private FieldChecks {
     const bool own = optimizer.has_tables();
     const v1::Adam& adam = own ? optimizer.tables() : optimizer.adam();
     if (model.has_tables() && adam.second_moment() == v1::SECOND_MOMENT_FACTORED) {
-      Fail(own ? "optimizer.tables.second_moment" : "optimizer.adam.second_moment",
-           absl::StrCat("is SECOND_MOMENT_FACTORED: rows of tables are updated one by one "
-                        "and have no means over columns; ",
-                        own ? "" : "set optimizer.tables, with ",
-                        "SECOND_MOMENT_PER_ROW or SECOND_MOMENT_FULL"));
+      Fail(
+          own ? "optimizer.tables.second_moment" : "optimizer.adam.second_moment",
+          absl::StrCat("is SECOND_MOMENT_FACTORED: rows of tables are updated one by one "
+                       "and have no means over columns; ",
+                       own ? "" : "set optimizer.tables, with ",
+                       "SECOND_MOMENT_PER_ROW or SECOND_MOMENT_FULL"));
     }
   }
 
@@ -275,10 +276,10 @@ void FillDefaults(v1::Adam* adam) {
 
 absl::Status CheckCandidates(const v1::Tables& tables, int64_t vocabulary) {
   if (tables.candidates() <= vocabulary / 2) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "model.tables.candidates is ", tables.candidates(),
-      ": must be at most half of the vocabulary (", vocabulary,
-      "); without model.tables the softmax is over all words"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("model.tables.candidates is ", tables.candidates(),
+                   ": must be at most half of the vocabulary (", vocabulary,
+                   "); without model.tables the softmax is over all words"));
 }
 
 absl::StatusOr<v1::Job> ReadJobFile(const std::string& path) {

@@ -276,7 +276,8 @@ void FillInitialRows(uint64_t seed, const TensorSpec& tensor, int64_t begin, int
       std::fill(row.begin(), row.end(), 0.0f);
     }
     if (tensor.offset == 0) continue;
-    for (int64_t c = tensor.offset_begin; c < tensor.offset_end; ++c) row[c] += tensor.offset;
+    for (int64_t c = tensor.offset_begin; c < tensor.offset_end; ++c)
+      row[c] += tensor.offset;
   }
 }
 

@@ -6,8 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/human.h"
-#include "common/job/tensor_state.h"
 #include "common/job/expert_traffic.h"
+#include "common/job/tensor_state.h"
 #include "common/tensor/replica_tree.h"
 
 namespace moe {

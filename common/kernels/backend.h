@@ -96,7 +96,7 @@ struct GateBatch {
   Matrix noise;       // [T, n] the standard normal draws; ignored without noise
   int32_t k = 0;
   bool with_noise = false;
-  RandomKey key;       // of the draws; column = expert
+  RandomKey key;  // of the draws; column = expert
   // Host, [T]: row of each token's draws; empty: its place in the batch.
   std::span<const int32_t> draw_row;
   int32_t* expert = nullptr;  // [T, k] chosen experts, ascending within a token
@@ -153,14 +153,16 @@ class Backend {
 
   // ---- rows
   // out row i = x row index[i], times scale[i] unless scale is null. index is host memory.
-  virtual void GatherRows(ConstMatrix x, std::span<const int32_t> index, const float* scale,
-                          Matrix out) = 0;
+  virtual void GatherRows(ConstMatrix x, std::span<const int32_t> index,
+                          const float* scale, Matrix out) = 0;
   // out row index[i] += x row i, i ascending; indices may repeat. index is host memory.
-  virtual void ScatterAddRows(ConstMatrix x, std::span<const int32_t> index, Matrix out) = 0;
+  virtual void ScatterAddRows(ConstMatrix x, std::span<const int32_t> index,
+                              Matrix out) = 0;
   // out row r = sum over j in [offset[r], offset[r+1]) ascending of weight[j] * x row position[j];
   // zero where there is none; weight null: 1. offset and position are host memory.
   virtual void CombineRows(ConstMatrix x, std::span<const int32_t> offset,
-                           std::span<const int32_t> position, const float* weight, Matrix out) = 0;
+                           std::span<const int32_t> position, const float* weight,
+                           Matrix out) = 0;
 
   // ---- activations
   virtual void SigmoidForward(ConstMatrix x, Matrix y) = 0;
@@ -168,8 +170,8 @@ class Backend {
   virtual void SigmoidBackward(ConstMatrix y, ConstMatrix dy, Matrix dx) = 0;
   // y = mask * x / (1 - rate) [+ residual unless its data is null]; rate 0 keeps all. The mask of
   // element (row, column) is a function of key. y may be x.
-  virtual void DropoutForward(RandomKey key, float rate, ConstMatrix x, ConstMatrix residual,
-                              Matrix y) = 0;
+  virtual void DropoutForward(RandomKey key, float rate, ConstMatrix x,
+                              ConstMatrix residual, Matrix y) = 0;
   // dx = mask * dy / (1 - rate); dx may be dy.
   virtual void DropoutBackward(RandomKey key, float rate, ConstMatrix dy, Matrix dx) = 0;
 
@@ -214,8 +216,8 @@ class Backend {
   // dgate: [T, k] dL/dG(x)_i of the chosen, importance's part included. dload: [n] dL/dLoad_i,
   // which flows through the clean logit, the noise scale and the threshold; null: none.
   // dclean, draw: [T, n] out; draw is ignored without noise.
-  virtual void NoisyTopKBackward(const GateBatch& batch, const float* dgate, const float* dload,
-                                 Matrix dclean, Matrix draw) = 0;
+  virtual void NoisyTopKBackward(const GateBatch& batch, const float* dgate,
+                                 const float* dload, Matrix dclean, Matrix draw) = 0;
 
   // ---- gates under which a token has any number of the n experts
   // chosen: [T, ChosenBytes(n)]; bit i % 8 of byte i / 8 of a row says that the token has expert i.
@@ -274,15 +276,15 @@ class Backend {
   // ---- optimizers
   // g: [r, c] without gaps; w, m: [r, c]; v: as step.second_moment says. m and v may be null where
   // the update has no such moment.
-  virtual void OptimizerUpdate(const OptimizerStep& step, ConstMatrix g, float* w, float* m,
-                               float* v) = 0;
+  virtual void OptimizerUpdate(const OptimizerStep& step, ConstMatrix g, float* w,
+                               float* m, float* v) = 0;
   // Row index[i] of w [rows, c] is updated with row i of g, as if it were a tensor; count[i] is the
   // number of its updates, this one included, and step's is ignored. The second moment is full, v
   // [rows, c], or by rows, v [rows, 1]; m: [rows, c]. m and v may be empty where the update has no
   // such moment. index: ascending; index and count are host memory.
   virtual void UpdateRows(const OptimizerStep& step, std::span<const int32_t> index,
-                          std::span<const int64_t> count, ConstMatrix g, Matrix w, Matrix m,
-                          Matrix v) = 0;
+                          std::span<const int64_t> count, ConstMatrix g, Matrix w,
+                          Matrix m, Matrix v) = 0;
 };
 
 // Memory of one backend, freed with the object. Not initialized.
@@ -307,7 +309,9 @@ class Array {
 
   T* data() const { return data_; }
   int64_t size() const { return size_; }
-  void Zero() { if (size_ > 0) backend_->Zero(data_, size_ * sizeof(T)); }
+  void Zero() {
+    if (size_ > 0) backend_->Zero(data_, size_ * sizeof(T));
+  }
   void Upload(std::span<const T> host) {
     backend_->Upload(host.data(), data_, host.size_bytes());
   }

@@ -17,8 +17,10 @@ constexpr std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> x,
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint64_t product0 = uint64_t{kPhiloxMultiplier0} * x[0];
     const uint64_t product1 = uint64_t{kPhiloxMultiplier1} * x[2];
-    x = {static_cast<uint32_t>(product1 >> 32) ^ x[1] ^ key[0], static_cast<uint32_t>(product1),
-         static_cast<uint32_t>(product0 >> 32) ^ x[3] ^ key[1], static_cast<uint32_t>(product0)};
+    x = {static_cast<uint32_t>(product1 >> 32) ^ x[1] ^ key[0],
+         static_cast<uint32_t>(product1),
+         static_cast<uint32_t>(product0 >> 32) ^ x[3] ^ key[1],
+         static_cast<uint32_t>(product0)};
     key[0] += kPhiloxWeyl0;
     key[1] += kPhiloxWeyl1;
   }

@@ -167,8 +167,8 @@ RandomKey MakeKey(uint64_t seed, Purpose purpose, const RandomIds& ids) {
   const std::array<uint32_t, 4> first = Philox4x32(
       {static_cast<uint32_t>(purpose), ids.layer, low(ids.step), high(ids.step)},
       {low(seed), high(seed)});
-  const std::array<uint32_t, 4> second = Philox4x32(
-      {ids.wave, ids.replica, ids.tensor, ids.group}, {first[0], first[1]});
+  const std::array<uint32_t, 4> second =
+      Philox4x32({ids.wave, ids.replica, ids.tensor, ids.group}, {first[0], first[1]});
   return {second[0], second[1]};
 }
 

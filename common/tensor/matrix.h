@@ -16,13 +16,14 @@ struct BasicMatrix {
   int64_t stride = 0;
 
   BasicMatrix() = default;
-  BasicMatrix(T* data, int64_t rows, int64_t cols) : BasicMatrix(data, rows, cols, cols) {}
+  BasicMatrix(T* data, int64_t rows, int64_t cols)
+      : BasicMatrix(data, rows, cols, cols) {}
   BasicMatrix(T* data, int64_t rows, int64_t cols, int64_t stride)
       : data(data), rows(rows), cols(cols), stride(stride) {}
   // A mutable view serves as a const one.
   template <typename U>
-    requires(std::is_same_v<const U, T>)
-  BasicMatrix(const BasicMatrix<U>& other)  // NOLINT: implicit by design
+  requires(std::is_same_v<const U, T>)
+      BasicMatrix(const BasicMatrix<U>& other)  // NOLINT: implicit by design
       : BasicMatrix(other.data, other.rows, other.cols, other.stride) {}
 
   T* row(int64_t r) const { return data + r * stride; }

@@ -30,8 +30,7 @@ class ChosenPairsTest : public ::testing::Test {
   }
 
   absl::Status Append(const std::vector<uint32_t>& row,
-                      const std::vector<uint32_t>& expert,
-                      const std::vector<float>& gate,
+                      const std::vector<uint32_t>& expert, const std::vector<float>& gate,
                       v1::Mode mode = v1::MODE_EVALUATE) {
     const auto bytes = [](const auto& values) {
       return std::string(reinterpret_cast<const char*>(values.data()),

@@ -548,7 +548,9 @@ TEST_F(ClusterClientTest, WhatSecondaryGatesChoseIsChecked) {
   for (const Case& wrong : cases) {
     spoil_ = [&](int server, v1::ExchangeResponse* response) {
       if (server != 1) return;
-      wrong.spoil(response->mutable_forward()->mutable_replies(0)->mutable_groups(1)
+      wrong.spoil(response->mutable_forward()
+                      ->mutable_replies(0)
+                      ->mutable_groups(1)
                       ->mutable_chosen());
     };
     const absl::Status refused = forward(step++);

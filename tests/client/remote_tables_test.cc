@@ -44,7 +44,8 @@ class FakeStream final : public ShardStream {
     responses_[KeyOf(request)] = answer_(request);
     return absl::OkStatus();
   }
-  absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key, absl::Time) override {
+  absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
+                                             absl::Time) override {
     auto found = responses_.extract(key);
     if (found.empty()) return absl::DeadlineExceededError(Describe(key));
     return std::move(found.mapped());
@@ -152,7 +153,8 @@ class RemoteTablesTest : public ::testing::Test {
 
   static double Logit(const std::vector<float>& x, size_t token, int64_t word) {
     double sum = Softmax(word, kWidth);
-    for (int64_t c = 0; c < kWidth; ++c) sum += double{x[token * kWidth + c]} * Softmax(word, c);
+    for (int64_t c = 0; c < kWidth; ++c)
+      sum += double{x[token * kWidth + c]} * Softmax(word, c);
     return sum;
   }
 

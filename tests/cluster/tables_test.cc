@@ -27,15 +27,18 @@ std::string JobText(const std::string& tables, const std::string& optimizer, int
   return absl::StrCat(R"(
     name: "tables" seed: 10
     model {
-      d_model: 8 embedding_dropout: 0.1 )", tables, R"(
+      d_model: 8 embedding_dropout: 0.1 )",
+                      tables, R"(
       layers { lstm { hidden: 8 } dropout: 0.1 residual: true }
       layers {
         moe { experts: 4 k: 2 hidden: 8 groups: 2 gating: GATING_NOISY_TOP_K w_load: 0.1 }
         residual: true
       }
     }
-    optimizer { )", optimizer, R"( }
-    training { replicas: 3 waves: 2 lanes: 4 unroll: 5 steps: )", steps, R"( }
+    optimizer { )",
+                      optimizer, R"( }
+    training { replicas: 3 waves: 2 lanes: 4 unroll: 5 steps: )",
+                      steps, R"( }
     checkpointing { every_steps: 3 })");
 }
 
@@ -158,8 +161,8 @@ TEST_F(TablesTest, AStepTouchesTheRowsOfItsWordsAndCandidates) {
     std::vector<int64_t> found;
     for (int shard = 0; shard < 3; ++shard) {
       const auto file = SafetensorsFile::Open(
-          absl::StrCat(testing::TempDir(), "/run/checkpoints/step-00000006/", table, "-rows",
-                       shard, ".safetensors"));
+          absl::StrCat(testing::TempDir(), "/run/checkpoints/step-00000006/", table,
+                       "-rows", shard, ".safetensors"));
       ASSERT_TRUE(file.ok()) << file.status();
       const auto entry = (*file)->Find(absl::StrCat(table, "/rows", shard, "#count"));
       ASSERT_TRUE(entry.ok()) << entry.status();

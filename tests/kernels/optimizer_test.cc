@@ -192,11 +192,10 @@ TEST_P(OptimizerTest, RowsWithCountsOfTheirOwn) {
     SecondMoment second_moment;
     float beta1;
   };
-  for (const Case& with :
-       {Case{OptimizerStep::Kind::kSgd, SecondMoment::kFull, 0},
-        Case{OptimizerStep::Kind::kAdam, SecondMoment::kFull, 0.9f},
-        Case{OptimizerStep::Kind::kAdam, SecondMoment::kPerRow, 0.9f},
-        Case{OptimizerStep::Kind::kAdam, SecondMoment::kPerRow, 0}}) {
+  for (const Case& with : {Case{OptimizerStep::Kind::kSgd, SecondMoment::kFull, 0},
+                           Case{OptimizerStep::Kind::kAdam, SecondMoment::kFull, 0.9f},
+                           Case{OptimizerStep::Kind::kAdam, SecondMoment::kPerRow, 0.9f},
+                           Case{OptimizerStep::Kind::kAdam, SecondMoment::kPerRow, 0}}) {
     for (int64_t cols : {1, 7, 600}) {
       Random random;
       const int64_t rows = 300;
@@ -227,9 +226,9 @@ TEST_P(OptimizerTest, RowsWithCountsOfTheirOwn) {
       for (size_t i = 0; i < index.size(); ++i) {
         step.adam.count = count[i];
         const auto row = static_cast<int64_t>(i);
-        backend().OptimizerUpdate(step, gradient.view().Rows(row, 1),
-                                  want_w.view().row(index[i]), want_m.view().row(index[i]),
-                                  want_v.view().row(index[i]));
+        backend().OptimizerUpdate(
+            step, gradient.view().Rows(row, 1), want_w.view().row(index[i]),
+            want_m.view().row(index[i]), want_v.view().row(index[i]));
       }
       EXPECT_EQ(dw.Get().values, want_w.Get().values);
       EXPECT_EQ(dm.Get().values, want_m.Get().values);

@@ -81,9 +81,12 @@ TEST_P(SampledSoftmaxTest, TargetLogitsBackward) {
       const HostMatrix got_w = of_w.Get();
       const HostMatrix got_b = of_b.Get();
       const HostMatrix got_x = of_x.Get();
-      for (size_t i = 0; i < want_w.size(); ++i) ExpectNear(want_w[i], got_w.values[i], 1e-5);
-      for (size_t i = 0; i < want_b.size(); ++i) ExpectNear(want_b[i], got_b.values[i], 1e-5);
-      for (size_t i = 0; i < want_x.size(); ++i) ExpectNear(want_x[i], got_x.values[i], 1e-5);
+      for (size_t i = 0; i < want_w.size(); ++i)
+        ExpectNear(want_w[i], got_w.values[i], 1e-5);
+      for (size_t i = 0; i < want_b.size(); ++i)
+        ExpectNear(want_b[i], got_b.values[i], 1e-5);
+      for (size_t i = 0; i < want_x.size(); ++i)
+        ExpectNear(want_x[i], got_x.values[i], 1e-5);
     }
   }
 }

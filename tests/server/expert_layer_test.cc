@@ -149,7 +149,8 @@ class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
       shards.push_back(std::make_unique<ExpertShard>(*backend_, plan_, spec, job));
       shards.back()->Initialize(job.seed());
     }
-    layer_ = std::make_unique<ExpertLayer>(*backend_, kWidth, kExperts, std::move(shards));
+    layer_ =
+        std::make_unique<ExpertLayer>(*backend_, kWidth, kExperts, std::move(shards));
     slow_.assign(kExperts, {});
     for (const TensorSpec& tensor : plan_.tensors) {
       for (int e = 0; e < kExperts; ++e) {

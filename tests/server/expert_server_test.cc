@@ -189,9 +189,10 @@ TEST_F(ExpertServerTest, WantsAGreetingFirst) {
   };
   EXPECT_THAT(refusal([](Conversation& s) { s.Send(testing::PullOf({"dense/0"}, 0)); }),
               HasSubstr("the first message must be Hello"));
-  EXPECT_THAT(refusal([](Conversation& s) { EXPECT_FALSE(s.Hello("worker/w0", 99)); }),
-              HasSubstr(absl::StrCat("worker/w0 speaks protocol version 99; this server speaks ",
-                                     kProtocolVersion)));
+  EXPECT_THAT(
+      refusal([](Conversation& s) { EXPECT_FALSE(s.Hello("worker/w0", 99)); }),
+      HasSubstr(absl::StrCat("worker/w0 speaks protocol version 99; this server speaks ",
+                             kProtocolVersion)));
   EXPECT_THAT(refusal([](Conversation& s) {
                 EXPECT_FALSE(s.Hello("worker/w0", kProtocolVersion, 3));
               }),

@@ -18,8 +18,8 @@
 namespace moe {
 namespace {
 
-using testing::Digests;
 using ::testing::AllOf;
+using testing::Digests;
 using ::testing::HasSubstr;
 using testing::kPerGroup;
 using testing::kWaves;
@@ -244,8 +244,9 @@ TEST_F(HierarchicalHostTest, RefusesMomentsThatCannotBe) {
     for (int i = 0; i < 2; ++i) spoil(request.mutable_backward()->mutable_frames(i));
     const absl::Status status = Send("worker/w0", std::move(request));
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
-    EXPECT_THAT(status.message(),
-                HasSubstr("backward step 0 wave 0 layer 1 of worker/w0: replica 0: mean "));
+    EXPECT_THAT(
+        status.message(),
+        HasSubstr("backward step 0 wave 0 layer 1 of worker/w0: replica 0: mean "));
     return std::string(status.message());
   };
   const auto impossible = [](const std::string& name) {
@@ -259,10 +260,11 @@ TEST_F(HierarchicalHostTest, RefusesMomentsThatCannotBe) {
                   f->mutable_importance()->set_mean(change(f->importance().mean()));
                 }),
                 impossible("importance"));
-    EXPECT_THAT(refused([&](v1::BackwardFrame* f) {
-                  f->mutable_importance()->set_variance(change(f->importance().variance()));
-                }),
-                impossible("importance"));
+    EXPECT_THAT(
+        refused([&](v1::BackwardFrame* f) {
+          f->mutable_importance()->set_variance(change(f->importance().variance()));
+        }),
+        impossible("importance"));
     EXPECT_THAT(refused([&](v1::BackwardFrame* f) {
                   f->mutable_load()->set_mean(change(f->load().mean()));
                 }),
@@ -272,8 +274,10 @@ TEST_F(HierarchicalHostTest, RefusesMomentsThatCannotBe) {
                 }),
                 impossible("load"));
   }
-  SendAll([&](const auto& replicas) { return Made(testing::BackwardOf(0, 0, replicas)); });
-  SendAll([&](const auto& replicas) { return Made(testing::BackwardOf(0, 1, replicas)); });
+  SendAll(
+      [&](const auto& replicas) { return Made(testing::BackwardOf(0, 0, replicas)); });
+  SendAll(
+      [&](const auto& replicas) { return Made(testing::BackwardOf(0, 1, replicas)); });
   SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, 0, replicas); });
   for (uint32_t w = 0; w < kWaves; ++w) Next("worker/w0");
   EXPECT_EQ(Next("worker/w0").close().version(), 1u);
@@ -310,9 +314,10 @@ TEST_F(HierarchicalHostTest, MomentsMayHoldGroupsThatAreElsewhere) {
   // As if the three other experts were all alike, and closer than that.
   spoiled.load = joined(here.load_spread(), {3, 3, 3});
   spoiled.load.variance *= 0.99;
-  EXPECT_THAT(send(spoiled).message(),
-              HasSubstr(" of load are impossible for the layer's 6 experts, of which the 3 "
-                        "that are here have the mean "));
+  EXPECT_THAT(
+      send(spoiled).message(),
+      HasSubstr(" of load are impossible for the layer's 6 experts, of which the 3 "
+                "that are here have the mean "));
   spoiled = possible;
   spoiled.importance.mean = here.importance_spread().mean() * 0.49;
   EXPECT_THAT(send(spoiled).message(), HasSubstr(" of importance are impossible"));

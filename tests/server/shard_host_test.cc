@@ -144,8 +144,8 @@ TEST_F(ShardHostTest, EvaluationReadsTheCurrentVersion) {
 
 TEST_F(ShardHostTest, EvaluationBatchesComeInTheirOrder) {
   const auto send = [&](const std::string& worker, uint64_t batch, uint32_t wave) {
-    return Send(worker, testing::ForwardOf(batch, wave, Workers().at(worker),
-                                           v1::MODE_EVALUATE));
+    return Send(worker,
+                testing::ForwardOf(batch, wave, Workers().at(worker), v1::MODE_EVALUATE));
   };
   const auto refused = [&](const std::string& worker, uint64_t batch, uint32_t wave) {
     const absl::Status status = send(worker, batch, wave);

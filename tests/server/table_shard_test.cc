@@ -175,7 +175,8 @@ TEST_F(TableShardTest, RowsMayKeepOneMomentEach) {
     v_b = 0.9 * v_b + 0.1 * double{gradient[kWidth]} * gradient[kWidth];
     const double correction = 1 - std::pow(0.9, count);
     for (int64_t c = 0; c < width; ++c) {
-      w[c] -= 0.1 * gradient[c] / (std::sqrt((c < kWidth ? v_w : v_b) / correction) + 1e-8);
+      w[c] -=
+          0.1 * gradient[c] / (std::sqrt((c < kWidth ? v_w : v_b) / correction) + 1e-8);
     }
     const std::vector<float> got = Floats(shard->Content(watched));
     for (int64_t c = 0; c < width; ++c) EXPECT_NEAR(got[c], w[c], 1e-5) << count;
@@ -208,7 +209,8 @@ TEST_F(TableShardTest, ScoreIsTheSoftmaxOverItsWords) {
     for (int pass = 0; pass < 2; ++pass) {
       for (int64_t v = 0; v < shard->rows(); ++v) {
         double logit = 0;
-        for (int64_t i = 0; i < kWidth; ++i) logit += double{x[t * kWidth + i]} * w[v * kWidth + i];
+        for (int64_t i = 0; i < kWidth; ++i)
+          logit += double{x[t * kWidth + i]} * w[v * kWidth + i];
         if (pass == 0) most = std::max(most, logit);
         if (pass == 1) expected += std::exp(logit - most);
         if (4500 + v == target[t]) chosen = logit;

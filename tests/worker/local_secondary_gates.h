@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "common/base/moments.h"
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
-#include "common/base/moments.h"
 #include "proto/moe/v1/job.pb.h"
 #include "server/parameter_block.h"
 #include "server/secondary_gate.h"

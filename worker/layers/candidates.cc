@@ -30,8 +30,8 @@ Candidates DrawCandidates(uint64_t seed, uint64_t step, int64_t vocabulary,
     FillBits(key, row, bits);
     for (const uint32_t b : bits) {
       const double uniform = (b + 0.5) * 0x1p-32;
-      const auto word = std::min(static_cast<int64_t>(std::exp(uniform * range)) - 1,
-                                 vocabulary - 1);
+      const auto word =
+          std::min(static_cast<int64_t>(std::exp(uniform * range)) - 1, vocabulary - 1);
       ++candidates.draws;
       if (!drawn.insert(static_cast<int32_t>(word)).second) continue;
       candidates.words.push_back(static_cast<int32_t>(word));

@@ -20,6 +20,7 @@ struct Candidates {
 };
 
 // A function of (seed, step) alone: the same for all replicas and waves. 1 <= count <= vocabulary.
-Candidates DrawCandidates(uint64_t seed, uint64_t step, int64_t vocabulary, int32_t count);
+Candidates DrawCandidates(uint64_t seed, uint64_t step, int64_t vocabulary,
+                          int32_t count);
 
 }  // namespace moe

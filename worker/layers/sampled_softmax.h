@@ -35,8 +35,8 @@ class SampledSoftmax {
 
   // Adds to the gradients and writes dx [T, d]: those of gradient_scale times the sum over tokens of
   // -ln p(target), which is returned.
-  double Train(ConstMatrix x, const Rows& candidates, const Rows& targets, const Targets& of,
-               float gradient_scale, const Gradients& dcandidates,
+  double Train(ConstMatrix x, const Rows& candidates, const Rows& targets,
+               const Targets& of, float gradient_scale, const Gradients& dcandidates,
                const Gradients& dtargets, Matrix dx);
 
  private:

@@ -62,7 +62,9 @@ class ReplicaModel::Impl {
   int32_t moe_layer(int segment) const { return moe_layers_.at(segment); }
   DenseParameters& gradients() { return gradients_; }
   double loss_sum(int32_t wave) const { return loss_sum_[wave]; }
-  std::span<const float> softmax_input(int32_t wave) const { return softmax_input_[wave]; }
+  std::span<const float> softmax_input(int32_t wave) const {
+    return softmax_input_[wave];
+  }
   void SetLossSum(int32_t wave, double loss_sum) { loss_sum_[wave] = loss_sum; }
   const TableWordLayers& table_words() const {
     CHECK(table_words_ != nullptr);
@@ -148,8 +150,9 @@ ReplicaModel::Impl::Impl(Backend& backend, const v1::Job& job, const ModelPlan& 
   pass_.replica = replica;
   const v1::Model& model = job.model();
   if (model.has_tables()) {
-    auto words = std::make_unique<TableWordLayers>(
-        backend, d_, model.tables().candidates(), model.embedding_dropout(), rows_, waves);
+    auto words =
+        std::make_unique<TableWordLayers>(backend, d_, model.tables().candidates(),
+                                          model.embedding_dropout(), rows_, waves);
     table_words_ = words.get();
     words_ = std::move(words);
   } else {
@@ -182,7 +185,8 @@ ReplicaModel::Impl::Impl(Backend& backend, const v1::Job& job, const ModelPlan& 
       };
       state.moe = std::make_unique<MoeLayer>(
           backend, layer.moe(),
-          MakeGate(backend, LayerId(l), layer.moe(), named, rows_, waves), rows_, d_, waves);
+          MakeGate(backend, LayerId(l), layer.moe(), named, rows_, waves), rows_, d_,
+          waves);
       moe_layers_.push_back(l);
     }
   }

@@ -49,8 +49,7 @@ TableGradients ZeroGradients(Backend& backend, const StepTables& tables, int64_t
   return gradients;
 }
 
-SparseRows EmbeddingGradients(const StepTables& tables,
-                              const TableGradients& gradients) {
+SparseRows EmbeddingGradients(const StepTables& tables, const TableGradients& gradients) {
   const std::vector<int32_t>& words = tables.input.words;
   return {std::vector<uint32_t>(words.begin(), words.end()), Downloaded(gradients.input)};
 }
@@ -76,8 +75,8 @@ SparseRows SoftmaxGradients(const StepTables& tables, const TableGradients& grad
     }
     return rows;
   };
-  SparseRows sum = joined(tables.candidates->rows.words, gradients.candidate_w,
-                          gradients.candidate_b);
+  SparseRows sum =
+      joined(tables.candidates->rows.words, gradients.candidate_w, gradients.candidate_b);
   AddSum(joined(tables.target.words, gradients.target_w, gradients.target_b), &sum);
   return sum;
 }

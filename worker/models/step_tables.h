@@ -30,7 +30,7 @@ int32_t PlaceOf(std::span<const int32_t> words, int32_t word);
 // What all replicas of a worker share in a training step.
 struct StepCandidates {
   Candidates candidates;
-  TableRows rows;  // in the order in which they were drawn
+  TableRows rows;                               // in the order in which they were drawn
   absl::flat_hash_map<int32_t, int32_t> place;  // of a word among them
 };
 

@@ -70,11 +70,11 @@ double TableWordLayers::Train(ConstMatrix x, std::span<const int32_t> target,
     const auto found = candidates.place.find(word);
     candidate.push_back(found == candidates.place.end() ? -1 : found->second);
   }
-  return softmax_.Train(
-      x, {candidates.rows.w.view(), candidates.rows.b.data()},
-      {tables_->target.w.view(), tables_->target.b.data()}, {row, candidate},
-      gradient_scale, {gradients_.candidate_w.view(), gradients_.candidate_b.data()},
-      {gradients_.target_w.view(), gradients_.target_b.data()}, dx);
+  return softmax_.Train(x, {candidates.rows.w.view(), candidates.rows.b.data()},
+                        {tables_->target.w.view(), tables_->target.b.data()},
+                        {row, candidate}, gradient_scale,
+                        {gradients_.candidate_w.view(), gradients_.candidate_b.data()},
+                        {gradients_.target_w.view(), gradients_.target_b.data()}, dx);
 }
 
 double TableWordLayers::Evaluate(ConstMatrix, std::span<const int32_t>) {

@@ -74,8 +74,7 @@ absl::StatusOr<std::span<const StepTables>> TablePass::Pull(
                         client_.columns(Table::kEmbedding), /*candidates=*/nullptr);
     if (!training) continue;
     tables.candidates = candidates;
-    tables.target =
-        Pick(softmax, std::move(target[i]), columns, &candidates->candidates);
+    tables.target = Pick(softmax, std::move(target[i]), columns, &candidates->candidates);
   }
   return std::span<const StepTables>(tables_);
 }
@@ -85,8 +84,8 @@ absl::Status TablePass::Await(uint64_t version, Table table, Pulled* pulled) {
   return client_.AwaitPull(version, table, pulled->words, pulled->values);
 }
 
-TableRows TablePass::Pick(const Pulled& from, std::vector<int32_t> words,
-                          int64_t columns, const Candidates* candidates) {
+TableRows TablePass::Pick(const Pulled& from, std::vector<int32_t> words, int64_t columns,
+                          const Candidates* candidates) {
   const int64_t d = job_.model().d_model();
   const auto rows = static_cast<int64_t>(words.size());
   std::vector<float> w(rows * d);

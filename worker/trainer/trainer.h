@@ -40,7 +40,8 @@ class Trainer {
   absl::Status Train(uint64_t start);
   // Evaluates one split with the parameters of `version` and reports it. OUT_OF_RANGE if the split
   // has fewer than two words. contexts, unless null, gets what the gates chose.
-  absl::Status Evaluate(v1::Split split, uint64_t version, TopContexts* contexts = nullptr);
+  absl::Status Evaluate(v1::Split split, uint64_t version,
+                        TopContexts* contexts = nullptr);
 
  private:
   Trainer(Backend& backend, const v1::Job& job, const ModelPlan& plan,

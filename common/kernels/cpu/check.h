@@ -9,7 +9,8 @@ namespace moe::cpu {
 
 inline void Check(bool holds, const char* invariant,
                   std::source_location where = std::source_location::current()) {
-  if (holds) [[likely]] return;
+  if (holds) [[likely]]
+    return;
   std::fprintf(stderr, "%s:%u: %s: violated: %s\n", where.file_name(),
                static_cast<unsigned>(where.line()), where.function_name(), invariant);
   std::abort();

@@ -24,8 +24,8 @@ class CpuBackend final : public Backend {
   void Copy(const void* from, void* to, size_t bytes) override;
   void Zero(void* memory, size_t bytes) override;
 
-  void Gemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a, ConstMatrix b, float beta,
-            Matrix c) override;
+  void Gemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a, ConstMatrix b,
+            float beta, Matrix c) override;
   void BroadcastRow(const float* row, Matrix out) override;
   void AddColumnSums(ConstMatrix x, float* sums) override;
   void Add(int64_t n, const float* x, float* y) override;
@@ -36,7 +36,8 @@ class CpuBackend final : public Backend {
                   Matrix out) override;
   void ScatterAddRows(ConstMatrix x, std::span<const int32_t> index, Matrix out) override;
   void CombineRows(ConstMatrix x, std::span<const int32_t> offset,
-                   std::span<const int32_t> position, const float* weight, Matrix out) override;
+                   std::span<const int32_t> position, const float* weight,
+                   Matrix out) override;
 
   void SigmoidForward(ConstMatrix x, Matrix y) override;
   void SigmoidBackward(ConstMatrix y, ConstMatrix dy, Matrix dx) override;
@@ -46,8 +47,8 @@ class CpuBackend final : public Backend {
 
   void LstmCellForward(Matrix gates, ConstMatrix c_prev, Matrix c, Matrix tanh_c,
                        Matrix h) override;
-  void LstmCellBackward(ConstMatrix gates, ConstMatrix c_prev, ConstMatrix tanh_c, ConstMatrix dh,
-                        Matrix dc, Matrix dgates) override;
+  void LstmCellBackward(ConstMatrix gates, ConstMatrix c_prev, ConstMatrix tanh_c,
+                        ConstMatrix dh, Matrix dc, Matrix dgates) override;
 
   double SoftmaxCrossEntropy(Matrix logits, std::span<const int32_t> target,
                              float gradient_scale) override;

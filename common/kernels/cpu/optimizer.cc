@@ -62,8 +62,8 @@ void OptimizerUpdate(const Context& context, const OptimizerStep& step, ConstMat
 }
 
 void UpdateRows(const Context& context, const OptimizerStep& step,
-                std::span<const int32_t> index, std::span<const int64_t> count, ConstMatrix g,
-                Matrix w, Matrix m, Matrix v) {
+                std::span<const int32_t> index, std::span<const int64_t> count,
+                ConstMatrix g, Matrix w, Matrix m, Matrix v) {
   Check(static_cast<int64_t>(index.size()) == g.rows && count.size() == index.size(),
         "an index and a count for each row");
   Check(g.cols == w.cols, "equal columns");

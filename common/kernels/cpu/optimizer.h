@@ -147,7 +147,7 @@ class Optimizer {
 void OptimizerUpdate(const Context& context, const OptimizerStep& step, ConstMatrix g,
                      float* w, float* m, float* v);
 void UpdateRows(const Context& context, const OptimizerStep& step,
-                std::span<const int32_t> index, std::span<const int64_t> count, ConstMatrix g,
-                Matrix w, Matrix m, Matrix v);
+                std::span<const int32_t> index, std::span<const int64_t> count,
+                ConstMatrix g, Matrix w, Matrix m, Matrix v);
 
 }  // namespace moe::cpu

@@ -25,7 +25,8 @@ float Dot(const float* a, const float* b, int64_t n) {
 // y += factor * x.
 void AddScaled(int64_t n, float factor, const float* x, float* y) {
   ForLanes(n, [&](auto lanes, int64_t i) {
-    lanes.Store(y + i, _mm256_fmadd_ps(Splat(factor), lanes.Load(x + i), lanes.Load(y + i)));
+    lanes.Store(y + i,
+                _mm256_fmadd_ps(Splat(factor), lanes.Load(x + i), lanes.Load(y + i)));
   });
 }
 
@@ -33,7 +34,8 @@ void CheckTargets(ConstMatrix x, ConstMatrix w, ConstMatrix logits,
                   std::span<const int32_t> index) {
   Check(static_cast<int64_t>(index.size()) == x.rows, "an index for each row");
   Check(x.cols == w.cols, "equal columns");
-  Check(logits.rows == x.rows && logits.cols >= 1, "logits: rows of x, and the target's column");
+  Check(logits.rows == x.rows && logits.cols >= 1,
+        "logits: rows of x, and the target's column");
   for (int32_t i : index) Check(i >= -1 && i < w.rows, "-1 <= index < rows");
 }
 
@@ -50,10 +52,9 @@ void TargetLogits(const Context& context, ConstMatrix x, ConstMatrix w, const fl
             [&](int64_t begin, int64_t end) {
               for (int64_t t = begin; t < end; ++t) {
                 float* row = logits.row(t);
-                row[candidates] =
-                    index[t] < 0
-                        ? 0
-                        : Dot(x.row(t), w.row(index[t]), x.cols) + bias[index[t]];
+                row[candidates] = index[t] < 0 ? 0
+                                               : Dot(x.row(t), w.row(index[t]), x.cols) +
+                                                     bias[index[t]];
                 if (hit[t] >= 0) row[hit[t]] = -std::numeric_limits<float>::infinity();
               }
             });

@@ -49,28 +49,27 @@ double SoftmaxCrossEntropy(const Context& context, Matrix logits,
   for (int32_t t : target) Check(t >= -1 && t < n, "-1 <= target < V");
   if (n == 0) return 0;
   const Scratch<double> loss(context.scratch, logits.rows);
-  ForRanges(context.parallel, logits.rows, kGrain / n + 1,
-            [&](int64_t begin, int64_t end) {
-              for (int64_t r = begin; r < end; ++r) {
-                float* row = logits.row(r);
-                loss[r] = 0;
-                if (target[r] < 0) {
-                  if (gradient_scale != 0) std::memset(row, 0, n * sizeof(float));
-                  continue;
-                }
-                const float max = RowMax(row, n);
-                const double chosen = static_cast<double>(row[target[r]]) - max;
-                const double sum =
-                    ExpSum(row, n, max, gradient_scale == 0 ? nullptr : row);
-                loss[r] = std::log(sum) - chosen;
-                if (gradient_scale == 0) continue;
-                const Vec factor = Splat(static_cast<float>(gradient_scale / sum));
-                ForLanes(n, [&](auto lanes, int64_t i) {
-                  lanes.Store(row + i, _mm256_mul_ps(lanes.Load(row + i), factor));
-                });
-                row[target[r]] -= gradient_scale;
-              }
-            });
+  ForRanges(
+      context.parallel, logits.rows, kGrain / n + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          float* row = logits.row(r);
+          loss[r] = 0;
+          if (target[r] < 0) {
+            if (gradient_scale != 0) std::memset(row, 0, n * sizeof(float));
+            continue;
+          }
+          const float max = RowMax(row, n);
+          const double chosen = static_cast<double>(row[target[r]]) - max;
+          const double sum = ExpSum(row, n, max, gradient_scale == 0 ? nullptr : row);
+          loss[r] = std::log(sum) - chosen;
+          if (gradient_scale == 0) continue;
+          const Vec factor = Splat(static_cast<float>(gradient_scale / sum));
+          ForLanes(n, [&](auto lanes, int64_t i) {
+            lanes.Store(row + i, _mm256_mul_ps(lanes.Load(row + i), factor));
+          });
+          row[target[r]] -= gradient_scale;
+        }
+      });
   double total = 0;
   for (int64_t r = 0; r < logits.rows; ++r) total += loss[r];
   return total;

@@ -31,8 +31,8 @@ inline Vec Exp(Vec x) {
   const Vec p = Polynomial(r, {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
                                4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f});
   const Vec y = _mm256_fmadd_ps(_mm256_mul_ps(r, r), p, _mm256_add_ps(r, Splat(1)));
-  const __m256i exponent =
-      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const __m256i exponent = _mm256_slli_epi32(
+      _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_and_ps(_mm256_mul_ps(y, _mm256_castsi256_ps(exponent)), nonzero);
 }
 
@@ -47,8 +47,8 @@ inline Vec Tanh(Vec x) {
                                1.33314422036e-1f, -3.33332819422e-1f});
   const Vec small = _mm256_fmadd_ps(_mm256_mul_ps(p, z), x, x);
   const Vec e = Exp(_mm256_add_ps(a, a));
-  const Vec large = _mm256_sub_ps(
-      Splat(1), _mm256_div_ps(Splat(2), _mm256_add_ps(e, Splat(1))));
+  const Vec large =
+      _mm256_sub_ps(Splat(1), _mm256_div_ps(Splat(2), _mm256_add_ps(e, Splat(1))));
   const Vec sign = _mm256_and_ps(x, Splat(-0.0f));
   return _mm256_blendv_ps(_mm256_or_ps(large, sign), small,
                           _mm256_cmp_ps(a, Splat(0.625f), _CMP_LT_OQ));
@@ -57,8 +57,9 @@ inline Vec Tanh(Vec x) {
 // ln(1 + e^x) = max(x, 0) + ln(1 + e) given e = e^-|x|; ln(1 + e) = 2 artanh(e / (2 + e)).
 inline Vec SoftplusOfExp(Vec x, Vec e) {
   const Vec t = _mm256_div_ps(e, _mm256_add_ps(Splat(2), e));
-  const Vec p = Polynomial(_mm256_mul_ps(t, t), {2.0f / 15, 2.0f / 13, 2.0f / 11, 2.0f / 9,
-                                                 2.0f / 7, 2.0f / 5, 2.0f / 3, 2.0f});
+  const Vec p = Polynomial(
+      _mm256_mul_ps(t, t),
+      {2.0f / 15, 2.0f / 13, 2.0f / 11, 2.0f / 9, 2.0f / 7, 2.0f / 5, 2.0f / 3, 2.0f});
   return _mm256_fmadd_ps(t, p, _mm256_max_ps(Splat(0), x));
 }
 
@@ -75,11 +76,11 @@ inline Vec NormalPdf(Vec x) {
 inline Vec NormalCdf(Vec x) {
   const Vec a = _mm256_mul_ps(Magnitude(x), Splat(0.707106781f));
   const Vec t = _mm256_div_ps(Splat(1), _mm256_fmadd_ps(a, Splat(0.5f), Splat(1)));
-  const Vec p = Polynomial(
-      t, {0.17087277f, -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f, -0.18628806f,
-          0.09678418f, 0.37409196f, 1.00002368f, -1.26551223f});
-  const Vec tail = _mm256_mul_ps(_mm256_mul_ps(t, Splat(0.5f)),
-                                 Exp(_mm256_fmadd_ps(Negate(a), a, p)));
+  const Vec p =
+      Polynomial(t, {0.17087277f, -0.82215223f, 1.48851587f, -1.13520398f, 0.27886807f,
+                     -0.18628806f, 0.09678418f, 0.37409196f, 1.00002368f, -1.26551223f});
+  const Vec tail =
+      _mm256_mul_ps(_mm256_mul_ps(t, Splat(0.5f)), Exp(_mm256_fmadd_ps(Negate(a), a, p)));
   return _mm256_blendv_ps(_mm256_sub_ps(Splat(1), tail), tail, x);
 }
 

@@ -167,7 +167,8 @@ TEST(Moectl, DescribeRefusesWhatMakesNoCluster) {
   };
   EXPECT_THAT(error("--servers=1"), HasSubstr("give --vocabulary"));
   EXPECT_THAT(error("--servers=-1"), HasSubstr("--servers is '-1'"));
-  EXPECT_THAT(error("--workers=200000"), HasSubstr("--workers is 200000; it must be at most"));
+  EXPECT_THAT(error("--workers=200000"),
+              HasSubstr("--workers is 200000; it must be at most"));
   EXPECT_THAT(error("--workers=3"), HasSubstr("training.replicas is 2"));
 }
 

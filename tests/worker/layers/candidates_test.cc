@@ -44,7 +44,8 @@ TEST(CandidatesTest, ExpectedCountIsTheFrequency) {
   for (int64_t w = 0; w < kVocabulary; ++w) {
     const double p = expected[w] / kSteps;
     // Five standard deviations of a count, and what the number of draws being random does.
-    EXPECT_NEAR(found[w] / kSteps, p, 5 * std::sqrt(p * (1 - p) / kSteps) + 0.01 * p) << w;
+    EXPECT_NEAR(found[w] / kSteps, p, 5 * std::sqrt(p * (1 - p) / kSteps) + 0.01 * p)
+        << w;
     sum += p;
   }
   EXPECT_NEAR(sum, 20, 0.5);

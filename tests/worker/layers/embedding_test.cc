@@ -53,7 +53,8 @@ TEST(EmbeddingDeathTest, RefusesRowsBeyondTheTable) {
   const Embedding embedding(TestBackend(), 0);
   Tensor y(TestBackend(), 1, 3);
   const std::vector<int32_t> input = {5};
-  EXPECT_DEATH(embedding.Forward({}, 0, table.value.view(), input, y.view()), "row 5 of 5");
+  EXPECT_DEATH(embedding.Forward({}, 0, table.value.view(), input, y.view()),
+               "row 5 of 5");
 }
 
 }  // namespace

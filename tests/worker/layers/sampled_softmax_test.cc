@@ -26,8 +26,7 @@ constexpr int64_t kWidth = 4;
 
 // Rows of a table with their gradients.
 struct TestRows {
-  TestRows(uint64_t seed, int64_t rows)
-      : w(seed, rows, kWidth), b(seed + 1, 1, rows) {}
+  TestRows(uint64_t seed, int64_t rows) : w(seed, rows, kWidth), b(seed + 1, 1, rows) {}
   SampledSoftmax::Rows rows() const { return {w.value.view(), b.value.data()}; }
   SampledSoftmax::Gradients gradients() const {
     return {w.gradient.view(), b.gradient.data()};
@@ -41,14 +40,15 @@ struct TestRows {
 class SampledSoftmaxTest : public ::testing::Test {
  protected:
   double Train(float scale, Matrix dx) {
-    return softmax_.Train(x_.view(), candidates_.rows(), targets_.rows(), {row_, candidate_},
-                          scale, candidates_.gradients(), targets_.gradients(), dx);
+    return softmax_.Train(x_.view(), candidates_.rows(), targets_.rows(),
+                          {row_, candidate_}, scale, candidates_.gradients(),
+                          targets_.gradients(), dx);
   }
   double Loss() {
     Tensor dx(TestBackend(), kRows, kWidth);
-    return softmax_.Train(x_.view(), candidates_.rows(), targets_.rows(), {row_, candidate_},
-                          0.25f, TestRows(8, 7).gradients(), TestRows(9, 3).gradients(),
-                          dx.view());
+    return softmax_.Train(x_.view(), candidates_.rows(), targets_.rows(),
+                          {row_, candidate_}, 0.25f, TestRows(8, 7).gradients(),
+                          TestRows(9, 3).gradients(), dx.view());
   }
 
   const TestRows candidates_{1, 7};
@@ -64,7 +64,8 @@ TEST_F(SampledSoftmaxTest, ATargetThatIsACandidateCountsOnce) {
   const auto logit = [&](const TestRows& rows, int64_t row, int64_t t) {
     double sum = Values(rows.b.value)[row];
     const std::vector<float> w = Values(rows.w.value);
-    for (int64_t i = 0; i < kWidth; ++i) sum += double{w[row * kWidth + i]} * x[t * kWidth + i];
+    for (int64_t i = 0; i < kWidth; ++i)
+      sum += double{w[row * kWidth + i]} * x[t * kWidth + i];
     return sum;
   };
   double expected = 0;
@@ -87,8 +88,10 @@ TEST_F(SampledSoftmaxTest, Gradients) {
   Train(kScale, dx.view());
   const auto loss = [&] { return kScale * Loss(); };
   CheckGradient("x", x_, Values(dx), loss);
-  CheckGradient("candidates' w", candidates_.w.value, Values(candidates_.w.gradient), loss);
-  CheckGradient("candidates' b", candidates_.b.value, Values(candidates_.b.gradient), loss);
+  CheckGradient("candidates' w", candidates_.w.value, Values(candidates_.w.gradient),
+                loss);
+  CheckGradient("candidates' b", candidates_.b.value, Values(candidates_.b.gradient),
+                loss);
   CheckGradient("targets' w", targets_.w.value, Values(targets_.w.gradient), loss);
   CheckGradient("targets' b", targets_.b.value, Values(targets_.b.gradient), loss);
   for (int64_t i = 0; i < kWidth; ++i) EXPECT_EQ(Values(dx)[2 * kWidth + i], 0);
@@ -154,7 +157,9 @@ TEST(SampledSoftmaxExpectationTest, GradientVanishesWhereTheFullOneDoes) {
     std::vector<double> sum(kVocabulary);
     for (int step = 0; step < kSteps; ++step) {
       const Candidates drawn = DrawCandidates(1, step, kVocabulary, kCandidates);
-      const auto bias = [&](int32_t w) { return corrected ? -drawn.LogExpectedCount(w) : 0; };
+      const auto bias = [&](int32_t w) {
+        return corrected ? -drawn.LogExpectedCount(w) : 0;
+      };
       std::vector<float> w_drawn, b_drawn, b_all;
       std::vector<int32_t> candidate(tokens, -1);
       for (int32_t c = 0; c < kCandidates; ++c) {

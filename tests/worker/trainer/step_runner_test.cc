@@ -119,7 +119,8 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
     CHECK(client.ok()) << client.status();
     client_ = *std::move(client);
     runner_ = std::make_unique<StepRunner>(TestBackend(), job_, plan_, parameters_,
-                                           client_->experts(), client_->tables(), clock_, owned);
+                                           client_->experts(), client_->tables(), clock_,
+                                           owned);
     for (size_t i = 0; i < owned.size(); ++i) runner_->model(i).ResetState();
 
     // Servers have the initial values; what the worker pulls may be anything.
@@ -238,7 +239,8 @@ TEST_P(StepRunnerTest, LossesBalanceAndGradients) {
 TEST_P(StepRunnerTest, EvaluationWithPadding) {
   auto batches = testing::RandomBatches(job_, 3);
   std::fill_n(batches[1][1].target.begin() + 2, 3, -1);
-  const auto pass = runner_->Forward(0, PassMode::kEvaluate, /*version=*/0, 1, Flatten(batches));
+  const auto pass =
+      runner_->Forward(0, PassMode::kEvaluate, /*version=*/0, 1, Flatten(batches));
   ASSERT_TRUE(pass.ok()) << pass.status();
   ExpectSame(*pass, local_->Evaluate(batches), /*importance=*/true);
 }
