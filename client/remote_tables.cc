@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "common/tensor/bytes.h"
 #include "glog/logging.h"
@@ -15,6 +17,9 @@ namespace moe {
 namespace {
 
 using Case = v1::ExchangeRequest;
+
+// Requests for scores that a worker has no answer to yet, for each server.
+constexpr size_t kScoresUnderWay = 4;
 
 std::vector<int32_t> ShardsOf(const ModelPlan& plan, Table table) {
   std::vector<int32_t> shards;
@@ -42,6 +47,33 @@ struct TokenScore {
   double loss() const { return largest + std::log(sum) - target; }
 };
 
+// Adds what the reply has at `position`, which must be the shard's, to the tokens' scores.
+absl::Status Join(const v1::ScoreReply& reply, int position, const std::string& shard,
+                  uint32_t replica, std::span<TokenScore> scores) {
+  if (reply.replica() != replica || position >= reply.shards_size() ||
+      reply.shards(position).shard() != shard) {
+    return absl::InternalError(
+        absl::StrFormat("without %s of replica %d", shard, replica));
+  }
+  const v1::ShardScore& score = reply.shards(position);
+  ASSIGN_OR_RETURN(const std::vector<float> largest,
+                   GetArray<float>("largest", score.largest()));
+  ASSIGN_OR_RETURN(const std::vector<double> sum, GetArray<double>("sum", score.sum()));
+  ASSIGN_OR_RETURN(const std::vector<float> target,
+                   GetArray<float>("target", score.target()));
+  if (largest.size() != scores.size() || sum.size() != scores.size() ||
+      target.size() != scores.size()) {
+    return absl::InternalError(absl::StrFormat("with %d, %d and %d numbers for %d tokens",
+                                               largest.size(), sum.size(), target.size(),
+                                               scores.size()));
+  }
+  for (size_t t = 0; t < scores.size(); ++t) {
+    scores[t].Add(largest[t], sum[t]);
+    scores[t].target += target[t];
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 RemoteTables::RemoteTables(const ServerSet& servers, const ModelPlan& plan,
@@ -50,7 +82,11 @@ RemoteTables::RemoteTables(const ServerSet& servers, const ModelPlan& plan,
       plan_(plan),
       d_model_(d_model),
       embedding_(ShardsOf(plan, Table::kEmbedding)),
-      softmax_(ShardsOf(plan, Table::kSoftmax)) {}
+      softmax_(ShardsOf(plan, Table::kSoftmax)) {
+  for (const int32_t shard : softmax_) {
+    softmax_servers_.insert(servers.map.server_of_shard[shard]);
+  }
+}
 
 int64_t RemoteTables::columns(Table table) const {
   return table == Table::kEmbedding ? d_model_ : d_model_ + 1;
@@ -117,89 +153,98 @@ absl::Status RemoteTables::AwaitPull(uint64_t version, Table table,
   return absl::OkStatus();
 }
 
-absl::Status RemoteTables::SendScore(uint64_t batch, uint32_t wave, uint64_t version,
-                                     std::span<const ScoreCall> calls) {
-  std::vector<bool> sent(servers_.streams.size());
-  for (const int32_t shard : softmax_) {
-    const int32_t server = servers_.map.server_of_shard[shard];
-    if (sent[server]) continue;
-    sent[server] = true;
-    v1::ExchangeRequest request;
-    v1::ScoreRequest& score = *request.mutable_score();
+absl::StatusOr<std::vector<double>> RemoteTables::Score(
+    uint64_t batch, uint32_t wave, uint64_t version, std::span<const ScoreCall> calls) {
+  // The tokens that count, by call.
+  std::vector<std::vector<size_t>> tokens(calls.size());
+  size_t most = 0;
+  for (size_t i = 0; i < calls.size(); ++i) {
+    for (size_t t = 0; t < calls[i].target.size(); ++t) {
+      if (calls[i].target[t] >= 0) tokens[i].push_back(t);
+    }
+    most = std::max(most, tokens[i].size());
+  }
+  const size_t parts = (most + kMaxScoreTokens - 1) / kMaxScoreTokens;
+  const auto part_of = [&](size_t part) {
+    v1::ScoreRequest score;
     score.set_batch(batch);
     score.set_wave(wave);
+    score.set_part(static_cast<uint32_t>(part));
     score.set_version(version);
-    for (const ScoreCall& call : calls) {
+    for (size_t i = 0; i < calls.size(); ++i) {
+      const size_t begin = part * kMaxScoreTokens;
+      const size_t end = std::min(tokens[i].size(), begin + kMaxScoreTokens);
+      if (begin >= end) continue;
       v1::ScoreFrame& frame = *score.add_frames();
-      frame.set_replica(call.replica);
-      frame.set_x(call.x, call.target.size() * d_model_ * sizeof(float));
-      PutArray(call.target, frame.mutable_target());
+      frame.set_replica(calls[i].replica);
+      std::vector<int32_t> target;
+      std::vector<float> x;
+      for (size_t at = begin; at < end; ++at) {
+        const size_t t = tokens[i][at];
+        target.push_back(calls[i].target[t]);
+        x.insert(x.end(), calls[i].x + t * d_model_, calls[i].x + (t + 1) * d_model_);
+      }
+      PutArray(x, frame.mutable_x());
+      PutArray(target, frame.mutable_target());
     }
-    RETURN_IF_ERROR(servers_.streams[server]->Send(std::move(request)));
+    return score;
+  };
+
+  std::map<uint32_t, double> sums;  // by replica
+  std::deque<v1::ScoreRequest> under_way;
+  for (size_t next = 0; next < parts || !under_way.empty();) {
+    if (next < parts && under_way.size() < kScoresUnderWay) {
+      const v1::ScoreRequest& score = under_way.emplace_back(part_of(next++));
+      for (const int32_t server : softmax_servers_) {
+        v1::ExchangeRequest request;
+        *request.mutable_score() = score;
+        RETURN_IF_ERROR(servers_.streams[server]->Send(std::move(request)));
+      }
+      continue;
+    }
+    const v1::ScoreRequest& score = under_way.front();
+    ASSIGN_OR_RETURN(const std::vector<std::vector<double>> losses, AwaitScore(score));
+    for (int f = 0; f < score.frames_size(); ++f) {
+      for (const double loss : losses[f]) sums[score.frames(f).replica()] += loss;
+    }
+    under_way.pop_front();
   }
-  return absl::OkStatus();
+  std::vector<double> result;
+  for (const ScoreCall& call : calls) result.push_back(sums[call.replica]);
+  return result;
 }
 
-absl::Status RemoteTables::AwaitScore(uint64_t batch, uint32_t wave,
-                                      std::span<ScoreResult> results) {
-  const ExchangeKey key = ScoreKey(batch, wave);
+absl::StatusOr<std::vector<std::vector<double>>> RemoteTables::AwaitScore(
+    const v1::ScoreRequest& score) {
+  const ExchangeKey key = ScoreKey(score.batch(), score.wave(), score.part());
   const absl::Time deadline = servers_.Deadline();
   std::map<int32_t, v1::ExchangeResponse> answers;
-  std::vector<std::vector<TokenScore>> scores;
-  for (const ScoreResult& result : results) scores.emplace_back(result.target.size());
+  for (const int32_t server : softmax_servers_) {
+    ASSIGN_OR_RETURN(answers[server], servers_.Await(server, key, deadline));
+    const int replies = answers[server].score().replies_size();
+    if (replies == score.frames_size()) continue;
+    return absl::InternalError(absl::StrFormat(
+        "%s answered %s with %d replies, not %d", servers_.streams[server]->peer(),
+        Describe(key), replies, score.frames_size()));
+  }
 
-  // By rows, whoever hosts them: in this order the sums are joined.
-  std::map<int32_t, int> next_of_server;
-  for (const int32_t shard : softmax_) {
-    const int32_t server = servers_.map.server_of_shard[shard];
-    const std::string& peer = servers_.streams[server]->peer();
-    if (!answers.contains(server)) {
-      ASSIGN_OR_RETURN(answers[server], servers_.Await(server, key, deadline));
+  std::vector<std::vector<double>> losses;
+  for (int f = 0; f < score.frames_size(); ++f) {
+    const v1::ScoreFrame& frame = score.frames(f);
+    std::vector<TokenScore> scores(frame.target().size() / sizeof(int32_t));
+    // By rows, whoever hosts them: in this order the sums are joined.
+    std::map<int32_t, int> next_of_server;
+    for (const int32_t shard : softmax_) {
+      const int32_t server = servers_.map.server_of_shard[shard];
+      RETURN_IF_ERROR(Annotate(
+          Join(answers[server].score().replies(f), next_of_server[server]++,
+               plan_.shards[shard].id, frame.replica(), scores),
+          absl::StrCat(servers_.streams[server]->peer(), " answered ", Describe(key))));
     }
-    const v1::ScoreResponse& answer = answers[server].score();
-    if (answer.replies_size() != static_cast<int>(results.size())) {
-      return absl::InternalError(absl::StrFormat("%s answered %s with %d replies, not %d",
-                                                 peer, Describe(key),
-                                                 answer.replies_size(), results.size()));
-    }
-    const ShardSpec& spec = plan_.shards[shard];
-    const int position = next_of_server[server]++;
-    for (size_t i = 0; i < results.size(); ++i) {
-      const v1::ScoreReply& reply = answer.replies(static_cast<int>(i));
-      const size_t tokens = results[i].target.size();
-      const bool is_there = reply.replica() == results[i].replica &&
-                            position < reply.shards_size() &&
-                            reply.shards(position).shard() == spec.id;
-      if (!is_there) {
-        return absl::InternalError(
-            absl::StrFormat("%s answered %s without %s of replica %d", peer,
-                            Describe(key), spec.id, results[i].replica));
-      }
-      const v1::ShardScore& score = reply.shards(position);
-      ASSIGN_OR_RETURN(const std::vector<float> largest,
-                       GetArray<float>("largest", score.largest()));
-      ASSIGN_OR_RETURN(const std::vector<double> sum,
-                       GetArray<double>("sum", score.sum()));
-      ASSIGN_OR_RETURN(const std::vector<float> target,
-                       GetArray<float>("target", score.target()));
-      if (largest.size() != tokens || sum.size() != tokens || target.size() != tokens) {
-        return absl::InternalError(absl::StrFormat(
-            "%s answered %s with %d, %d and %d numbers for %d tokens", peer,
-            Describe(key), largest.size(), sum.size(), target.size(), tokens));
-      }
-      for (size_t t = 0; t < tokens; ++t) {
-        scores[i][t].Add(largest[t], sum[t]);
-        scores[i][t].target += target[t];
-      }
-    }
+    std::vector<double>& of_frame = losses.emplace_back();
+    for (const TokenScore& of_token : scores) of_frame.push_back(of_token.loss());
   }
-  for (size_t i = 0; i < results.size(); ++i) {
-    results[i].loss_sum = 0;
-    for (size_t t = 0; t < scores[i].size(); ++t) {
-      if (results[i].target[t] >= 0) results[i].loss_sum += scores[i][t].loss();
-    }
-  }
-  return absl::OkStatus();
+  return losses;
 }
 
 void AddRowGradients(const ServerSet& servers, const ModelPlan& plan, Table table,

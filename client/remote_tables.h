@@ -3,15 +3,18 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "client/server_set.h"
 #include "client/table_client.h"
 #include "common/job/model_plan.h"
 #include "common/tensor/replica_tree.h"
 #include "proto/moe/v1/parameter.pb.h"
+#include "proto/moe/v1/table.pb.h"
 
 namespace moe {
 
@@ -25,10 +28,9 @@ class RemoteTables final : public TableClient {
                         std::span<const int32_t> words) override;
   absl::Status AwaitPull(uint64_t version, Table table, std::span<const int32_t> words,
                          std::span<float> out) override;
-  absl::Status SendScore(uint64_t batch, uint32_t wave, uint64_t version,
-                         std::span<const ScoreCall> calls) override;
-  absl::Status AwaitScore(uint64_t batch, uint32_t wave,
-                          std::span<ScoreResult> results) override;
+  absl::StatusOr<std::vector<double>> Score(uint64_t batch, uint32_t wave,
+                                            uint64_t version,
+                                            std::span<const ScoreCall> calls) override;
 
  private:
   // A run of `words` that one shard has.
@@ -38,6 +40,9 @@ class RemoteTables final : public TableClient {
     size_t count;
   };
   std::vector<Run> RunsOf(Table table, std::span<const int32_t> words) const;
+  // Of the tokens that frames of `score` have, [frames][tokens]: -ln p(target).
+  absl::StatusOr<std::vector<std::vector<double>>> AwaitScore(
+      const v1::ScoreRequest& score);
 
   const ServerSet& servers_;
   const ModelPlan& plan_;
@@ -45,6 +50,8 @@ class RemoteTables final : public TableClient {
   // Positions in plan.shards, by rows.
   std::vector<int32_t> embedding_;
   std::vector<int32_t> softmax_;
+  // Those that host a part of the softmax, ascending.
+  std::set<int32_t> softmax_servers_;
 };
 
 // Adds the gradients of the owned replicas' rows, for every shard of the table, to the close requests

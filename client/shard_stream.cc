@@ -202,9 +202,10 @@ ExchangeKey StepKey(v1::ExchangeRequest::MessageCase kind, uint64_t step) {
   return key;
 }
 
-ExchangeKey ScoreKey(uint64_t batch, uint32_t wave) {
+ExchangeKey ScoreKey(uint64_t batch, uint32_t wave, uint32_t part) {
   ExchangeKey key = StepKey(Case::kScore, batch);
   key.wave = wave;
+  key.part = part;
   return key;
 }
 
@@ -228,7 +229,8 @@ ExchangeKey KeyOf(const v1::ExchangeRequest& request) {
     case Case::kApply:
       return StepKey(Case::kApply, request.apply().step());
     case Case::kScore:
-      return ScoreKey(request.score().batch(), request.score().wave());
+      return ScoreKey(request.score().batch(), request.score().wave(),
+                      request.score().part());
     case Case::kHello:
     case Case::MESSAGE_NOT_SET:
       break;
@@ -256,7 +258,8 @@ ExchangeKey KeyOf(const v1::ExchangeResponse& response) {
     case Response::kApply:
       return StepKey(Case::kApply, response.apply().step());
     case Response::kScore:
-      return ScoreKey(response.score().batch(), response.score().wave());
+      return ScoreKey(response.score().batch(), response.score().wave(),
+                      response.score().part());
     case Response::kFailure:
     case Response::MESSAGE_NOT_SET:
       break;
@@ -281,7 +284,8 @@ std::string Describe(const ExchangeKey& key) {
     case Case::kApply:
       return absl::StrFormat("apply of step %d", key.step);
     case Case::kScore:
-      return absl::StrFormat("score of evaluation batch %d wave %d", key.step, key.wave);
+      return absl::StrFormat("score of evaluation batch %d wave %d part %d", key.step,
+                             key.wave, key.part);
     case Case::MESSAGE_NOT_SET:
       break;
   }

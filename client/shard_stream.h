@@ -23,6 +23,8 @@ struct ExchangeKey {
   v1::Mode mode = v1::MODE_UNSPECIFIED;
   uint32_t wave = 0;
   uint32_t layer = 0;
+  // Scores only.
+  uint32_t part = 0;
   // Pulls only: the first shard.
   std::string shard;
   friend auto operator<=>(const ExchangeKey&, const ExchangeKey&) = default;
@@ -30,7 +32,7 @@ struct ExchangeKey {
 // Of a forward or backward message, and of a close or apply.
 ExchangeKey FrameKey(v1::ExchangeRequest::MessageCase kind, const v1::FrameId& id);
 ExchangeKey StepKey(v1::ExchangeRequest::MessageCase kind, uint64_t step);
-ExchangeKey ScoreKey(uint64_t batch, uint32_t wave);
+ExchangeKey ScoreKey(uint64_t batch, uint32_t wave, uint32_t part);
 ExchangeKey KeyOf(const v1::ExchangeRequest& request);
 // Kind MESSAGE_NOT_SET for a Failure or an empty response.
 ExchangeKey KeyOf(const v1::ExchangeResponse& response);

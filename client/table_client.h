@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "common/job/model_plan.h"
 
 namespace moe {
@@ -15,11 +17,6 @@ struct ScoreCall {
   uint32_t replica = 0;
   const float* x = nullptr;         // [T, d] the softmax's input
   std::span<const int32_t> target;  // [T] words; -1: not counted
-};
-struct ScoreResult {
-  uint32_t replica = 0;
-  std::span<const int32_t> target;  // as in the call
-  double loss_sum = 0;              // out: sum of -ln p(target)
 };
 
 // Thread-compatible: one caller at a time. Sends return as soon as the messages are queued;
@@ -39,10 +36,11 @@ class TableClient {
                                  std::span<const int32_t> words,
                                  std::span<float> out) = 0;
 
-  virtual absl::Status SendScore(uint64_t batch, uint32_t wave, uint64_t version,
-                                 std::span<const ScoreCall> calls) = 0;
-  virtual absl::Status AwaitScore(uint64_t batch, uint32_t wave,
-                                  std::span<ScoreResult> results) = 0;
+  // The sum of -ln p(target) of each call, under the softmax over all words of `version`. batch,
+  // wave: of the evaluation, for messages.
+  virtual absl::StatusOr<std::vector<double>> Score(uint64_t batch, uint32_t wave,
+                                                    uint64_t version,
+                                                    std::span<const ScoreCall> calls) = 0;
 };
 
 }  // namespace moe

@@ -1,6 +1,7 @@
 #include "server/inbox.h"
 
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -148,8 +149,12 @@ absl::Status Inbox::Admit(
 
 absl::Status Inbox::HandlePull(v1::PullRequest pull,
                                const std::shared_ptr<ReplySink>& sink) {
+  std::set<std::string> asked;
   for (const v1::RowSet& rows : pull.rows()) {
     RETURN_IF_ERROR(DecodeRowSet(shards_.table_shapes(), rows).status());
+    if (!asked.insert(rows.shard()).second) {
+      return Bad("asks for rows of ", rows.shard(), " twice");
+    }
   }
   absl::MutexLock lock(&mutex_);
   if (pull.shards().empty() && pull.rows().empty()) return Bad("names no shard");
@@ -286,6 +291,7 @@ absl::Status Inbox::HandleScore(const std::string& worker,
   Score score;
   score.batch = request.batch();
   score.wave = request.wave();
+  score.part = request.part();
   score.version = request.version();
   ASSIGN_OR_RETURN(
       score.inputs,

@@ -40,6 +40,7 @@ class Inbox {
   struct Score {
     uint64_t batch = 0;
     uint32_t wave = 0;
+    uint32_t part = 0;
     uint64_t version = 0;
     std::vector<std::shared_ptr<const ScoreInput>> inputs;
   };

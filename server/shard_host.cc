@@ -199,6 +199,7 @@ void ShardHost::AnswerScore(const Inbox::Score& score, ReplySink& sink) const {
   const std::shared_ptr<v1::ExchangeResponse> response = inbox_.NewResponse();
   response->mutable_score()->set_batch(score.batch);
   response->mutable_score()->set_wave(score.wave);
+  response->mutable_score()->set_part(score.part);
   for (const auto& input : score.inputs) {
     *response->mutable_score()->add_replies() = shards_->Score(*input);
   }

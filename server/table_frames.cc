@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "common/tensor/bytes.h"
 #include "server/refusal.h"
@@ -70,11 +71,14 @@ absl::StatusOr<ScoreInput> DecodeScore(Backend& backend, int64_t width,
   input.replica = frame.replica();
   ASSIGN_OR_RETURN(input.target, GetArray<int32_t>("target", frame.target()));
   for (const int32_t word : input.target) {
-    if (word < -1 || word >= vocabulary) {
+    if (word < 0 || word >= vocabulary) {
       return Bad("target ", word, " is no word of a vocabulary of ", vocabulary);
     }
   }
   const auto tokens = static_cast<int64_t>(input.target.size());
+  if (tokens > kMaxScoreTokens) {
+    return Bad("has ", tokens, " tokens instead of at most ", kMaxScoreTokens);
+  }
   const uint64_t expected = tokens * width * sizeof(float);
   if (frame.x().size() != expected) {
     return Bad("x has ", frame.x().size(), " bytes instead of ", expected, " (", tokens,
@@ -82,6 +86,7 @@ absl::StatusOr<ScoreInput> DecodeScore(Backend& backend, int64_t width,
   }
   input.x = Tensor(backend, tokens, width);
   backend.Upload(frame.x().data(), input.x.data(), frame.x().size());
+  if (!backend.AllFinite(input.x.view())) return Bad("x has a NaN or an infinity");
   return input;
 }
 

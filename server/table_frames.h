@@ -38,7 +38,7 @@ absl::StatusOr<RowGradient> DecodeRowGradient(const TableShapes& tables,
 struct ScoreInput {
   uint32_t replica = 0;
   Tensor x;                     // [T, d]
-  std::vector<int32_t> target;  // [T] words; -1: not counted
+  std::vector<int32_t> target;  // [T] words
 };
 absl::StatusOr<ScoreInput> DecodeScore(Backend& backend, int64_t width,
                                        int64_t vocabulary, const v1::ScoreFrame& frame);

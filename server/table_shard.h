@@ -86,6 +86,8 @@ class TableShard : public Shard {
   std::optional<Gradient> gradient_;
   uint64_t rows_pulled_ = 0;
   uint64_t rows_pushed_ = 0;
+  // With a count greater than 0.
+  uint64_t rows_touched_ = 0;
 };
 
 }  // namespace moe

@@ -7,7 +7,10 @@ namespace moe {
 
 // Raised when a message or its meaning changes: the coordinator refuses members that
 // differ.
-inline constexpr int32_t kProtocolVersion = 3;
+inline constexpr int32_t kProtocolVersion = 4;
+
+// Tokens of one replica in one ScoreRequest.
+inline constexpr int kMaxScoreTokens = 512;
 
 inline constexpr char kVersion[] = "0.1.0";
 

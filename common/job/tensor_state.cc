@@ -4,7 +4,7 @@ namespace moe {
 namespace {
 
 SecondMoment KindOf(const v1::Adam& adam, const TensorSpec& tensor) {
-  if (tensor.rows == 1) return SecondMoment::kFull;
+  if (tensor.rows == 1 && !tensor.of_table) return SecondMoment::kFull;
   switch (adam.second_moment()) {
     case v1::SECOND_MOMENT_FACTORED:
       return SecondMoment::kFactored;

@@ -1,6 +1,7 @@
 // Fixed probes of everything whose bits could differ between machines: products of several shapes
 // (a BLAS chooses kernels by processor and size) and the elementary functions.
 #include <bit>
+#include <cmath>
 #include <cstdio>
 #include <initializer_list>
 #include <vector>
@@ -73,6 +74,17 @@ void AddProducts(Backend& backend, Probe& probe, Hash& hash) {
         hash.Add(c);
       }
     }
+  }
+}
+
+// Of the mathematics library, in double.
+void AddLibrary(Hash& hash) {
+  for (int i = 1; i <= 50; ++i) {
+    const double x = 0.37 * i;
+    hash.Add(std::exp(-x));
+    hash.Add(std::log(x));
+    hash.Add(std::log1p(1 / x));
+    hash.Add(std::expm1(-x));
   }
 }
 
@@ -224,6 +236,7 @@ std::string NumericsFingerprint(Backend& backend) {
   Probe probe(backend);
   Hash hash;
   AddProducts(backend, probe, hash);
+  AddLibrary(hash);
   AddElementwise(backend, probe, hash);
   AddGating(backend, probe, hash);
   AddStrictGating(backend, probe, hash);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <map>
@@ -11,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/base/protocol.h"
 #include "common/tensor/bytes.h"
 #include "tests/job/job_of.h"
 
@@ -116,6 +118,7 @@ class RemoteTablesTest : public ::testing::Test {
   void AnswerScore(const v1::ScoreRequest& request, v1::ScoreResponse* response) {
     response->set_batch(request.batch());
     response->set_wave(request.wave());
+    response->set_part(request.part());
     // The server is known by who asks in turn: s0 first.
     const std::vector<std::string> hosted =
         scores_++ % 2 == 0 ? std::vector<std::string>{"softmax/rows0", "softmax/rows2"}
@@ -125,6 +128,7 @@ class RemoteTablesTest : public ::testing::Test {
       reply.set_replica(frame.replica());
       const auto x = GetArray<float>("x", frame.x());
       const auto target = GetArray<int32_t>("target", frame.target());
+      most_tokens_ = std::max(most_tokens_, static_cast<int>(target->size()));
       for (const std::string& id : hosted) {
         const ShardSpec& spec = Spec(id);
         std::vector<float> largest, chosen;
@@ -161,6 +165,7 @@ class RemoteTablesTest : public ::testing::Test {
   ModelPlan plan_;
   ServerSet servers_;
   int scores_ = 0;
+  int most_tokens_ = 0;
   std::function<void(v1::ExchangeResponse*)> spoil_;
 };
 
@@ -201,19 +206,27 @@ TEST_F(RemoteTablesTest, AnAnswerOfAnotherSizeNamesTheServer) {
 
 TEST_F(RemoteTablesTest, ScoreIsTheSoftmaxOverAllShards) {
   RemoteTables tables(servers_, plan_, kWidth);
-  // The second is far out, where sums must be taken relative to the largest logit.
-  const std::vector<std::vector<float>> x = {{0.5f, -1, 2, 1, 1, 1, 0, 0, 3},
-                                             {300, -200, 100, -500, 80, 0, 0, 0, 0}};
-  const std::vector<std::vector<int32_t>> target = {{12, -1, 4}, {0, 7, 8}};
-  std::vector<ScoreCall> calls;
-  std::vector<ScoreResult> results;
-  for (uint32_t r = 0; r < 2; ++r) {
-    calls.push_back({.replica = r, .x = x[r].data(), .target = target[r]});
-    results.push_back({.replica = r, .target = target[r]});
+  // The second is far out, where sums must be taken relative to the largest logit; the third
+  // takes several requests; the fourth has nothing that counts.
+  std::vector<std::vector<float>> x = {{0.5f, -1, 2, 1, 1, 1, 0, 0, 3},
+                                       {300, -200, 100, -500, 80, 0, 0, 0, 0},
+                                       {},
+                                       {1, 2, 3}};
+  std::vector<std::vector<int32_t>> target = {{12, -1, 4}, {0, 7, 8}, {}, {-1}};
+  for (int t = 0; t < 4 * kMaxScoreTokens + 100; ++t) {
+    target[2].push_back(t % 14 - 1);
+    for (int64_t c = 0; c < kWidth; ++c) {
+      x[2].push_back(2 * std::sin(static_cast<float>(3 * t + c)));
+    }
   }
-  ASSERT_TRUE(tables.SendScore(9, 1, 5, calls).ok());
-  ASSERT_TRUE(tables.AwaitScore(9, 1, results).ok());
-  for (size_t r = 0; r < 2; ++r) {
+  std::vector<ScoreCall> calls;
+  for (uint32_t r = 0; r < x.size(); ++r) {
+    calls.push_back({.replica = r, .x = x[r].data(), .target = target[r]});
+  }
+  const auto losses = tables.Score(9, 1, 5, calls);
+  ASSERT_TRUE(losses.ok()) << losses.status();
+  ASSERT_EQ(losses->size(), calls.size());
+  for (size_t r = 0; r < calls.size(); ++r) {
     double expected = 0;
     for (size_t t = 0; t < target[r].size(); ++t) {
       if (target[r][t] < 0) continue;
@@ -222,8 +235,11 @@ TEST_F(RemoteTablesTest, ScoreIsTheSoftmaxOverAllShards) {
       for (int64_t w = 0; w < kVocabulary; ++w) sum += std::exp(Logit(x[r], t, w) - most);
       expected += most + std::log(sum) - Logit(x[r], t, target[r][t]);
     }
-    EXPECT_NEAR(results[r].loss_sum, expected, 1e-4 * (1 + expected)) << r;
+    EXPECT_NEAR((*losses)[r], expected, 1e-4 * (1 + expected)) << r;
   }
+  // Two servers, and four parts of which only the third call has the last ones.
+  EXPECT_EQ(scores_, 2 * 4);
+  EXPECT_EQ(most_tokens_, kMaxScoreTokens);
 }
 
 TEST_F(RemoteTablesTest, AScoreWithoutAShardNamesIt) {
@@ -236,10 +252,9 @@ TEST_F(RemoteTablesTest, AScoreWithoutAShardNamesIt) {
   const std::vector<float> x = {1, 2, 3};
   const std::vector<int32_t> target = {2};
   const std::vector<ScoreCall> calls = {{.replica = 2, .x = x.data(), .target = target}};
-  std::vector<ScoreResult> results = {{.replica = 2, .target = target}};
-  ASSERT_TRUE(tables.SendScore(9, 1, 5, calls).ok());
-  EXPECT_THAT(std::string(tables.AwaitScore(9, 1, results).message()),
-              HasSubstr("without softmax/rows2 of replica 2"));
+  const std::string error(tables.Score(9, 1, 5, calls).status().message());
+  EXPECT_THAT(error, HasSubstr("server s0"));
+  EXPECT_THAT(error, HasSubstr("without softmax/rows2 of replica 2"));
 }
 
 // Rows go to the servers of their shards, joined over the replicas that the worker owns.

@@ -10,6 +10,7 @@
 namespace moe {
 
 float Candidates::LogExpectedCount(int32_t word) const {
+  if (static_cast<int64_t>(words.size()) == vocabulary) return 0;
   const double p = std::log1p(1.0 / (word + 1.0)) / std::log(vocabulary + 1.0);
   return static_cast<float>(
       std::log(-std::expm1(static_cast<double>(draws) * std::log1p(-p))));

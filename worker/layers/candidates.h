@@ -14,7 +14,7 @@ struct Candidates {
   std::vector<int32_t> words;  // in the order in which they were drawn
   int64_t draws = 0;           // repetitions included
 
-  // ln of the probability 1 - (1 - P(word))^draws that the draws have the word: what a sampled
+  // ln of the probability 1 - (1 - P(word))^draws that the draws have the word, 0 if they have all: what a sampled
   // softmax subtracts from the word's logit.
   float LogExpectedCount(int32_t word) const;
 };

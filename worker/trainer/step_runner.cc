@@ -94,14 +94,11 @@ absl::StatusOr<PassResult> StepRunner::Forward(uint64_t step, PassMode mode,
       });
       if (segment < segments - 1) {
         RETURN_IF_ERROR(SendForward(segment, wave));
-      } else if (scores) {
-        RETURN_IF_ERROR(
-            tables_->SendScore(step, wave, version, models_, owned_, batches));
       }
     }
   }
   for (int32_t wave = 0; scores && wave < waves_; ++wave) {
-    RETURN_IF_ERROR(tables_->AwaitScore(step, wave, models_, owned_, batches));
+    RETURN_IF_ERROR(tables_->Score(step, wave, version, models_, owned_, batches));
   }
   RETURN_IF_ERROR(CheckFinite());
   if (mode == PassMode::kTrain) RETURN_IF_ERROR(FormBalanceGradients());

@@ -106,10 +106,10 @@ TableRows TablePass::Pick(const Pulled& from, std::vector<int32_t> words, int64_
   return picked;
 }
 
-absl::Status TablePass::SendScore(uint64_t batch, int32_t wave, uint64_t version,
-                                  std::span<const std::unique_ptr<ReplicaModel>> models,
-                                  std::span<const uint32_t> owned,
-                                  std::span<const MicroBatch> batches) {
+absl::Status TablePass::Score(uint64_t batch, int32_t wave, uint64_t version,
+                              std::span<const std::unique_ptr<ReplicaModel>> models,
+                              std::span<const uint32_t> owned,
+                              std::span<const MicroBatch> batches) {
   ActivityScope scope(clock_, Activity::kMoving);
   std::vector<ScoreCall> calls;
   for (size_t i = 0; i < owned.size(); ++i) {
@@ -117,22 +117,9 @@ absl::Status TablePass::SendScore(uint64_t batch, int32_t wave, uint64_t version
                      .x = models[i]->softmax_input(wave).data(),
                      .target = batches[i * waves_ + wave].target});
   }
-  return client_.SendScore(batch, wave, version, calls);
-}
-
-absl::Status TablePass::AwaitScore(uint64_t batch, int32_t wave,
-                                   std::span<const std::unique_ptr<ReplicaModel>> models,
-                                   std::span<const uint32_t> owned,
-                                   std::span<const MicroBatch> batches) {
-  ActivityScope scope(clock_, Activity::kMoving);
-  std::vector<ScoreResult> results;
-  for (size_t i = 0; i < owned.size(); ++i) {
-    results.push_back({.replica = owned[i], .target = batches[i * waves_ + wave].target});
-  }
-  RETURN_IF_ERROR(client_.AwaitScore(batch, wave, results));
-  for (size_t i = 0; i < owned.size(); ++i) {
-    models[i]->SetLossSum(wave, results[i].loss_sum);
-  }
+  ASSIGN_OR_RETURN(const std::vector<double> losses,
+                   client_.Score(batch, wave, version, calls));
+  for (size_t i = 0; i < owned.size(); ++i) models[i]->SetLossSum(wave, losses[i]);
   return absl::OkStatus();
 }
 

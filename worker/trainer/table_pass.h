@@ -31,17 +31,12 @@ class TablePass {
   absl::StatusOr<std::span<const StepTables>> Pull(uint64_t version, PassMode mode,
                                                    uint64_t step,
                                                    std::span<const MicroBatch> batches);
-  // Sends what the models hand to the softmax in one wave of an evaluation batch.
-  // models, owned: of the worker's replicas.
-  absl::Status SendScore(uint64_t batch, int32_t wave, uint64_t version,
-                         std::span<const std::unique_ptr<ReplicaModel>> models,
-                         std::span<const uint32_t> owned,
-                         std::span<const MicroBatch> batches);
-  // Sets the models' losses of the wave.
-  absl::Status AwaitScore(uint64_t batch, int32_t wave,
-                          std::span<const std::unique_ptr<ReplicaModel>> models,
-                          std::span<const uint32_t> owned,
-                          std::span<const MicroBatch> batches);
+  // Sets the models' losses of one wave of an evaluation batch, from what they hand to the
+  // softmax. models, owned: of the worker's replicas.
+  absl::Status Score(uint64_t batch, int32_t wave, uint64_t version,
+                     std::span<const std::unique_ptr<ReplicaModel>> models,
+                     std::span<const uint32_t> owned,
+                     std::span<const MicroBatch> batches);
 
  private:
   // [words, columns] values of `words` in a table.

@@ -25,6 +25,8 @@ TEST(CandidatesTest, AreDistinctWordsAndAFunctionOfSeedAndStep) {
 TEST(CandidatesTest, MayBeTheWholeVocabulary) {
   const Candidates drawn = DrawCandidates(1, 0, 20, 20);
   EXPECT_EQ(std::set<int32_t>(drawn.words.begin(), drawn.words.end()).size(), 20u);
+  // All are there for certain: nothing is corrected.
+  for (int32_t word = 0; word < 20; ++word) EXPECT_EQ(drawn.LogExpectedCount(word), 0);
 }
 
 // How often a word is drawn, over many steps, against its expected count.
