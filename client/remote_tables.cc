@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/base/log_sum.h"
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "common/tensor/bytes.h"
@@ -34,17 +35,10 @@ std::vector<int32_t> ShardsOf(const ModelPlan& plan, Table table) {
 
 // Sums of e^logit over words, relative to the largest, and the target's logit.
 struct TokenScore {
-  double largest = -HUGE_VAL;
-  double sum = 0;
+  LogSum words;
   double target = 0;
 
-  void Add(float shard_largest, double shard_sum) {
-    const double most = std::max<double>(largest, shard_largest);
-    const double before = sum == 0 ? 0 : sum * std::exp(largest - most);
-    sum = before + shard_sum * std::exp(shard_largest - most);
-    largest = most;
-  }
-  double loss() const { return largest + std::log(sum) - target; }
+  double loss() const { return words.Log() - target; }
 };
 
 // Adds what the reply has at `position`, which must be the shard's, to the tokens' scores.
@@ -68,7 +62,7 @@ absl::Status Join(const v1::ScoreReply& reply, int position, const std::string& 
                                                scores.size()));
   }
   for (size_t t = 0; t < scores.size(); ++t) {
-    scores[t].Add(largest[t], sum[t]);
+    scores[t].words.Add(largest[t], sum[t]);
     scores[t].target += target[t];
   }
   return absl::OkStatus();

@@ -1,7 +1,6 @@
 #include "server/frames.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <set>
@@ -11,33 +10,11 @@
 #include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
 #include "common/tensor/bytes.h"
+#include "server/fields.h"
 #include "server/refusal.h"
 
 namespace moe {
 namespace {
-
-bool AllFinite(std::span<const float> values) {
-  uint32_t worst = 0;
-  for (float value : values) {
-    worst = std::max(worst, std::bit_cast<uint32_t>(value) & 0x7f800000u);
-  }
-  return worst < 0x7f800000u;
-}
-
-// [rows, d] floats of a bytes field, on the backend and finite.
-absl::StatusOr<Tensor> Rows(Backend& backend, const std::string& field, int64_t rows,
-                            int64_t width, const std::string& bytes) {
-  const uint64_t expected = rows * width * sizeof(float);
-  if (bytes.size() != expected) {
-    return Bad(field, " has ", bytes.size(), " bytes instead of ", expected, " (", rows,
-               " rows of ", width, " floats)");
-  }
-  Tensor tensor(backend, rows, width);
-  if (rows == 0) return tensor;
-  backend.Upload(bytes.data(), tensor.data(), bytes.size());
-  if (!backend.AllFinite(tensor.view())) return Bad(field, " has a NaN or an infinity");
-  return tensor;
-}
 
 // Sums over so many tokens: `expected` of them in training, none in evaluation.
 absl::StatusOr<std::vector<double>> Sums(
@@ -64,11 +41,6 @@ absl::Status CheckGates(std::span<const float> gates) {
     }
   }
   return absl::OkStatus();
-}
-
-absl::Status CheckRow(uint32_t row, int64_t rows) {
-  if (row < rows) return absl::OkStatus();
-  return Bad("row ", row, " is out of range: there are ", rows);
 }
 
 // rows, tokens: of the frame.
@@ -121,12 +93,7 @@ absl::StatusOr<GroupRows> DecodeRows(v1::Mode mode, int64_t rows, uint32_t token
     return Bad("row and gate have ", row.size(), " and ", chosen.gate.size(),
                " elements instead of equally many");
   }
-  for (size_t i = 0; i < row.size(); ++i) {
-    RETURN_IF_ERROR(CheckRow(row[i], rows));
-    if (i > 0 && row[i - 1] >= row[i]) {
-      return Bad("row ", row[i], " comes after row ", row[i - 1], "; rows must ascend");
-    }
-  }
+  RETURN_IF_ERROR(CheckAscendingRows(row, rows));
   RETURN_IF_ERROR(CheckGates(chosen.gate));
   chosen.row.assign(row.begin(), row.end());
   RETURN_IF_ERROR(Sums("importance", mode, 0, tokens, routing.importance()).status());
@@ -217,7 +184,7 @@ absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& s
       input.pairs.push_back(*std::move(pairs));
     }
   }
-  ASSIGN_OR_RETURN(input.x, Rows(backend, "x", rows, shape.width, frame.x()));
+  ASSIGN_OR_RETURN(input.x, DecodeTensor(backend, "x", rows, shape.width, frame.x()));
   return input;
 }
 
@@ -225,7 +192,7 @@ absl::StatusOr<BackwardInput> DecodeBackward(Backend& backend, const LayerShape&
                                              int64_t rows,
                                              const v1::BackwardFrame& frame) {
   BackwardInput input;
-  ASSIGN_OR_RETURN(input.dy, Rows(backend, "dy", rows, shape.width, frame.dy()));
+  ASSIGN_OR_RETURN(input.dy, DecodeTensor(backend, "dy", rows, shape.width, frame.dy()));
   if (!shape.hierarchical) {
     if (!frame.has_importance() && !frame.has_load()) return input;
     return Bad("has moments, but the layer is flat");

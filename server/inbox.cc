@@ -87,8 +87,7 @@ absl::Status Inbox::Handle(const std::string& worker, v1::ExchangeRequest reques
   }
   switch (request.message_case()) {
     case v1::ExchangeRequest::kPull:
-      return Annotate(HandlePull(std::move(*request.mutable_pull()), sink),
-                      absl::StrCat("pull of ", worker));
+      return Annotate(HandlePull(request.pull(), sink), absl::StrCat("pull of ", worker));
     case v1::ExchangeRequest::kForward:
       return Annotate(
           HandleForward(worker, request.forward(), sink),
@@ -147,28 +146,33 @@ absl::Status Inbox::Admit(
   return absl::OkStatus();
 }
 
-absl::Status Inbox::HandlePull(v1::PullRequest pull,
+absl::Status Inbox::HandlePull(const v1::PullRequest& request,
                                const std::shared_ptr<ReplySink>& sink) {
+  Pull pull;
+  pull.version = request.version();
+  pull.shards.assign(request.shards().begin(), request.shards().end());
   std::set<std::string> asked;
-  for (const v1::RowSet& rows : pull.rows()) {
-    RETURN_IF_ERROR(DecodeRowSet(shards_.table_shapes(), rows).status());
+  for (const v1::RowSet& rows : request.rows()) {
+    ASSIGN_OR_RETURN(std::vector<int32_t> index,
+                     DecodeRowSet(shards_.table_shapes(), rows));
     if (!asked.insert(rows.shard()).second) {
       return Bad("asks for rows of ", rows.shard(), " twice");
     }
+    pull.rows.push_back({rows.shard(), std::move(index)});
   }
   absl::MutexLock lock(&mutex_);
-  if (pull.shards().empty() && pull.rows().empty()) return Bad("names no shard");
-  for (const std::string& shard : pull.shards()) {
+  if (pull.shards.empty() && pull.rows.empty()) return Bad("names no shard");
+  for (const std::string& shard : pull.shards) {
     if (!shards_.Pullable(shard)) {
       return Bad("no dense or replica shard ", shard, " is on ",
                  conversation_.options().server);
     }
   }
-  if (pull.version() == conversation_.version() + 1) {
+  if (pull.version == conversation_.version() + 1) {
     pending_pulls_.push_back({absl::Now(), std::move(pull), sink});
     return absl::OkStatus();
   }
-  RETURN_IF_ERROR(conversation_.CheckVersion(pull.version()));
+  RETURN_IF_ERROR(conversation_.CheckVersion(pull.version));
   work_.Pull(std::move(pull), sink);
   return absl::OkStatus();
 }

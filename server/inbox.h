@@ -45,6 +45,17 @@ class Inbox {
     std::vector<std::shared_ptr<const ScoreInput>> inputs;
   };
 
+  // What a worker wants of some shards, checked.
+  struct Pull {
+    struct Rows {
+      std::string shard;
+      std::vector<int32_t> index;
+    };
+    uint64_t version = 0;
+    std::vector<std::string> shards;
+    std::vector<Rows> rows;  // of table shards
+  };
+
   // Gets what is complete, in the order in which it became so; only puts it in a queue.
   class Work {
    public:
@@ -54,7 +65,7 @@ class Inbox {
     virtual void Close(const RendezvousKey& key, Closes::Parts parts) = 0;
     virtual void Apply(const RendezvousKey& key, double scale) = 0;
     // The shards have the version that is asked for.
-    virtual void Pull(v1::PullRequest pull, std::shared_ptr<ReplySink> sink) = 0;
+    virtual void Pull(Inbox::Pull pull, std::shared_ptr<ReplySink> sink) = 0;
     virtual void Score(Inbox::Score score, std::shared_ptr<ReplySink> sink) = 0;
   };
 
@@ -92,13 +103,14 @@ class Inbox {
  private:
   struct PendingPull {
     absl::Time since;
-    v1::PullRequest pull;
+    Pull pull;
     std::shared_ptr<ReplySink> sink;
   };
   template <typename Part>
   using NewParts = Conversation::NewParts<Part>;
 
-  absl::Status HandlePull(v1::PullRequest pull, const std::shared_ptr<ReplySink>& sink);
+  absl::Status HandlePull(const v1::PullRequest& request,
+                          const std::shared_ptr<ReplySink>& sink);
   absl::Status HandleScore(const std::string& worker, const v1::ScoreRequest& request,
                            const std::shared_ptr<ReplySink>& sink);
   absl::Status HandleForward(const std::string& worker, const v1::ForwardRequest& request,

@@ -6,7 +6,6 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
 #include "common/io/sha256.h"
 #include "common/random/random.h"
@@ -48,20 +47,10 @@ ParameterBlock::ParameterBlock(Backend& backend, const ModelPlan& plan,
 
 OptimizerStep ParameterBlock::NextUpdate(int i, double rate, double scale) {
   Held& tensor = tensors_[i];
-  OptimizerStep step;
-  if (tensor.spec.own_rate > 0) {
-    rate = tensor.spec.own_rate;
-    scale = 1;
-  } else if (const v1::Adam* adam = tensor.state.adam; adam != nullptr) {
-    step.kind = OptimizerStep::Kind::kAdam;
-    step.adam.beta1 = adam->beta1();
-    step.adam.beta2 = adam->beta2();
-    step.adam.epsilon = adam->epsilon();
-    step.second_moment = tensor.state.second_moment;
-  }
-  step.adam.rate = static_cast<float>(rate);
+  const bool own = tensor.spec.own_rate > 0;
+  OptimizerStep step =
+      StepOf(tensor.state, own ? tensor.spec.own_rate : rate, own ? 1 : scale);
   step.adam.count = ++tensor.count;
-  step.gradient_scale = static_cast<float>(scale);
   if (tensor.spec.bfloat16) {
     step.rounding = MakeKey(seed_, Purpose::kRounding,
                             {.step = static_cast<uint64_t>(tensor.count),
@@ -117,18 +106,14 @@ absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
   std::set<std::string> names;
   for (int i = 0; i < tensors(); ++i) {
     for (const Part& part : PartsOf(i)) {
-      const absl::StatusOr<SafetensorsEntry> entry = file.Find(part.name);
-      if (!entry.ok()) {
+      const absl::StatusOr<SafetensorsEntry> entry =
+          FindEntry(file, part.name, part.dtype(), part.shape);
+      if (absl::IsNotFound(entry.status())) {
         return absl::FailedPreconditionError(
             absl::StrCat(entry.status().message(),
                          "; is the file of a job with the same model and optimizer?"));
       }
-      if (entry->dtype != part.dtype() || entry->shape != part.shape) {
-        return absl::FailedPreconditionError(
-            absl::StrCat(file.path(), ": ", part.name, " is ", entry->dtype, " [",
-                         absl::StrJoin(entry->shape, ", "), "] instead of ", part.dtype(),
-                         " [", absl::StrJoin(part.shape, ", "), "]"));
-      }
+      RETURN_IF_ERROR(entry.status());
       backend_.Upload(entry->data, part.data, part.bytes());
       names.insert(part.name);
     }
@@ -186,11 +171,7 @@ std::vector<char> ParameterBlock::Download(const Part& part) const {
 v1::TensorDigest ParameterBlock::DigestOf(int i, std::span<const char> parameters) const {
   Sha256 sha;
   sha.Update(parameters.data(), parameters.size());
-  v1::TensorDigest digest;
-  digest.set_tensor(tensor(i).index);
-  digest.set_name(tensor(i).name);
-  digest.set_sha256(sha.Hex());
-  return digest;
+  return MakeTensorDigest(tensor(i), sha);
 }
 
 }  // namespace moe

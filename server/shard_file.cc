@@ -54,6 +54,14 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenShardFile(const std::string
   return file;
 }
 
+v1::TensorDigest MakeTensorDigest(const TensorSpec& tensor, Sha256& sha) {
+  v1::TensorDigest digest;
+  digest.set_tensor(tensor.index);
+  digest.set_name(tensor.name);
+  digest.set_sha256(sha.Hex());
+  return digest;
+}
+
 absl::StatusOr<SafetensorsEntry> FindEntry(const SafetensorsFile& file,
                                            const std::string& name,
                                            const std::string& dtype,

@@ -11,6 +11,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/io/safetensors.h"
+#include "common/io/sha256.h"
+#include "common/job/model_plan.h"
 #include "server/shard.h"
 
 namespace moe {
@@ -26,6 +28,9 @@ absl::StatusOr<v1::ShardFile> WriteShardFile(const Cut& cut, const std::string& 
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenShardFile(const std::string& folder,
                                                                const std::string& shard,
                                                                uint64_t step);
+
+// sha: over the tensor's stored bytes; finished by this.
+v1::TensorDigest MakeTensorDigest(const TensorSpec& tensor, Sha256& sha);
 
 // The entry with that dtype and shape; an error names the file and what is there instead.
 absl::StatusOr<SafetensorsEntry> FindEntry(const SafetensorsFile& file,

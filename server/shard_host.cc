@@ -111,7 +111,7 @@ void ShardHost::Apply(const RendezvousKey& key, double scale) {
   });
 }
 
-void ShardHost::Pull(v1::PullRequest pull, std::shared_ptr<ReplySink> sink) {
+void ShardHost::Pull(Inbox::Pull pull, std::shared_ptr<ReplySink> sink) {
   Post([this, pull = std::move(pull), sink = std::move(sink)] {
     AnswerPull(pull, *sink);
     return absl::OkStatus();
@@ -167,25 +167,22 @@ absl::Status ShardHost::WriteCut(uint64_t version) const {
   return absl::OkStatus();
 }
 
-void ShardHost::AnswerPull(const v1::PullRequest& pull, ReplySink& sink) const {
+void ShardHost::AnswerPull(const Inbox::Pull& pull, ReplySink& sink) const {
   // A step may have been taken since the pull came.
-  if (const absl::Status status = inbox_.CheckVersion(pull.version()); !status.ok()) {
+  if (const absl::Status status = inbox_.CheckVersion(pull.version); !status.ok()) {
     sink.Send(FailureResponse(generation(), Annotate(status, "pull")));
     return;
   }
   const std::shared_ptr<v1::ExchangeResponse> response = inbox_.NewResponse();
-  response->mutable_pull()->set_version(pull.version());
-  for (const std::string& shard : pull.shards()) {
-    v1::ShardContent* content = response->mutable_pull()->add_shards();
-    content->set_shard(shard);
-    *content->mutable_content() = shards_->Content(shard);
-  }
-  for (const v1::RowSet& rows : pull.rows()) {
-    const auto index = DecodeRowSet(shards_->table_shapes(), rows);
-    CHECK(index.ok()) << "the inbox let it pass: " << index.status();
-    v1::ShardContent* content = response->mutable_pull()->add_shards();
-    content->set_shard(rows.shard());
-    *content->mutable_content() = shards_->Rows(rows.shard(), *index);
+  response->mutable_pull()->set_version(pull.version);
+  const auto add = [&](const std::string& shard, std::string content) {
+    v1::ShardContent* added = response->mutable_pull()->add_shards();
+    added->set_shard(shard);
+    *added->mutable_content() = std::move(content);
+  };
+  for (const std::string& shard : pull.shards) add(shard, shards_->Content(shard));
+  for (const Inbox::Pull::Rows& rows : pull.rows) {
+    add(rows.shard, shards_->Rows(rows.shard, rows.index));
   }
   sink.Send(response);
 }

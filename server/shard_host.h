@@ -86,7 +86,7 @@ class ShardHost : private Inbox::Work {
   void Backward(const RendezvousKey& key, Inbox::Backwards::Parts parts) override;
   void Close(const RendezvousKey& key, Inbox::Closes::Parts parts) override;
   void Apply(const RendezvousKey& key, double scale) override;
-  void Pull(v1::PullRequest pull, std::shared_ptr<ReplySink> sink) override;
+  void Pull(Inbox::Pull pull, std::shared_ptr<ReplySink> sink) override;
   void Score(Inbox::Score score, std::shared_ptr<ReplySink> sink) override;
   // A task's error fails the job.
   void Post(std::function<absl::Status()> task);
@@ -97,7 +97,7 @@ class ShardHost : private Inbox::Work {
   // Applies closed_ with this gradient scale, and takes the cut.
   absl::Status ApplyStep(double scale);
   absl::Status WriteCut(uint64_t version) const;
-  void AnswerPull(const v1::PullRequest& pull, ReplySink& sink) const;
+  void AnswerPull(const Inbox::Pull& pull, ReplySink& sink) const;
   void AnswerScore(const Inbox::Score& score, ReplySink& sink) const;
   void OnIdle();
   void Fail(const absl::Status& cause);

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/log_sum.h"
 #include "common/base/status_macros.h"
 #include "common/io/sha256.h"
 #include "common/tensor/bytes.h"
@@ -85,8 +86,7 @@ v1::ShardScore TableShard::Score(ConstMatrix x, std::span<const int32_t> target)
   const ConstMatrix w = parts_[0].w.view();
   const float* b = parts_[1].w.data();
   const int64_t tokens = x.rows;
-  std::vector<float> largest(tokens, -HUGE_VALF);
-  std::vector<double> sum(tokens, 0.0);
+  std::vector<LogSum> sums(tokens);
   const Tensor logits(backend_, tokens, std::min(kRowBlock, spec_.rows));
   std::vector<float> block_largest(tokens);
   std::vector<double> block_sum(tokens);
@@ -95,14 +95,7 @@ v1::ShardScore TableShard::Score(ConstMatrix x, std::span<const int32_t> target)
     backend_.BroadcastRow(b + begin, block);
     backend_.Gemm(Transpose::kNo, Transpose::kYes, 1, x, w.Rows(begin, count), 1, block);
     backend_.LogSumExp(block, block_largest.data(), block_sum.data());
-    for (int64_t t = 0; t < tokens; ++t) {
-      const float most = std::max(largest[t], block_largest[t]);
-      // Both are -infinity at first.
-      const double before =
-          sum[t] == 0 ? 0 : sum[t] * std::exp(double{largest[t]} - most);
-      sum[t] = before + block_sum[t] * std::exp(double{block_largest[t]} - most);
-      largest[t] = most;
-    }
+    for (int64_t t = 0; t < tokens; ++t) sums[t].Add(block_largest[t], block_sum[t]);
   });
 
   std::vector<int32_t> row(tokens);
@@ -114,6 +107,12 @@ v1::ShardScore TableShard::Score(ConstMatrix x, std::span<const int32_t> target)
   const Tensor target_logit(backend_, tokens, 1);
   backend_.TargetLogits(x, w, b, row, no_hit, target_logit.view());
 
+  std::vector<float> largest;
+  std::vector<double> sum;
+  for (const LogSum& of_token : sums) {
+    largest.push_back(static_cast<float>(of_token.largest));
+    sum.push_back(of_token.sum);
+  }
   v1::ShardScore score;
   score.set_shard(spec_.id);
   PutArray(largest, score.mutable_largest());
@@ -165,18 +164,9 @@ void TableShard::Apply(double rate, double scale) {
   }
   for (size_t i = 0; i < parts_.size(); ++i) {
     Part& part = parts_[i];
-    OptimizerStep step;
-    if (const v1::Adam* adam = part.state.adam; adam != nullptr) {
-      step.kind = OptimizerStep::Kind::kAdam;
-      step.adam.beta1 = adam->beta1();
-      step.adam.beta2 = adam->beta2();
-      step.adam.epsilon = adam->epsilon();
-      step.second_moment = part.state.second_moment;
-    }
-    step.adam.rate = static_cast<float>(rate);
-    step.gradient_scale = static_cast<float>(scale);
-    backend_.UpdateRows(step, gradient.row, count, gradient.of_part[i].view(),
-                        part.w.view(), part.m.view(), part.v.view());
+    backend_.UpdateRows(StepOf(part.state, rate, scale), gradient.row, count,
+                        gradient.of_part[i].view(), part.w.view(), part.m.view(),
+                        part.v.view());
   }
   rows_pushed_ += gradient.row.size();
   gradient_.reset();
@@ -203,17 +193,18 @@ std::vector<TableShard::Entry> TableShard::Entries() const {
   std::vector<Entry> entries;
   for (const Part& part : parts_) {
     const bool by_rows = part.state.second_moment == SecondMoment::kPerRow;
-    entries.push_back({part.tensor.name, &part.w});
-    if (part.m.size() > 0) entries.push_back({part.tensor.name + "#m", &part.m});
+    const std::string& name = part.tensor.name;
+    entries.push_back({name, &part.w, &part.tensor});
+    if (part.m.size() > 0) entries.push_back({name + "#m", &part.m});
     if (part.v.size() == 0) continue;
-    entries.push_back({part.tensor.name + (by_rows ? "#v.rows" : "#v"), &part.v});
+    entries.push_back({name + (by_rows ? "#v.rows" : "#v"), &part.v});
   }
   return entries;
 }
 
 absl::Status TableShard::Restore(const SafetensorsFile& file) {
   const std::vector<Entry> entries = Entries();
-  for (const auto& [name, tensor] : entries) {
+  for (const auto& [name, tensor, unused] : entries) {
     ASSIGN_OR_RETURN(const SafetensorsEntry entry,
                      FindEntry(file, name, "F32", {tensor->rows(), tensor->cols()}));
     backend_.Upload(entry.data, tensor->data(), entry.bytes);
@@ -240,8 +231,14 @@ absl::Status TableShard::Restore(const SafetensorsFile& file) {
 absl::StatusOr<v1::ShardFile> TableShard::Write(const Cut& cut) const {
   std::vector<std::vector<float>> host;
   std::vector<SafetensorsEntry> entries;
-  for (const auto& [name, tensor] : Entries()) {
+  std::vector<v1::TensorDigest> digests;
+  for (const auto& [name, tensor, parameters] : Entries()) {
     const std::vector<float>& values = host.emplace_back(Downloaded(*tensor));
+    if (parameters != nullptr) {
+      Sha256 sha;
+      sha.Update(values.data(), values.size() * sizeof(float));
+      digests.push_back(MakeTensorDigest(*parameters, sha));
+    }
     entries.push_back({name,
                        "F32",
                        {tensor->rows(), tensor->cols()},
@@ -254,7 +251,7 @@ absl::StatusOr<v1::ShardFile> TableShard::Write(const Cut& cut) const {
                      count_.data(),
                      count_.size() * sizeof(int64_t)});
   ASSIGN_OR_RETURN(v1::ShardFile file, WriteShardFile(cut, spec_.id, entries, {}));
-  for (v1::TensorDigest& digest : Digests()) *file.add_tensors() = std::move(digest);
+  for (v1::TensorDigest& digest : digests) *file.add_tensors() = std::move(digest);
   return file;
 }
 
@@ -269,10 +266,7 @@ std::vector<v1::TensorDigest> TableShard::Digests() const {
       backend_.Download(part.w.view().row(begin), block.data(), bytes);
       sha.Update(block.data(), bytes);
     });
-    v1::TensorDigest& digest = digests.emplace_back();
-    digest.set_tensor(part.tensor.index);
-    digest.set_name(part.tensor.name);
-    digest.set_sha256(sha.Hex());
+    digests.push_back(MakeTensorDigest(part.tensor, sha));
   }
   return digests;
 }

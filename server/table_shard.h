@@ -63,6 +63,8 @@ class TableShard : public Shard {
   struct Entry {
     std::string name;
     const Tensor* tensor;
+    // Of parameters; null for what the optimizer keeps.
+    const TensorSpec* parameters = nullptr;
   };
   // The step's gradient, of the rows that it touches.
   struct Gradient {

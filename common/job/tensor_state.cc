@@ -44,4 +44,18 @@ TensorState StateOf(const v1::Optimizer& optimizer, const TensorSpec& tensor) {
   return state;
 }
 
+OptimizerStep StepOf(const TensorState& state, double rate, double gradient_scale) {
+  OptimizerStep step;
+  if (state.adam != nullptr) {
+    step.kind = OptimizerStep::Kind::kAdam;
+    step.adam.beta1 = state.adam->beta1();
+    step.adam.beta2 = state.adam->beta2();
+    step.adam.epsilon = state.adam->epsilon();
+    step.second_moment = state.second_moment;
+  }
+  step.adam.rate = static_cast<float>(rate);
+  step.gradient_scale = static_cast<float>(gradient_scale);
+  return step;
+}
+
 }  // namespace moe

@@ -27,4 +27,7 @@ struct TensorState {
 // `optimizer` outlives the result.
 TensorState StateOf(const v1::Optimizer& optimizer, const TensorSpec& tensor);
 
+// One update of the tensor, without the number of its updates and the key of its rounding.
+OptimizerStep StepOf(const TensorState& state, double rate, double gradient_scale);
+
 }  // namespace moe
