@@ -96,15 +96,17 @@ absl::StatusOr<LiveDigest> GetLiveDigest(const StatusClient& client,
       ASSIGN_OR_RETURN(const v1::GetTensorDigestsResponse digests,
                        client.GetTensorDigests(host));
       // Its version says nothing if it has replica shards alone.
-      if (digests.tensors().empty()) continue;
+      if (digests.tensors().empty() && digests.untouched().empty()) continue;
       live.version = digests.version();
       distinct.insert(digests.version());
       versions.push_back(absl::StrCat(host.server(), " ", digests.version()));
       live.tensors.insert(live.tensors.end(), digests.tensors().begin(),
                           digests.tensors().end());
+      live.untouched.insert(live.untouched.end(), digests.untouched().begin(),
+                            digests.untouched().end());
     }
     if (distinct.size() > 1) continue;
-    ASSIGN_OR_RETURN(live.digest, ModelDigest(live.tensors));
+    ASSIGN_OR_RETURN(live.digest, ModelDigest(live.tensors, live.untouched));
     return live;
   }
   return absl::FailedPreconditionError(

@@ -40,6 +40,7 @@ struct LiveDigest {
   uint64_t version = 0;
   std::string digest;
   std::vector<v1::TensorDigest> tensors;
+  std::vector<v1::UntouchedTensors> untouched;
 };
 // Asks every server, again if they are not all at one version, as they are between steps
 // only; after `attempts` FAILED_PRECONDITION names the versions.

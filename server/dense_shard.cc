@@ -58,8 +58,7 @@ void DenseShard::Apply(double rate, double scale) {
 
 void DenseShard::FillStatus(v1::ShardStatus* status) const {
   status->set_shard(spec_.id);
-  status->set_parameter_bytes(parameters_.parameter_bytes());
-  status->set_optimizer_bytes(parameters_.optimizer_bytes());
+  parameters_.FillStatus(status);
 }
 
 }  // namespace moe

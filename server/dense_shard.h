@@ -35,7 +35,7 @@ class DenseShard : public Shard {
   void Apply(double rate, double scale);
 
   const ShardSpec& spec() const override { return spec_; }
-  void Initialize(uint64_t seed) override { parameters_.Initialize(seed); }
+  void Initialize() override { parameters_.Initialize(); }
   absl::Status Restore(const SafetensorsFile& file) override {
     return parameters_.Restore(file);
   }

@@ -3,6 +3,7 @@
 #include <optional>
 #include <utility>
 
+#include "common/base/status_macros.h"
 #include "glog/logging.h"
 
 namespace moe {
@@ -36,7 +37,7 @@ ExpertLayer::ExpertLayer(Backend& backend, int64_t width, int32_t experts,
   for (const auto& shard : shards_) shape_.groups.push_back(shard->spec().group);
 }
 
-std::vector<v1::ForwardReply> ExpertLayer::Forward(
+absl::StatusOr<std::vector<v1::ForwardReply>> ExpertLayer::Forward(
     v1::Mode mode, uint64_t step, uint32_t wave,
     std::span<const std::shared_ptr<const ForwardInput>> inputs) {
   WaveRows rows;
@@ -52,17 +53,24 @@ std::vector<v1::ForwardReply> ExpertLayer::Forward(
   rows.x = Concatenate(backend_, shape_.width, parts);
 
   std::vector<std::vector<v1::GroupOutput>> outputs(shards_.size());
+  std::vector<absl::Status> statuses(shards_.size());
+  const auto keep = [&](int64_t g,
+                        absl::StatusOr<std::vector<v1::GroupOutput>> of_group) {
+    statuses[g] = of_group.status();
+    if (of_group.ok()) outputs[g] = *std::move(of_group);
+  };
   backend_.parallel().For(shards_.size(), [&](int64_t g) {
     if (shape_.hierarchical) {
       std::vector<const GroupRows*> chosen;
       for (const auto& input : inputs) chosen.push_back(&input->rows[g]);
-      outputs[g] = shards_[g]->Forward(mode, step, wave, rows, chosen);
+      keep(g, shards_[g]->Forward(mode, step, wave, rows, chosen));
     } else {
       std::vector<const GroupPairs*> pairs;
       for (const auto& input : inputs) pairs.push_back(&input->pairs[g]);
-      outputs[g] = shards_[g]->Forward(mode, wave, rows, pairs);
+      keep(g, shards_[g]->Forward(mode, wave, rows, pairs));
     }
   });
+  for (const absl::Status& status : statuses) RETURN_IF_ERROR(status);
 
   const bool train = mode == v1::MODE_TRAIN;
   if (train) {

@@ -25,8 +25,8 @@ class ExpertLayer {
   const LayerShape& shape() const { return shape_; }
 
   // inputs: [R]. One reply for each replica. MODE_TRAIN: waves in ascending order. step: of
-  // the frames (FrameId).
-  std::vector<v1::ForwardReply> Forward(
+  // the frames (FrameId). An error is ExpertShard::Forward's.
+  absl::StatusOr<std::vector<v1::ForwardReply>> Forward(
       v1::Mode mode, uint64_t step, uint32_t wave,
       std::span<const std::shared_ptr<const ForwardInput>> inputs);
   std::vector<v1::BackwardReply> Backward(

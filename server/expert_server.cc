@@ -64,6 +64,9 @@ Member::Options ExpertServer::Registration() const {
   registration.set_numerics_description(backend_->Description());
   registration.set_memory_bytes(options_.memory);
   registration.set_threads(options_.threads);
+  const ShardSet::Limits& limits = options_.limits;
+  if (limits.tier.has_value()) registration.set_disk_bytes(limits.tier->disk_bytes);
+  registration.set_activation_bytes(limits.activation_bytes);
   return member;
 }
 
@@ -131,6 +134,7 @@ absl::StatusOr<std::unique_ptr<ShardHost>> ExpertServer::Load(
   options.server = member_->id();
   options.state = state;
   options.rendezvous_timeout = options_.rendezvous_timeout;
+  options.limits = options_.limits;
   options.events.shard_written = [this](uint64_t step, const v1::ShardFile& file) {
     v1::ReportShardFileRequest request;
     request.set_step(step);

@@ -34,6 +34,7 @@ class ExpertServer {
     int threads = 1;
     // Bytes that it may use; 0: what the machine has available.
     uint64_t memory = 0;
+    ShardSet::Limits limits;
     absl::Duration join_timeout = absl::Seconds(60);
     // From the first replica's frame or close to the last one's.
     absl::Duration rendezvous_timeout = absl::Seconds(60);

@@ -35,6 +35,18 @@ ABSL_FLAG(
     double, memory_gib, 0,
     "Memory that it may use, in GiB; a job that is computed to need more is refused. "
     "0: what the machine has available, shared with the other members there.");
+ABSL_FLAG(std::string, disk_dir, "",
+          "Folder for a file with the parameters and optimizer state of experts, for models "
+          "larger than memory: an expert takes disk from the first step that needs it on. "
+          "The file has no name and ends with the process; checkpoints are elsewhere. "
+          "Empty: experts are kept in memory.");
+ABSL_FLAG(double, disk_gib, 0,
+          "What that file may take of the disk, in GiB; a step that needs more fails the "
+          "job before it changes anything. Required with --disk_dir.");
+ABSL_FLAG(
+    double, activation_gib, 0,
+    "Memory for hidden activations of experts, in GiB. Those for which there is no room are "
+    "computed again when they are needed, which changes no result. 0: all are kept.");
 ABSL_FLAG(absl::Duration, join_timeout, absl::Seconds(60),
           "How long to wait for a coordinator that isn't there yet.");
 ABSL_FLAG(
@@ -87,6 +99,20 @@ int main(int argc, char** argv) {
   options.coordinator = absl::GetFlag(FLAGS_coordinator);
   options.threads = absl::GetFlag(FLAGS_threads);
   options.memory = moe::BytesOfGib("memory_gib", absl::GetFlag(FLAGS_memory_gib));
+  const std::string disk_dir = absl::GetFlag(FLAGS_disk_dir);
+  const uint64_t disk = moe::BytesOfGib("disk_gib", absl::GetFlag(FLAGS_disk_gib));
+  if (!disk_dir.empty() && disk == 0) {
+    moe::ExitWithUsageError("--disk_dir needs --disk_gib, what it may take of the disk");
+  }
+  if (disk_dir.empty() && disk > 0) {
+    moe::ExitWithUsageError("--disk_gib needs --disk_dir, the folder to take it in");
+  }
+  if (disk > 0) {
+    options.limits.tier = {.folder = disk_dir,
+                           .disk_bytes = static_cast<int64_t>(disk)};
+  }
+  options.limits.activation_bytes = static_cast<int64_t>(
+      moe::BytesOfGib("activation_gib", absl::GetFlag(FLAGS_activation_gib)));
   options.join_timeout = absl::GetFlag(FLAGS_join_timeout);
   options.rendezvous_timeout = absl::GetFlag(FLAGS_rendezvous_timeout);
   if (options.name.empty()) moe::ExitWithUsageError("--name is required");

@@ -1,8 +1,10 @@
 #include "server/expert_shard.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
+#include "common/base/status_macros.h"
 #include "common/tensor/bytes.h"
 #include "glog/logging.h"
 
@@ -35,13 +37,14 @@ void PutSpread(const Spread& spread, v1::Spread* message) {
 }  // namespace
 
 ExpertShard::ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpec& spec,
-                         const v1::Job& job)
+                         const v1::Job& job, Host host)
     : backend_(backend),
       spec_(spec),
       width_(plan.tensors[spec.tensors[spec.gate_tensors]].rows),
       hidden_(HiddenWidths(plan, spec)),
       bfloat16_(plan.tensors[spec.tensors[spec.gate_tensors]].bfloat16),
-      parameters_(backend, plan, spec, job),
+      activations_(host.activations),
+      parameters_(backend, plan, spec, job, host.tier),
       last_rows_(spec.experts),
       total_rows_(spec.experts) {
   CHECK_EQ(parameters_.tensors(), FirstMatrix(spec.experts));
@@ -54,16 +57,28 @@ ExpertShard::ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpe
   if (spec.gate_tensors > 0) gate_.emplace(backend, job, spec_, parameters_);
 }
 
-ExpertShard::~ExpertShard() = default;
+ExpertShard::~ExpertShard() { ForgetStep(); }
 
-ExpertRows ExpertShard::RowsOf(int32_t expert, int64_t begin, int64_t rows) const {
+void ExpertShard::ForgetStep() {
+  if (activations_ != nullptr) {
+    for (const WaveBatch& batch : waves_) {
+      if (batch.kept) activations_->Return(HiddenBytes(batch));
+    }
+  }
+  step_.reset();
+  waves_.clear();
+}
+
+ExpertRows ExpertShard::RowsOf(int32_t expert, int64_t begin, int64_t rows,
+                               const std::vector<float*>& w,
+                               const std::vector<Bfloat16*>& w16) const {
   ExpertRows of_expert;
   of_expert.begin = begin;
   of_expert.rows = rows;
   if (bfloat16_) {
-    of_expert.w16 = OfExpert(w16_, expert);
+    of_expert.w16 = OfExpert(w16, expert);
   } else {
-    of_expert.w = OfExpert(w_, expert);
+    of_expert.w = OfExpert(w, expert);
   }
   return of_expert;
 }
@@ -74,13 +89,50 @@ std::vector<Tensor> ExpertShard::HiddenTensors(int64_t rows) const {
   return tensors;
 }
 
-std::vector<ExpertRows> ExpertShard::ExpertsOf(const WaveBatch& batch) const {
-  std::vector<ExpertRows> experts;
+template <typename Fn>
+void ExpertShard::ForExpertsWithRows(const WaveBatch& batch, const Fn& fn) const {
   for (int32_t e = 0; e < spec_.experts; ++e) {
     const int64_t rows = batch.begin[e + 1] - batch.begin[e];
-    if (rows > 0) experts.push_back(RowsOf(e, batch.begin[e], rows));
+    if (rows > 0) fn(e, batch.begin[e], rows);
   }
+}
+
+std::vector<ExpertRows> ExpertShard::ExpertsOf(const WaveBatch& batch,
+                                               const std::vector<float*>& w,
+                                               const std::vector<Bfloat16*>& w16) const {
+  std::vector<ExpertRows> experts;
+  ForExpertsWithRows(batch, [&](int32_t e, int64_t begin, int64_t rows) {
+    experts.push_back(RowsOf(e, begin, rows, w, w16));
+  });
   return experts;
+}
+
+absl::Status ExpertShard::Touch(const WaveBatch& batch) {
+  absl::Status status;
+  ForExpertsWithRows(batch, [&](int32_t e, int64_t, int64_t) {
+    for (int i = FirstMatrix(e); status.ok() && i < FirstMatrix(e + 1); ++i) {
+      status = parameters_.Touch(i);
+    }
+  });
+  return status;
+}
+
+ExpertShard::Borrowed ExpertShard::Borrow(const WaveBatch& batch) const {
+  Borrowed borrowed{.w = w_, .w16 = w16_, .floats = {}, .halves = {}};
+  ForExpertsWithRows(batch, [&](int32_t e, int64_t, int64_t) {
+    for (int i = FirstMatrix(e); i < FirstMatrix(e + 1); ++i) {
+      if (parameters_.has_memory(i)) continue;
+      const int64_t size = parameters_.tensor(i).size();
+      if (bfloat16_) {
+        borrowed.w16[i] = borrowed.halves.emplace_back(backend_, size).data();
+        parameters_.GetInitialValues(i, borrowed.w16[i]);
+      } else {
+        borrowed.w[i] = borrowed.floats.emplace_back(backend_, size).data();
+        parameters_.GetInitialValues(i, borrowed.w[i]);
+      }
+    }
+  });
+  return borrowed;
 }
 
 ExpertShard::WaveBatch ExpertShard::Join(const WaveRows& rows,
@@ -143,8 +195,15 @@ void ExpertShard::AddTotals(uint32_t wave, std::span<const GroupPairs* const> pa
 
 std::vector<v1::GroupOutput> ExpertShard::RunExperts(
     v1::Mode mode, const WaveRows& rows, std::span<const GroupPairs* const> pairs) {
+  const bool train = mode == v1::MODE_TRAIN;
   std::vector<float> host_gate;
   WaveBatch batch = Join(rows, pairs, &host_gate);
+  Borrowed borrowed;
+  if (train) {
+    RETURN_IF_ERROR(Touch(batch));
+  } else {
+    borrowed = Borrow(batch);
+  }
   std::vector<v1::GroupOutput> outputs(pairs.size());
   for (v1::GroupOutput& output : outputs) output.set_group(spec_.group);
 
@@ -156,8 +215,9 @@ std::vector<v1::GroupOutput> ExpertShard::RunExperts(
     Array<float> pair_gate(backend_, batch.pairs());
     pair_gate.Upload(host_gate);
     backend_.GatherRows(rows.x.view(), batch.source, nullptr, x.view());
-    backend_.ExpertForward(ExpertsOf(batch), x.view(), Views<Matrix>(batch.hidden),
-                           y.view());
+    backend_.ExpertForward(
+        ExpertsOf(batch, train ? w_ : borrowed.w, train ? w16_ : borrowed.w16), x.view(),
+        Views<Matrix>(batch.hidden), y.view());
     backend_.CombineRows(y.view(), batch.offset, batch.position, pair_gate.data(),
                          combined.view());
     for (size_t r = 0; r < pairs.size(); ++r) {
@@ -165,15 +225,51 @@ std::vector<v1::GroupOutput> ExpertShard::RunExperts(
                    outputs[r].mutable_y());
     }
   }
-  if (mode == v1::MODE_TRAIN) waves_.push_back(std::move(batch));
+  if (train) {
+    KeepOrFree(&batch);
+    waves_.push_back(std::move(batch));
+  }
   return outputs;
 }
 
-std::vector<v1::GroupOutput> ExpertShard::Forward(
+int64_t ExpertShard::HiddenBytes(const WaveBatch& batch) const {
+  const int64_t width = std::accumulate(hidden_.begin(), hidden_.end(), int64_t{0});
+  return 2 * batch.pairs() * width * static_cast<int64_t>(sizeof(float));
+}
+
+void ExpertShard::KeepOrFree(WaveBatch* batch) {
+  batch->kept = activations_ == nullptr || activations_->Take(HiddenBytes(*batch));
+  if (!batch->kept) batch->hidden.clear();
+}
+
+std::vector<Tensor> ExpertShard::HiddenAgain(const WaveRows& rows,
+                                             const WaveBatch& batch) const {
+  Tensor x(backend_, batch.pairs(), width_);
+  std::vector<Tensor> hidden = HiddenTensors(batch.pairs());
+  backend_.GatherRows(rows.x.view(), batch.source, nullptr, x.view());
+  backend_.ExpertForward(ExpertsOf(batch, w_, w16_), x.view(), Views<Matrix>(hidden),
+                         Matrix());
+  return hidden;
+}
+
+std::vector<Tensor> ExpertShard::DhiddenAgain(const WaveRows& rows,
+                                              const WaveBatch& batch,
+                                              const std::vector<Tensor>& hidden) const {
+  Tensor dy(backend_, batch.pairs(), width_);
+  std::vector<Tensor> dhidden = HiddenTensors(batch.pairs());
+  Array<float> dgate(backend_, batch.pairs());
+  backend_.GatherRows(rows.dy.view(), batch.source, nullptr, dy.view());
+  backend_.ExpertBackward(ExpertsOf(batch, w_, w16_), dy.view(), batch.gate.data(),
+                          Views<ConstMatrix>(hidden), dgate.data(), Views<Matrix>(dhidden),
+                          Matrix());
+  return dhidden;
+}
+
+absl::StatusOr<std::vector<v1::GroupOutput>> ExpertShard::Forward(
     v1::Mode mode, uint32_t wave, const WaveRows& rows,
     std::span<const GroupPairs* const> pairs) {
   if (mode == v1::MODE_TRAIN) CHECK_EQ(wave, waves_.size());
-  std::vector<v1::GroupOutput> outputs = RunExperts(mode, rows, pairs);
+  ASSIGN_OR_RETURN(std::vector<v1::GroupOutput> outputs, RunExperts(mode, rows, pairs));
   if (mode != v1::MODE_TRAIN) return outputs;
   AddTotals(wave, pairs);
   for (v1::GroupOutput& output : outputs) {
@@ -183,13 +279,14 @@ std::vector<v1::GroupOutput> ExpertShard::Forward(
   return outputs;
 }
 
-std::vector<v1::GroupOutput> ExpertShard::Forward(
+absl::StatusOr<std::vector<v1::GroupOutput>> ExpertShard::Forward(
     v1::Mode mode, uint64_t step, uint32_t wave, const WaveRows& rows,
     std::span<const GroupRows* const> chosen) {
   const std::vector<GroupPairs> pairs = gate_->Forward(mode, step, wave, rows, chosen);
   std::vector<const GroupPairs*> by_replica;
   for (const GroupPairs& replica : pairs) by_replica.push_back(&replica);
-  std::vector<v1::GroupOutput> outputs = RunExperts(mode, rows, by_replica);
+  ASSIGN_OR_RETURN(std::vector<v1::GroupOutput> outputs,
+                   RunExperts(mode, rows, by_replica));
   for (size_t r = 0; r < pairs.size(); ++r) {
     v1::GroupRouting& routing = *outputs[r].mutable_chosen();
     routing.set_group(spec_.group);
@@ -222,15 +319,18 @@ std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave, const WaveRo
   }
   if (batch.pairs() == 0) return gradients;
 
+  std::vector<Tensor> again;
+  if (!batch.kept) again = HiddenAgain(rows, batch);
   Tensor dy(backend_, batch.pairs(), width_);
-  batch.dhidden = HiddenTensors(batch.pairs());
+  std::vector<Tensor> dhidden = HiddenTensors(batch.pairs());
   Tensor dx(backend_, batch.pairs(), width_);
   Tensor combined(backend_, batch.rows(), width_);
   Array<float> dgate(backend_, batch.pairs());
   backend_.GatherRows(rows.dy.view(), batch.source, nullptr, dy.view());
-  backend_.ExpertBackward(ExpertsOf(batch), dy.view(), batch.gate.data(),
-                          Views<ConstMatrix>(batch.hidden), dgate.data(),
-                          Views<Matrix>(batch.dhidden), dx.view());
+  backend_.ExpertBackward(ExpertsOf(batch, w_, w16_), dy.view(), batch.gate.data(),
+                          Views<ConstMatrix>(batch.kept ? batch.hidden : again),
+                          dgate.data(), Views<Matrix>(dhidden), dx.view());
+  if (batch.kept) batch.dhidden = std::move(dhidden);
   backend_.CombineRows(dx.view(), batch.offset, batch.position, nullptr, combined.view());
   std::vector<float> by_position(batch.pairs());
   dgate.Download(by_position);
@@ -262,7 +362,7 @@ const ExpertShard::StepBatch& ExpertShard::Gather(std::span<const WaveRows> wave
     int64_t rows = 0;
     for (const WaveBatch& batch : waves_) rows += batch.begin[e + 1] - batch.begin[e];
     if (rows > 0) {
-      step.experts.push_back(RowsOf(e, begin.back(), rows));
+      step.experts.push_back(RowsOf(e, begin.back(), rows, w_, w16_));
       step.expert.push_back(e);
     }
     begin.push_back(begin.back() + rows);
@@ -273,6 +373,16 @@ const ExpertShard::StepBatch& ExpertShard::Gather(std::span<const WaveRows> wave
   step.hidden = HiddenTensors(size);
   step.dhidden = HiddenTensors(size);
   step.gated_dy = Tensor(backend_, size, width_);
+  struct Hidden {
+    std::vector<Tensor> hidden;
+    std::vector<Tensor> dhidden;
+  };
+  std::vector<Hidden> again(waves.size());
+  for (size_t w = 0; w < waves.size(); ++w) {
+    if (waves_[w].kept || waves_[w].pairs() == 0) continue;
+    again[w].hidden = HiddenAgain(waves[w], waves_[w]);
+    again[w].dhidden = DhiddenAgain(waves[w], waves_[w], again[w].hidden);
+  }
   backend_.parallel().For(step.experts.size(), [&](int64_t i) {
     const int32_t e = step.expert[i];
     int64_t to = begin[e];
@@ -285,12 +395,12 @@ const ExpertShard::StepBatch& ExpertShard::Gather(std::span<const WaveRows> wave
       backend_.GatherRows(waves[w].x.view(), source, nullptr, step.x.Rows(to, rows));
       backend_.GatherRows(waves[w].dy.view(), source, batch.gate.data() + from,
                           step.gated_dy.Rows(to, rows));
+      const std::vector<Tensor>& hidden = batch.kept ? batch.hidden : again[w].hidden;
+      const std::vector<Tensor>& dhidden = batch.kept ? batch.dhidden : again[w].dhidden;
       for (size_t l = 0; l < hidden_.size(); ++l) {
         const size_t bytes = rows * hidden_[l] * sizeof(float);
-        backend_.Copy(batch.hidden[l].view().row(from), step.hidden[l].view().row(to),
-                      bytes);
-        backend_.Copy(batch.dhidden[l].view().row(from), step.dhidden[l].view().row(to),
-                      bytes);
+        backend_.Copy(hidden[l].view().row(from), step.hidden[l].view().row(to), bytes);
+        backend_.Copy(dhidden[l].view().row(from), step.dhidden[l].view().row(to), bytes);
       }
       to += rows;
     }
@@ -342,14 +452,12 @@ void ExpertShard::Apply(std::span<const WaveRows> waves, double rate, double sca
                            Views<ConstMatrix>(step.dhidden), step.gated_dy.view());
   }
   if (gate_) gate_->Apply(waves, rate, scale);
-  step_.reset();
-  waves_.clear();
+  ForgetStep();
 }
 
 void ExpertShard::FillStatus(v1::ShardStatus* status) const {
   status->set_shard(spec_.id);
-  status->set_parameter_bytes(parameters_.parameter_bytes());
-  status->set_optimizer_bytes(parameters_.optimizer_bytes());
+  parameters_.FillStatus(status);
   for (int32_t e = 0; e < spec_.experts; ++e) {
     v1::ExpertStatus* expert = status->add_experts();
     expert->set_layer(spec_.layer);

@@ -15,6 +15,8 @@
 #include "proto/moe/v1/expert.pb.h"
 #include "proto/moe/v1/job.pb.h"
 #include "proto/moe/v1/parameter.pb.h"
+#include "server/activation_budget.h"
+#include "server/capacity_tier.h"
 #include "server/frames.h"
 #include "server/parameter_block.h"
 #include "server/secondary_gate.h"
@@ -25,18 +27,30 @@ namespace moe {
 
 class ExpertShard : public Shard {
  public:
+  // What the shards of a server share; outlives them. Null: no limits.
+  struct Host {
+    CapacityTier* tier = nullptr;
+    ActivationBudget* activations = nullptr;
+  };
+
   ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpec& spec,
-              const v1::Job& job);
+              const v1::Job& job, Host host);
+  ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpec& spec,
+              const v1::Job& job)
+      : ExpertShard(backend, plan, spec, job, Host()) {}
   ~ExpertShard() override;
 
-  // One result for each replica. pairs: [R]. MODE_TRAIN: waves in ascending order.
-  std::vector<v1::GroupOutput> Forward(v1::Mode mode, uint32_t wave, const WaveRows& rows,
-                                       std::span<const GroupPairs* const> pairs);
+  // One result for each replica. pairs: [R]. MODE_TRAIN: waves in ascending order; experts that
+  // have rows get memory, and RESOURCE_EXHAUSTED says that the tier has none for them: the step
+  // can't go on then, and its shards are as they were before it.
+  absl::StatusOr<std::vector<v1::GroupOutput>> Forward(
+      v1::Mode mode, uint32_t wave, const WaveRows& rows,
+      std::span<const GroupPairs* const> pairs);
   // The same in a hierarchical MoE, where the group's own gate chooses the pairs. chosen:
   // [R].
-  std::vector<v1::GroupOutput> Forward(v1::Mode mode, uint64_t step, uint32_t wave,
-                                       const WaveRows& rows,
-                                       std::span<const GroupRows* const> chosen);
+  absl::StatusOr<std::vector<v1::GroupOutput>> Forward(
+      v1::Mode mode, uint64_t step, uint32_t wave, const WaveRows& rows,
+      std::span<const GroupRows* const> chosen);
   // rows.dy is set; after the wave's Forward, in a hierarchical MoE after the step's last.
   // moments: null in a flat MoE.
   std::vector<v1::GroupGradient> Backward(uint32_t wave, const WaveRows& rows,
@@ -50,7 +64,7 @@ class ExpertShard : public Shard {
   void Apply(std::span<const WaveRows> waves, double rate, double scale);
 
   const ShardSpec& spec() const override { return spec_; }
-  void Initialize(uint64_t seed) override { parameters_.Initialize(seed); }
+  void Initialize() override { parameters_.Initialize(); }
   absl::Status Restore(const SafetensorsFile& file) override {
     return parameters_.Restore(file);
   }
@@ -58,6 +72,9 @@ class ExpertShard : public Shard {
     return parameters_.Write(cut);
   }
   std::vector<v1::TensorDigest> Digests() const override { return parameters_.Digests(); }
+  std::vector<v1::UntouchedTensors> Untouched() const override {
+    return parameters_.Untouched();
+  }
   void FillStatus(v1::ShardStatus* status) const override;
 
  private:
@@ -74,6 +91,8 @@ class ExpertShard : public Shard {
     // [R + 1] first pair and first distinct row of each replica.
     std::vector<int64_t> replica_pair;
     std::vector<int64_t> replica_row;
+    // False: hidden and dhidden are computed again where they are needed.
+    bool kept = true;
     std::vector<Tensor> hidden;   // [p, h_i]
     std::vector<Tensor> dhidden;  // [p, h_i]; from the backward pass on
 
@@ -91,9 +110,30 @@ class ExpertShard : public Shard {
     Tensor gated_dy;              // [p, d]
   };
 
+  // Initial values of experts that have no memory, for the time of an evaluation's wave.
+  struct Borrowed {
+    // By tensor.
+    std::vector<float*> w;
+    std::vector<Bfloat16*> w16;
+    std::vector<Array<float>> floats;
+    std::vector<Array<Bfloat16>> halves;
+  };
+
   // The experts' part of Forward.
-  std::vector<v1::GroupOutput> RunExperts(v1::Mode mode, const WaveRows& rows,
-                                          std::span<const GroupPairs* const> pairs);
+  absl::StatusOr<std::vector<v1::GroupOutput>> RunExperts(
+      v1::Mode mode, const WaveRows& rows, std::span<const GroupPairs* const> pairs);
+  // Of a batch whose `hidden` are set: keeps them, or frees them if the budget has no room.
+  void KeepOrFree(WaveBatch* batch);
+  // Bytes of a batch's hidden and dhidden.
+  int64_t HiddenBytes(const WaveBatch& batch) const;
+  // What the forward pass, and with it the backward pass, made of the wave's rows.
+  std::vector<Tensor> HiddenAgain(const WaveRows& rows, const WaveBatch& batch) const;
+  std::vector<Tensor> DhiddenAgain(const WaveRows& rows, const WaveBatch& batch,
+                                   const std::vector<Tensor>& hidden) const;
+  // Gives memory to the experts that have rows.
+  absl::Status Touch(const WaveBatch& batch);
+  // What the experts of the batch are computed with, in an evaluation.
+  Borrowed Borrow(const WaveBatch& batch) const;
   // pair_gate: gates by pair.
   WaveBatch Join(const WaveRows& rows, std::span<const GroupPairs* const> pairs,
                  std::vector<float>* pair_gate);
@@ -110,16 +150,24 @@ class ExpertShard : public Shard {
   }
   // [rows, h_i] of each hidden layer.
   std::vector<Tensor> HiddenTensors(int64_t rows) const;
-  ExpertRows RowsOf(int32_t expert, int64_t begin, int64_t rows) const;
-  std::vector<ExpertRows> ExpertsOf(const WaveBatch& batch) const;
+  // w, w16: of each tensor of the shard; outlive the result.
+  ExpertRows RowsOf(int32_t expert, int64_t begin, int64_t rows,
+                    const std::vector<float*>& w,
+                    const std::vector<Bfloat16*>& w16) const;
+  std::vector<ExpertRows> ExpertsOf(const WaveBatch& batch, const std::vector<float*>& w,
+                                    const std::vector<Bfloat16*>& w16) const;
+  template <typename Fn>
+  void ForExpertsWithRows(const WaveBatch& batch, const Fn& fn) const;
   void AddTotals(uint32_t wave, std::span<const GroupPairs* const> pairs);
   const StepBatch& Gather(std::span<const WaveRows> waves);
+  void ForgetStep();
 
   Backend& backend_;
   const ShardSpec spec_;
   const int64_t width_;                // d
   const std::vector<int64_t> hidden_;  // width of each hidden layer
   const bool bfloat16_;                // the experts' matrices
+  ActivationBudget* const activations_;
   ParameterBlock parameters_;
   // Parameters and Adam's moments of each tensor, as ParameterBlock has them.
   std::vector<float*> w_;

@@ -12,6 +12,36 @@
 #include "server/shard_file.h"
 
 namespace moe {
+namespace {
+
+// A tensor in the capacity tier: its parameters and behind them its moments.
+struct Slot {
+  Slot(const TensorSpec& tensor, const TensorState& state) {
+    // Parts that lie a power of two apart share the sets of a cache: the update would be several
+    // times slower.
+    constexpr int64_t kLine = 64;
+    constexpr int64_t kGap = 5 * kLine;
+    const auto after = [](int64_t end) {
+      return (end + kLine - 1) / kLine * kLine + kGap;
+    };
+    const auto floats = static_cast<int64_t>(sizeof(float));
+    bytes = tensor.size() * (tensor.bfloat16 ? sizeof(Bfloat16) : sizeof(float));
+    if (state.m > 0) {
+      m = after(bytes);
+      bytes = m + state.m * floats;
+    }
+    if (state.v > 0) {
+      v = after(bytes);
+      bytes = v + state.v * floats;
+    }
+  }
+
+  int64_t m = 0;
+  int64_t v = 0;
+  int64_t bytes = 0;
+};
+
+}  // namespace
 
 size_t ParameterBlock::Part::bytes() const {
   size_t bytes = bfloat16 ? sizeof(Bfloat16) : sizeof(float);
@@ -20,29 +50,80 @@ size_t ParameterBlock::Part::bytes() const {
 }
 
 ParameterBlock::ParameterBlock(Backend& backend, const ModelPlan& plan,
-                               const ShardSpec& shard, const v1::Job& job)
+                               const ShardSpec& shard, const v1::Job& job,
+                               CapacityTier* tier)
     : backend_(backend),
       shard_(shard.id),
       seed_(job.seed()),
-      optimizer_(job.optimizer()) {
+      optimizer_(job.optimizer()),
+      tier_(tier) {
   int64_t floats = 0;
   int64_t halves = 0;
   int64_t first = 0;
   int64_t second = 0;
   for (int64_t t : shard.tensors) {
-    const TensorSpec& tensor = plan.tensors[t];
-    const TensorState state = StateOf(optimizer_, tensor);
-    int64_t& size = tensor.bfloat16 ? halves : floats;
-    tensors_.push_back(
-        {.spec = tensor, .state = state, .w = size, .m = first, .v = second});
-    size += tensor.size();
-    first += state.m;
-    second += state.v;
+    Held& tensor = tensors_.emplace_back();
+    tensor.spec = plan.tensors[t];
+    tensor.state = StateOf(optimizer_, tensor.spec);
+    if (tier_ != nullptr && tensor.spec.of_expert) {
+      const Slot slot(tensor.spec, tensor.state);
+      tensor.slot = tier_->Reserve(slot.bytes);
+      tensor.has_memory = false;
+      continue;
+    }
+    tensor.begin = floats;
+    (tensor.spec.bfloat16 ? halves : floats) += tensor.spec.size();
+    first += tensor.state.m;
+    second += tensor.state.v;
   }
   w_ = Array<float>(backend, floats);
   w16_ = Array<Bfloat16>(backend, halves);
   m_ = Array<float>(backend, first);
   v_ = Array<float>(backend, second);
+
+  float* w = w_.data();
+  Bfloat16* w16 = w16_.data();
+  float* m = m_.data();
+  float* v = v_.data();
+  const auto take = [](auto*& next, int64_t size) {
+    auto* const begin = size > 0 ? next : nullptr;
+    next += size;
+    return begin;
+  };
+  for (Held& tensor : tensors_) {
+    const int64_t size = tensor.spec.size();
+    if (tensor.slot != nullptr) {
+      const Slot slot(tensor.spec, tensor.state);
+      if (tensor.spec.bfloat16) {
+        tensor.w16 = reinterpret_cast<Bfloat16*>(tensor.slot);
+      } else {
+        tensor.w = reinterpret_cast<float*>(tensor.slot);
+      }
+      if (tensor.state.m > 0) tensor.m = reinterpret_cast<float*>(tensor.slot + slot.m);
+      if (tensor.state.v > 0) tensor.v = reinterpret_cast<float*>(tensor.slot + slot.v);
+      continue;
+    }
+    if (tensor.spec.bfloat16) {
+      tensor.w16 = take(w16, size);
+    } else {
+      tensor.w = take(w, size);
+    }
+    tensor.m = take(m, tensor.state.m);
+    tensor.v = take(v, tensor.state.v);
+  }
+}
+
+int64_t ParameterBlock::AddressBytes(const ModelPlan& plan, const ShardSpec& shard,
+                                     const v1::Job& job) {
+  constexpr auto kPage = static_cast<int64_t>(CapacityTier::kPage);
+  int64_t bytes = 0;
+  for (int64_t t : shard.tensors) {
+    const TensorSpec& tensor = plan.tensors[t];
+    if (!tensor.of_expert) continue;
+    bytes += (Slot(tensor, StateOf(job.optimizer(), tensor)).bytes + kPage - 1) / kPage *
+             kPage;
+  }
+  return bytes;
 }
 
 OptimizerStep ParameterBlock::NextUpdate(int i, double rate, double scale) {
@@ -59,19 +140,39 @@ OptimizerStep ParameterBlock::NextUpdate(int i, double rate, double scale) {
   return step;
 }
 
-void ParameterBlock::Initialize(uint64_t seed) {
-  std::vector<float> host;
-  std::vector<Bfloat16> halves;
+absl::Status ParameterBlock::Allocate(Held& tensor) {
+  if (tensor.has_memory) return absl::OkStatus();
+  RETURN_IF_ERROR(Annotate(
+      tier_->Allocate(tensor.slot, Slot(tensor.spec, tensor.state).bytes),
+      tensor.spec.name));
+  tensor.has_memory = true;
+  return absl::OkStatus();
+}
+
+absl::Status ParameterBlock::Touch(int i) {
+  Held& tensor = tensors_[i];
+  if (tensor.has_memory) return absl::OkStatus();
+  RETURN_IF_ERROR(Allocate(tensor));
+  GetInitialValues(i, tensor.parameters());
+  return absl::OkStatus();
+}
+
+void ParameterBlock::GetInitialValues(int i, void* out) const {
+  const TensorSpec& spec = tensor(i);
+  std::vector<float> values(spec.size());
+  FillInitialValues(seed_, spec, values.data());
+  if (!spec.bfloat16) {
+    backend_.Upload(values.data(), out, values.size() * sizeof(float));
+    return;
+  }
+  std::vector<Bfloat16> halves(spec.size());
+  for (size_t e = 0; e < halves.size(); ++e) halves[e] = ToBfloat16(values[e]);
+  backend_.Upload(halves.data(), out, halves.size() * sizeof(Bfloat16));
+}
+
+void ParameterBlock::Initialize() {
   for (int i = 0; i < tensors(); ++i) {
-    host.resize(tensor(i).size());
-    FillInitialValues(seed, tensor(i), host.data());
-    if (!tensor(i).bfloat16) {
-      backend_.Upload(host.data(), w(i), host.size() * sizeof(float));
-    } else {
-      halves.clear();
-      for (float value : host) halves.push_back(ToBfloat16(value));
-      backend_.Upload(halves.data(), w16(i), halves.size() * sizeof(Bfloat16));
-    }
+    if (has_memory(i)) GetInitialValues(i, tensors_[i].parameters());
     tensors_[i].count = 0;
   }
   m_.Zero();
@@ -80,10 +181,7 @@ void ParameterBlock::Initialize(uint64_t seed) {
 
 ParameterBlock::Part ParameterBlock::ParametersOf(int i) const {
   const TensorSpec& spec = tensor(i);
-  return {spec.name,
-          {spec.rows, spec.cols},
-          spec.bfloat16 ? static_cast<void*>(w16(i)) : w(i),
-          spec.bfloat16};
+  return {spec.name, {spec.rows, spec.cols}, tensors_[i].parameters(), spec.bfloat16};
 }
 
 std::vector<ParameterBlock::Part> ParameterBlock::PartsOf(int i) const {
@@ -103,8 +201,18 @@ std::vector<ParameterBlock::Part> ParameterBlock::PartsOf(int i) const {
 }
 
 absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
+  Initialize();
   std::set<std::string> names;
   for (int i = 0; i < tensors(); ++i) {
+    Held& tensor = tensors_[i];
+    const auto it = file.metadata().find(tensor.spec.name + "#count");
+    if (it == file.metadata().end() || !absl::SimpleAtoi(it->second, &tensor.count) ||
+        tensor.count < 0) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(file.path(), ": no update count of ", tensor.spec.name));
+    }
+    if (IsUntouched(tensor)) continue;
+    RETURN_IF_ERROR(Allocate(tensor));
     for (const Part& part : PartsOf(i)) {
       const absl::StatusOr<SafetensorsEntry> entry =
           FindEntry(file, part.name, part.dtype(), part.shape);
@@ -116,12 +224,6 @@ absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
       RETURN_IF_ERROR(entry.status());
       backend_.Upload(entry->data, part.data, part.bytes());
       names.insert(part.name);
-    }
-    const auto it = file.metadata().find(tensor(i).name + "#count");
-    if (it == file.metadata().end() ||
-        !absl::SimpleAtoi(it->second, &tensors_[i].count) || tensors_[i].count < 0) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(file.path(), ": no update count of ", tensor(i).name));
     }
   }
   for (const SafetensorsEntry& entry : file.entries()) {
@@ -138,40 +240,75 @@ absl::StatusOr<v1::ShardFile> ParameterBlock::Write(const Cut& cut) const {
   std::vector<std::vector<char>> host;
   std::vector<SafetensorsEntry> entries;
   std::map<std::string, std::string> metadata;
-  std::vector<v1::TensorDigest> digests;
   for (int i = 0; i < tensors(); ++i) {
-    for (Part& part : PartsOf(i)) {
-      const std::vector<char>& bytes = host.emplace_back(Download(part));
-      if (part.name == tensor(i).name) digests.push_back(DigestOf(i, bytes));
-      entries.push_back({std::move(part.name), part.dtype(), std::move(part.shape),
-                         bytes.data(), bytes.size()});
-    }
     metadata[tensor(i).name + "#count"] = absl::StrCat(count(i));
+    if (IsUntouched(tensors_[i])) continue;
+    for (Part& part : PartsOf(i)) {
+      const void* data = part.data;
+      const size_t bytes = part.bytes();
+      if (tensors_[i].slot == nullptr) data = host.emplace_back(Download(part)).data();
+      entries.push_back(
+          {std::move(part.name), part.dtype(), std::move(part.shape), data, bytes});
+    }
   }
   ASSIGN_OR_RETURN(v1::ShardFile file,
                    WriteShardFile(cut, shard_, entries, std::move(metadata)));
-  for (v1::TensorDigest& digest : digests) *file.add_tensors() = std::move(digest);
+  for (v1::TensorDigest& digest : Digests()) *file.add_tensors() = std::move(digest);
+  for (v1::UntouchedTensors& range : Untouched()) {
+    *file.add_untouched() = std::move(range);
+  }
   return file;
 }
 
 std::vector<v1::TensorDigest> ParameterBlock::Digests() const {
   std::vector<v1::TensorDigest> digests;
   for (int i = 0; i < tensors(); ++i) {
-    digests.push_back(DigestOf(i, Download(ParametersOf(i))));
+    if (IsUntouched(tensors_[i])) continue;
+    const Part part = ParametersOf(i);
+    Sha256 sha;
+    if (tensors_[i].slot != nullptr) {
+      sha.Update(part.data, part.bytes());
+    } else {
+      const std::vector<char> bytes = Download(part);
+      sha.Update(bytes.data(), bytes.size());
+    }
+    digests.push_back(MakeTensorDigest(tensor(i), sha));
   }
   return digests;
+}
+
+std::vector<v1::UntouchedTensors> ParameterBlock::Untouched() const {
+  std::vector<v1::UntouchedTensors> ranges;
+  for (const Held& tensor : tensors_) {
+    if (!IsUntouched(tensor)) continue;
+    const auto index = static_cast<uint64_t>(tensor.spec.index);
+    if (ranges.empty() || ranges.back().first() + ranges.back().count() != index) {
+      v1::UntouchedTensors& range = ranges.emplace_back();
+      range.set_first(index);
+      range.set_seed(seed_);
+    }
+    ranges.back().set_count(ranges.back().count() + 1);
+  }
+  return ranges;
+}
+
+void ParameterBlock::FillStatus(v1::ShardStatus* status) const {
+  int64_t mapped = 0;
+  int64_t untouched = 0;
+  for (const Held& tensor : tensors_) {
+    if (tensor.slot == nullptr) continue;
+    (tensor.has_memory ? mapped : untouched) += tensor.bytes();
+  }
+  status->set_parameter_bytes(w_.size() * sizeof(float) + w16_.size() * sizeof(Bfloat16));
+  status->set_optimizer_bytes((m_.size() + v_.size()) * sizeof(float));
+  status->set_mapped_bytes(mapped);
+  status->set_untouched_bytes(untouched);
 }
 
 std::vector<char> ParameterBlock::Download(const Part& part) const {
   std::vector<char> bytes(part.bytes());
   backend_.Download(part.data, bytes.data(), bytes.size());
   return bytes;
-}
-
-v1::TensorDigest ParameterBlock::DigestOf(int i, std::span<const char> parameters) const {
-  Sha256 sha;
-  sha.Update(parameters.data(), parameters.size());
-  return MakeTensorDigest(tensor(i), sha);
 }
 
 }  // namespace moe

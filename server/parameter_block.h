@@ -1,5 +1,9 @@
 // The parameters of a dense or an expert shard with their optimizer state, on the
 // backend.
+//
+// With a capacity tier the experts' matrices lie there, each with its optimizer state. One that
+// no step has updated has the initial values, which follow from the seed: it needs no memory
+// before it is touched, and no place in files and digests.
 #pragma once
 
 #include <cstdint>
@@ -16,54 +20,76 @@
 #include "common/tensor/bfloat16.h"
 #include "proto/moe/v1/checkpoint.pb.h"
 #include "proto/moe/v1/job.pb.h"
+#include "proto/moe/v1/status.pb.h"
+#include "server/capacity_tier.h"
 #include "server/shard.h"
 
 namespace moe {
 
 class ParameterBlock {
  public:
+  // tier: of the server, outlives the block; null: everything is kept in memory.
   ParameterBlock(Backend& backend, const ModelPlan& plan, const ShardSpec& shard,
-                 const v1::Job& job);
+                 const v1::Job& job, CapacityTier* tier = nullptr);
+  // What it reserves of a tier.
+  static int64_t AddressBytes(const ModelPlan& plan, const ShardSpec& shard,
+                              const v1::Job& job);
 
   // Tensors are numbered as in ShardSpec.tensors.
   int tensors() const { return static_cast<int>(tensors_.size()); }
   const TensorSpec& tensor(int i) const { return tensors_[i].spec; }
   // Floats of all tensors together, which lie one after another.
   int64_t size() const { return w_.size(); }
-  // One of them is null.
-  float* w(int i) const { return At(w_, tensors_[i].w, !tensor(i).bfloat16); }
-  Bfloat16* w16(int i) const { return At(w16_, tensors_[i].w, tensor(i).bfloat16); }
+  // One of them is null. Of a tensor that has no memory yet only the address is of use.
+  float* w(int i) const { return tensors_[i].w; }
+  Bfloat16* w16(int i) const { return tensors_[i].w16; }
   // Adam's moments (backend.h); null where the optimizer has none.
-  float* m(int i) const { return At(m_, tensors_[i].m, tensors_[i].state.m > 0); }
-  float* v(int i) const { return At(v_, tensors_[i].v, tensors_[i].state.v > 0); }
+  float* m(int i) const { return tensors_[i].m; }
+  float* v(int i) const { return tensors_[i].v; }
   // Where tensor i begins among the floats.
-  int64_t begin(int i) const { return tensors_[i].w; }
+  int64_t begin(int i) const { return tensors_[i].begin; }
   // Updates applied to tensor i.
   int64_t count(int i) const { return tensors_[i].count; }
   // The optimizer's step number count(i) + 1 for tensor i; counts it.
   OptimizerStep NextUpdate(int i, double rate, double scale);
 
-  void Initialize(uint64_t seed);
+  bool has_memory(int i) const { return tensors_[i].has_memory; }
+  // Gives tensor i memory and its initial values, where it has none. RESOURCE_EXHAUSTED as
+  // CapacityTier::Allocate. Different tensors from different threads.
+  absl::Status Touch(int i);
+  // Values of tensor i as it begins, on the backend: [rows, cols], floats or bf16.
+  void GetInitialValues(int i, void* out) const;
+
+  // The state before the first step.
+  void Initialize();
   absl::Status Restore(const SafetensorsFile& file);
   absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const;
+  // Of all tensors but the untouched ones.
   std::vector<v1::TensorDigest> Digests() const;
+  // Ascending.
+  std::vector<v1::UntouchedTensors> Untouched() const;
   // All floats; out: host, [size()].
   void Download(std::span<float> out) const { w_.Download(out); }
 
-  uint64_t parameter_bytes() const {
-    return w_.size() * sizeof(float) + w16_.size() * sizeof(Bfloat16);
-  }
-  uint64_t optimizer_bytes() const { return (m_.size() + v_.size()) * sizeof(float); }
+  // The fields about bytes.
+  void FillStatus(v1::ShardStatus* status) const;
 
  private:
   struct Held {
     TensorSpec spec;
     TensorState state;
-    // Where its parts begin in w_ or w16_, m_ and v_.
-    int64_t w = 0;
-    int64_t m = 0;
-    int64_t v = 0;
+    int64_t begin = 0;
+    float* w = nullptr;
+    Bfloat16* w16 = nullptr;
+    float* m = nullptr;
+    float* v = nullptr;
     int64_t count = 0;
+    // In the tier, from `slot` on.
+    char* slot = nullptr;
+    bool has_memory = true;
+
+    void* parameters() const { return w != nullptr ? static_cast<void*>(w) : w16; }
+    int64_t bytes() const { return state.parameter_bytes + state.optimizer_bytes(); }
   };
   // A part of a tensor as an entry of a shard's file.
   struct Part {
@@ -77,21 +103,23 @@ class ParameterBlock {
     size_t bytes() const;
   };
 
-  template <typename T>
-  static T* At(const Array<T>& array, int64_t begin, bool there) {
-    return there ? array.data() + begin : nullptr;
+  // Whether it has the initial values for sure, and so no place in files and digests.
+  static bool IsUntouched(const Held& tensor) {
+    return tensor.spec.of_expert && tensor.count == 0;
   }
+  absl::Status Allocate(Held& tensor);
   Part ParametersOf(int i) const;
   // The parameters and what the optimizer keeps of tensor i.
   std::vector<Part> PartsOf(int i) const;
   std::vector<char> Download(const Part& part) const;
-  v1::TensorDigest DigestOf(int i, std::span<const char> parameters) const;
 
   Backend& backend_;
   const std::string shard_;
   const uint64_t seed_;
   const v1::Optimizer optimizer_;
+  CapacityTier* const tier_;
   std::vector<Held> tensors_;
+  // Of the tensors that aren't in the tier.
   Array<float> w_;
   Array<Bfloat16> w16_;
   Array<float> m_;

@@ -23,7 +23,7 @@ class ReplicaShard : public Shard {
   void Apply() { content_ = std::move(next_); }
 
   const ShardSpec& spec() const override { return spec_; }
-  void Initialize(uint64_t) override { content_.clear(); }
+  void Initialize() override { content_.clear(); }
   absl::Status Restore(const SafetensorsFile& file) override;
   absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const override;
   std::vector<v1::TensorDigest> Digests() const override { return {}; }

@@ -30,13 +30,16 @@ class Shard {
 
   virtual const ShardSpec& spec() const = 0;
   // The state before the first step.
-  virtual void Initialize(uint64_t seed) = 0;
-  // The state in a file that Write made; an error names the file and what doesn't fit.
+  virtual void Initialize() = 0;
+  // The state in a file that Write made; an error names the file and what doesn't fit, or
+  // is RESOURCE_EXHAUSTED as CapacityTier::Allocate.
   virtual absl::Status Restore(const SafetensorsFile& file) = 0;
   // Writes <folder>/<shard file>; an error names the file and the system's text.
   virtual absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const = 0;
-  // Of its parameters, in logical order.
+  // Of its parameters but the untouched ones, in logical order.
   virtual std::vector<v1::TensorDigest> Digests() const = 0;
+  // Ascending.
+  virtual std::vector<v1::UntouchedTensors> Untouched() const { return {}; }
   // All but the version.
   virtual void FillStatus(v1::ShardStatus* status) const = 0;
 };

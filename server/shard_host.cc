@@ -40,7 +40,7 @@ class OnDestruction {
 absl::StatusOr<std::unique_ptr<ShardHost>> ShardHost::Load(Backend& backend,
                                                            Options options) {
   ASSIGN_OR_RETURN(std::unique_ptr<ShardSet> shards,
-                   ShardSet::Load(backend, options.state, options.server));
+                   ShardSet::Load(backend, options.state, options.server, options.limits));
   return std::unique_ptr<ShardHost>(
       new ShardHost(backend, std::move(options), std::move(shards)));
 }
@@ -85,9 +85,11 @@ void ShardHost::Post(std::function<absl::Status()> task) {
 }
 
 void ShardHost::Forward(const RendezvousKey& key, Inbox::Forwards::Parts parts) {
-  Post([this, key, parts = std::move(parts)] {
-    inbox_.FinishForward(
-        key, shards_->layer(key.layer).Forward(key.mode, key.step, key.wave, parts));
+  Post([this, key, parts = std::move(parts)]() -> absl::Status {
+    ASSIGN_OR_RETURN(
+        std::vector<v1::ForwardReply> replies,
+        shards_->layer(key.layer).Forward(key.mode, key.step, key.wave, parts));
+    inbox_.FinishForward(key, std::move(replies));
     return absl::OkStatus();
   });
 }
@@ -241,6 +243,10 @@ v1::GetServerStatusResponse ShardHost::Status() const {
     response.set_waiting_for(Describe(*oldest, worker_of_));
     response.set_waiting_seconds(absl::ToDoubleSeconds(now - oldest->since));
   }
+  if (const CapacityTier* tier = shards_->tier()) {
+    response.set_disk_bytes(tier->allocated());
+    response.set_disk_limit_bytes(tier->options().disk_bytes);
+  }
   const uint64_t version = inbox_.version();
   absl::MutexLock lock(&mutex_);
   for (const v1::ShardStatus& status : status_) {
@@ -265,6 +271,9 @@ absl::StatusOr<v1::GetTensorDigestsResponse> ShardHost::Digests() {
     response.set_version(inbox_.version());
     for (v1::TensorDigest& digest : shards_->Digests()) {
       *response.add_tensors() = std::move(digest);
+    }
+    for (v1::UntouchedTensors& range : shards_->Untouched()) {
+      *response.add_untouched() = std::move(range);
     }
     answer->response = std::move(response);
   });

@@ -50,6 +50,7 @@ class ShardHost : private Inbox::Work {
     v1::ClusterState state;
     // From a rendezvous' first part to its last.
     absl::Duration rendezvous_timeout;
+    ShardSet::Limits limits;
     Events events;
   };
 

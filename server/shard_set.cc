@@ -13,7 +13,8 @@ namespace moe {
 
 absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
                                                          const v1::ClusterState& state,
-                                                         const std::string& server) {
+                                                         const std::string& server,
+                                                         const Limits& limits) {
   const v1::Job& job = state.job();
   const ModelPlan plan = MakeModelPlan(job);
   std::set<std::string> mine;
@@ -21,9 +22,16 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
     if (placed.server() == server) mine.insert(placed.shard());
   }
 
-  std::unique_ptr<ShardSet> set(new ShardSet);
+  std::unique_ptr<ShardSet> set(new ShardSet(limits));
   set->d_model_ = job.model().d_model();
   set->vocabulary_ = job.model().vocabulary();
+  if (limits.tier.has_value()) {
+    int64_t bytes = 0;
+    for (const ShardSpec& spec : plan.shards) {
+      if (mine.contains(spec.id)) bytes += ParameterBlock::AddressBytes(plan, spec, job);
+    }
+    ASSIGN_OR_RETURN(set->tier_, CapacityTier::Create(*limits.tier, bytes));
+  }
   std::map<uint32_t, std::vector<std::unique_ptr<ExpertShard>>> groups;
   for (const ShardSpec& spec : plan.shards) {
     if (mine.erase(spec.id) == 0) continue;
@@ -43,7 +51,9 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
         break;
       }
       case ShardKind::kExpert: {
-        auto shard = std::make_unique<ExpertShard>(backend, plan, spec, job);
+        auto shard = std::make_unique<ExpertShard>(
+            backend, plan, spec, job,
+            ExpertShard::Host{set->tier_.get(), &set->activations_});
         set->all_.push_back(shard.get());
         groups[spec.layer].push_back(std::move(shard));
         break;
@@ -69,7 +79,7 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
 
   for (Shard* shard : set->all_) {
     if (state.restore_from().empty()) {
-      shard->Initialize(job.seed());
+      shard->Initialize();
       continue;
     }
     ASSIGN_OR_RETURN(
@@ -188,6 +198,16 @@ std::vector<v1::TensorDigest> ShardSet::Digests() const {
       digests.push_back(std::move(digest));
   }
   return digests;
+}
+
+std::vector<v1::UntouchedTensors> ShardSet::Untouched() const {
+  std::vector<v1::UntouchedTensors> ranges;
+  for (const Shard* shard : all_) {
+    for (v1::UntouchedTensors& range : shard->Untouched()) {
+      ranges.push_back(std::move(range));
+    }
+  }
+  return ranges;
 }
 
 std::vector<v1::ShardStatus> ShardSet::Status() const {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -16,6 +17,8 @@
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/parameter.pb.h"
 #include "proto/moe/v1/status.pb.h"
+#include "server/activation_budget.h"
+#include "server/capacity_tier.h"
 #include "server/dense_shard.h"
 #include "server/expert_layer.h"
 #include "server/frames.h"
@@ -28,11 +31,19 @@ namespace moe {
 
 class ShardSet {
  public:
+  struct Limits {
+    // Where experts live; none: in memory.
+    std::optional<CapacityTier::Options> tier;
+    // As ActivationBudget's.
+    int64_t activation_bytes = 0;
+  };
+
   // The shards that state.placement gives to `server`: restored, or with initial values
   // if the state names no checkpoint.
   static absl::StatusOr<std::unique_ptr<ShardSet>> Load(Backend& backend,
                                                         const v1::ClusterState& state,
-                                                        const std::string& server);
+                                                        const std::string& server,
+                                                        const Limits& limits);
 
   // ---- constant after Load; any thread
   // Null if no group of the layer is here.
@@ -46,6 +57,8 @@ class ShardSet {
   std::vector<uint32_t> layers() const;
   // Whether the whole shard may be pulled.
   bool Pullable(const std::string& shard) const;
+  // Null if experts are in memory.
+  const CapacityTier* tier() const { return tier_.get(); }
   int64_t d_model() const { return d_model_; }
   int64_t vocabulary() const { return vocabulary_; }
 
@@ -66,12 +79,16 @@ class ShardSet {
   // Writes a file for each shard.
   absl::StatusOr<std::vector<v1::ShardFile>> Write(const Cut& cut) const;
   std::vector<v1::TensorDigest> Digests() const;
+  std::vector<v1::UntouchedTensors> Untouched() const;
   std::vector<v1::ShardStatus> Status() const;
 
  private:
-  ShardSet() = default;
+  explicit ShardSet(const Limits& limits) : activations_(limits.activation_bytes) {}
   TableShard& table(const std::string& shard) const;
 
+  // First, so that they outlive the shards.
+  std::unique_ptr<CapacityTier> tier_;
+  ActivationBudget activations_;
   // In the plan's order.
   std::vector<Shard*> all_;
   std::map<std::string, std::unique_ptr<DenseShard>> dense_;

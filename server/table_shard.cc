@@ -40,6 +40,7 @@ TableShard::TableShard(Backend& backend, const ModelPlan& plan, const ShardSpec&
                        const v1::Job& job)
     : backend_(backend),
       spec_(spec),
+      seed_(job.seed()),
       optimizer_(job.optimizer()),
       replicas_(job.training().replicas()),
       count_(spec.rows) {
@@ -173,12 +174,12 @@ void TableShard::Apply(double rate, double scale) {
   tree_.emplace(replicas_);
 }
 
-void TableShard::Initialize(uint64_t seed) {
+void TableShard::Initialize() {
   for (Part& part : parts_) {
     const int64_t cols = part.tensor.cols;
     std::vector<float> block(std::min(kRowBlock, spec_.rows) * cols);
     ForRowBlocks(spec_.rows, [&](int64_t begin, int64_t count) {
-      FillInitialRows(seed, part.tensor, begin, count, block.data());
+      FillInitialRows(seed_, part.tensor, begin, count, block.data());
       backend_.Upload(block.data(), part.w.view().row(begin),
                       count * cols * sizeof(float));
     });

@@ -44,7 +44,7 @@ class TableShard : public Shard {
   void Apply(double rate, double scale);
 
   const ShardSpec& spec() const override { return spec_; }
-  void Initialize(uint64_t seed) override;
+  void Initialize() override;
   absl::Status Restore(const SafetensorsFile& file) override;
   absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const override;
   std::vector<v1::TensorDigest> Digests() const override;
@@ -78,6 +78,7 @@ class TableShard : public Shard {
 
   Backend& backend_;
   const ShardSpec spec_;
+  const uint64_t seed_;
   const v1::Optimizer optimizer_;
   const uint32_t replicas_;
   std::vector<Part> parts_;

@@ -14,9 +14,12 @@ absl::StatusOr<CheckpointDigest> DigestCheckpoint(const std::string& path) {
   ASSIGN_OR_RETURN(const Checkpoint checkpoint, FindCheckpoint(path));
   const v1::Manifest& manifest = checkpoint.manifest;
   RETURN_IF_ERROR(VerifyContents(checkpoint.folder, manifest));
-  CheckpointDigest result{
-      .folder = checkpoint.folder, .step = manifest.step(), .digest = {}, .tensors = {}};
+  CheckpointDigest result;
+  result.folder = checkpoint.folder;
+  result.step = manifest.step();
   for (const v1::ShardFile& shard : manifest.shards()) {
+    result.untouched.insert(result.untouched.end(), shard.untouched().begin(),
+                            shard.untouched().end());
     if (shard.tensors().empty()) continue;
     const std::string file_path = absl::StrCat(checkpoint.folder, "/", shard.file());
     ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file,
@@ -34,7 +37,7 @@ absl::StatusOr<CheckpointDigest> DigestCheckpoint(const std::string& path) {
       }
     }
   }
-  ASSIGN_OR_RETURN(result.digest, ModelDigest(result.tensors));
+  ASSIGN_OR_RETURN(result.digest, ModelDigest(result.tensors, result.untouched));
   if (result.digest != manifest.digest()) {
     return absl::DataLossError(absl::StrCat(checkpoint.folder, ": the digest is ",
                                             result.digest, ", but the manifest says ",

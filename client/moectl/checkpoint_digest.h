@@ -14,6 +14,7 @@ struct CheckpointDigest {
   uint64_t step = 0;
   std::string digest;
   std::vector<v1::TensorDigest> tensors;
+  std::vector<v1::UntouchedTensors> untouched;
 };
 
 // path: a checkpoint's folder, or a folder of checkpoints, of which the last is taken.

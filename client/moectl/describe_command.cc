@@ -43,7 +43,7 @@ class DescribeCommand final : public Command {
            "that training\n"
            "takes of each member, as the coordinator computes it at start.\n\n"
            "Usage: moectl describe --job FILE [--vocabulary N] [--json]\n"
-           "           [--servers N] [--workers N] [--threads N]\n\n"
+           "           [--servers N] [--workers N] [--threads N] [--disk]\n\n"
            "Example: moectl describe --job deploy/configs/tiny.textproto\n";
   }
   void AddFlags(FlagSet& flags) override {
@@ -70,6 +70,9 @@ class DescribeCommand final : public Command {
          .value = &threads_,
          .placeholder = "N",
          .help = "Threads of each server. 0: as many as it has groups of experts."});
+    flags.Add({.name = "disk",
+               .value = &disk_,
+               .help = "The servers keep experts on disk (expert_server --disk_dir)."});
     flags.Add({.name = "json", .value = &json_, .help = "Print JSON, for scripts."});
   }
   absl::Status Run(std::ostream& out) override {
@@ -124,11 +127,13 @@ class DescribeCommand final : public Command {
     }
     const std::vector<std::string> servers = Ids("server/s", std::max(servers_, 1));
     const std::vector<std::string> workers = Ids("worker/w", std::max(workers_, 1));
-    std::map<std::string, int> threads;
-    for (const std::string& server : servers) threads[server] = threads_;
+    std::map<std::string, ServerLimits> limits;
+    for (const std::string& server : servers) {
+      limits[server] = {.threads = threads_, .tier = disk_};
+    }
     const ModelPlan plan = MakeModelPlan(job);
     return ComputeMemoryNeeds(job, plan, MakePlacement(plan, servers),
-                              AssignReplicas(job.training().replicas(), workers), threads,
+                              AssignReplicas(job.training().replicas(), workers), limits,
                               /*training=*/true);
   }
 
@@ -254,6 +259,7 @@ class DescribeCommand final : public Command {
   int servers_ = 0;
   int workers_ = 0;
   int threads_ = 0;
+  bool disk_ = false;
   bool json_ = false;
 };
 

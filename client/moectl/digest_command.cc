@@ -9,9 +9,10 @@ namespace {
 // Of a running job: between two steps all servers are at one version.
 constexpr int kAttempts = 20;
 
-Json TensorsToJson(const std::vector<v1::TensorDigest>& tensors) {
+template <typename Message>
+Json ListToJson(const std::vector<Message>& messages) {
   Json list = Json::array();
-  for (const v1::TensorDigest& tensor : tensors) list.push_back(ToJson(tensor));
+  for (const Message& message : messages) list.push_back(ToJson(message));
   return list;
 }
 
@@ -53,7 +54,8 @@ class DigestCommand final : public ClusterCommand {
     if (json()) {
       out << Print({{"digest", live.digest},
                     {"step", live.version},
-                    {"tensors", TensorsToJson(live.tensors)}});
+                    {"tensors", ListToJson(live.tensors)},
+                    {"untouched", ListToJson(live.untouched)}});
     } else {
       out << live.digest << "\n";
     }
@@ -66,7 +68,8 @@ class DigestCommand final : public ClusterCommand {
       out << Print({{"digest", digest.digest},
                     {"step", digest.step},
                     {"checkpoint", digest.folder},
-                    {"tensors", TensorsToJson(digest.tensors)}});
+                    {"tensors", ListToJson(digest.tensors)},
+                    {"untouched", ListToJson(digest.untouched)}});
     } else {
       out << digest.digest << "\n";
     }

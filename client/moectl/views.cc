@@ -172,7 +172,12 @@ std::string ShardsView(std::span<const ServerReport> reports) {
                                       {"EXPERTS", kRight},
                                       {"ROWS OF STEP", kRight},
                                       {"PARAMETERS", kRight},
-                                      {"OPTIMIZER", kRight}});
+                                      {"OPTIMIZER", kRight},
+                                      {"ON DISK", kRight},
+                                      {"UNTOUCHED", kRight}});
+  const auto bytes_or_none = [](uint64_t bytes) {
+    return bytes == 0 ? "-" : FormatBytes(bytes);
+  };
   for (const ServerReport& report : reports) {
     if (!report.status.ok()) continue;
     for (const v1::ShardStatus& shard : report.status->shards()) {
@@ -182,10 +187,20 @@ std::string ShardsView(std::span<const ServerReport> reports) {
       table.AddRow({shard.shard(), report.server.server(), absl::StrCat(shard.version()),
                     experts ? Count(shard.experts_size()) : "-",
                     experts ? Count(rows) : "-", FormatBytes(shard.parameter_bytes()),
-                    FormatBytes(shard.optimizer_bytes())});
+                    FormatBytes(shard.optimizer_bytes()),
+                    bytes_or_none(shard.mapped_bytes()),
+                    bytes_or_none(shard.untouched_bytes())});
     }
   }
-  return table.ToString();
+  std::string text = table.ToString();
+  for (const ServerReport& report : reports) {
+    if (!report.status.ok() || report.status->disk_limit_bytes() == 0) continue;
+    absl::StrAppend(&text, report.server.server(), " has ",
+                    FormatBytes(report.status->disk_bytes()), " of the ",
+                    FormatBytes(report.status->disk_limit_bytes()),
+                    " that experts may take of its disk\n");
+  }
+  return text;
 }
 
 std::vector<LayerLoad> LayerLoads(std::span<const ServerReport> reports) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <limits>
 #include <system_error>
 
 #include "absl/strings/ascii.h"
@@ -26,6 +27,9 @@ namespace {
 
 constexpr char kStepPrefix[] = "step-";
 constexpr int kDigestBytes = 32;
+
+// Of a model; what claims to be more is damaged.
+constexpr uint64_t kMostTensors = 100'000'000;
 
 bool IsHexDigest(const std::string& hex) {
   return hex.size() == 2 * kDigestBytes &&
@@ -226,22 +230,45 @@ absl::StatusOr<std::string> ModelDigest(std::span<const std::string> tensor_sha2
   return digest.Hex();
 }
 
-absl::StatusOr<std::string> ModelDigest(std::vector<v1::TensorDigest> tensors) {
+absl::StatusOr<std::string> ModelDigest(std::vector<v1::TensorDigest> tensors,
+                                        std::vector<v1::UntouchedTensors> untouched) {
   std::sort(tensors.begin(), tensors.end(),
             [](const v1::TensorDigest& a, const v1::TensorDigest& b) {
               return a.tensor() < b.tensor();
             });
+  std::sort(untouched.begin(), untouched.end(),
+            [](const v1::UntouchedTensors& a, const v1::UntouchedTensors& b) {
+              return a.first() < b.first();
+            });
   std::vector<std::string> digests;
-  for (const v1::TensorDigest& tensor : tensors) {
-    if (tensor.tensor() != digests.size()) {
-      return absl::FailedPreconditionError(
-          tensor.tensor() < digests.size()
-              ? absl::StrCat("tensor ", tensor.tensor(), " (", tensor.name(),
-                             ") is there twice")
-              : absl::StrCat("tensor ", digests.size(), " is missing"));
+  const auto check_next = [&](uint64_t tensor) {
+    if (tensor == digests.size()) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        tensor < digests.size()
+            ? absl::StrCat("tensor ", tensor, " is there twice")
+            : absl::StrCat("tensor ", digests.size(), " is missing"));
+  };
+  auto range = untouched.begin();
+  const auto add_untouched = [&](uint64_t before) {
+    for (; range != untouched.end() && range->first() < before; ++range) {
+      RETURN_IF_ERROR(check_next(range->first()));
+      if (range->count() > kMostTensors) {
+        return absl::FailedPreconditionError(absl::StrCat(
+            range->count(), " untouched tensors from ", range->first(), " on"));
+      }
+      for (uint64_t i = 0; i < range->count(); ++i) {
+        digests.push_back(Sha256Hex(
+            absl::StrCat("untouched ", range->first() + i, " ", range->seed())));
+      }
     }
+    return absl::OkStatus();
+  };
+  for (const v1::TensorDigest& tensor : tensors) {
+    RETURN_IF_ERROR(add_untouched(tensor.tensor()));
+    RETURN_IF_ERROR(Annotate(check_next(tensor.tensor()), tensor.name()));
     digests.push_back(tensor.sha256());
   }
+  RETURN_IF_ERROR(add_untouched(std::numeric_limits<uint64_t>::max()));
   return ModelDigest(std::span<const std::string>(digests));
 }
 

@@ -64,8 +64,10 @@ const Checkpoint* BestCheckpoint(std::span<const Checkpoint> checkpoints);
 // SHA-256 (hex) over the raw SHA-256 of each logical tensor, given as hex in logical
 // order.
 absl::StatusOr<std::string> ModelDigest(std::span<const std::string> tensor_sha256);
-// The same for the digests of all tensors of a model in any order: FAILED_PRECONDITION
-// names a tensor that is missing or there twice.
-absl::StatusOr<std::string> ModelDigest(std::vector<v1::TensorDigest> tensors);
+// The same for the digests of all tensors of a model in any order, where an untouched tensor
+// has the SHA-256 of "untouched <index> <seed>": FAILED_PRECONDITION names a tensor that is
+// missing or there twice.
+absl::StatusOr<std::string> ModelDigest(std::vector<v1::TensorDigest> tensors,
+                                        std::vector<v1::UntouchedTensors> untouched);
 
 }  // namespace moe

@@ -49,7 +49,8 @@ std::string Describe(const MemoryNeed& need) {
 MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
                                const v1::Placement& placement,
                                std::span<const v1::ReplicaAssignment> replicas,
-                               const std::map<std::string, int>& threads, bool training) {
+                               const std::map<std::string, ServerLimits>& servers,
+                               bool training) {
   std::map<std::string, std::vector<ShardSpec>> shards;
   for (int i = 0; i < placement.shards_size(); ++i) {
     shards[placement.shards(i).server()].push_back(plan.shards[i]);
@@ -63,8 +64,8 @@ MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
 
   const StepMemory memory(job, plan, training);
   MemoryNeeds needs;
-  for (const auto& [server, count] : threads) {
-    needs[server] = memory.OfServer(shards[server], by_worker, count);
+  for (const auto& [server, limits] : servers) {
+    needs[server] = memory.OfServer(shards[server], by_worker, limits);
   }
   for (const auto& [worker, of_worker] : owned) {
     needs[worker] = memory.OfWorker(of_worker);
@@ -108,7 +109,7 @@ int64_t StepMemory::TouchedBytes(std::span<const ShardSpec> shards,
 }
 
 StepMemory::Sizes StepMemory::SizesOf(std::span<const ShardSpec> shards,
-                                      ShardKind kind) const {
+                                      ShardKind kind, bool experts) const {
   Sizes sizes;
   for (const ShardSpec& shard : shards) {
     if (shard.kind != kind) continue;
@@ -116,6 +117,7 @@ StepMemory::Sizes StepMemory::SizesOf(std::span<const ShardSpec> shards,
     double second = 0;
     int64_t parameter_bytes = 0;
     for (const int64_t t : shard.tensors) {
+      if (plan_.tensors[t].of_expert && !experts) continue;
       const TensorState state = StateOf(job_.optimizer(), plan_.tensors[t]);
       first += static_cast<double>(state.m);
       second += static_cast<double>(state.v);
@@ -136,11 +138,12 @@ StepMemory::Sizes StepMemory::SizesOf(std::span<const ShardSpec> shards,
 
 MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
                                 std::span<const std::vector<uint32_t>> owned,
-                                int threads) const {
+                                const ServerLimits& limits) const {
+  const int threads = limits.threads;
   const bool clips = job_.optimizer().clip_norm() > 0;
   const Sizes dense = SizesOf(shards, ShardKind::kDense);
   const Sizes table = SizesOf(shards, ShardKind::kTable);
-  const Sizes expert = SizesOf(shards, ShardKind::kExpert);
+  const Sizes expert = SizesOf(shards, ShardKind::kExpert, !limits.tier);
   int64_t states = 0;
   std::map<int32_t, int32_t> groups;  // by layer
   for (const ShardSpec& shard : shards) {
@@ -149,6 +152,7 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   }
 
   Work kept;
+  Footprint hidden;
   Work wave;
   // The end of a step: a dense shard's sum goes to the backend when its turn comes, as do the
   // groups of a layer. Clipping needs all of both at once.
@@ -157,13 +161,20 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
     LayerWork work = WorkOf(job_.model().layers(layer).moe(), count, threads);
     // Of sizes that change with every step some are kept for later
     // (common/kernels/cpu/large_blocks.h).
-    for (Footprint* part :
-         {&work.kept.activations, &work.wave.activations, &work.close}) {
+    for (Footprint* part : {&work.kept.activations, &work.hidden,
+                            &work.wave.activations, &work.close}) {
       part->pages += part->pages / 4;
+    }
+    const int32_t at_once = threads > 0 && !clips ? std::min(threads, count) : count;
+    if (training_) hidden += count * work.hidden;
+    if (const int64_t most = limits.activation_bytes; most > 0 && most < hidden.size()) {
+      // All waves of a group again at the end of the step, and one for the backward pass.
+      hidden = {.pages = 0, .heap = most};
+      work.close += work.hidden;
+      work.wave.activations += std::max(threads, 1) * work.hidden;
     }
     kept = kept + work.kept;
     wave = Larger(wave, work.wave);
-    const int32_t at_once = threads > 0 && !clips ? std::min(threads, count) : count;
     const Work of_layer = {.activations = at_once * work.close};
     close = clips ? close + of_layer : Larger(close, of_layer);
   }
@@ -173,6 +184,7 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   close.activations +=
       ArrayOf(static_cast<double>(TouchedBytes(shards, job_.training().replicas())) /
               sizeof(float));
+  kept.activations += hidden;
   int64_t nodes = 0;
   int64_t touched = 0;  // by each worker
   for (const std::vector<uint32_t>& of_worker : owned) {
@@ -221,11 +233,11 @@ StepMemory::LayerWork StepMemory::WorkOf(const v1::Moe& moe, int32_t groups,
     work.wave.messages += groups * Bytes(group_rows * d);
     return work;
   }
-  // x and dy; hidden and dhidden of each group; numbers of each pair (its row, its gate, its
-  // place in the batch); the replies of both passes.
+  // Hidden and dhidden; x and dy; numbers of each pair (its row, its gate, its place in the
+  // batch); the replies of both passes.
+  work.hidden = 2 * waves * HiddenOf(moe, pairs);
   work.kept.activations =
-      waves * (2 * ArrayOf(rows * d) +
-               groups * (2 * HiddenOf(moe, pairs) + HostFloats(5 * pairs)));
+      waves * (2 * ArrayOf(rows * d) + groups * HostFloats(5 * pairs));
   work.kept.messages = waves * groups * Bytes(2 * group_rows * d + pairs);
   // x, gated dy, hidden and dhidden of all waves once more, in the order of experts.
   const double step_rows = static_cast<double>(waves) * group_rows;

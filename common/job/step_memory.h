@@ -45,13 +45,24 @@ std::string Describe(const MemoryNeed& need);
 // By member id.
 using MemoryNeeds = std::map<std::string, MemoryNeed>;
 
-// What each member needs. The job is valid and has its vocabulary. threads: of every
-// server, by member id; 0: not known, as many as there is work for. training: else an
-// evaluation.
+// What changes the need of a server.
+struct ServerLimits {
+  // 0: not known, as many as there is work for.
+  int threads = 0;
+  // The experts' matrices and their optimizer state lie in a capacity tier, whose pages the
+  // kernel takes back when memory is short.
+  bool tier = false;
+  // Of hidden activations; 0: all are kept.
+  int64_t activation_bytes = 0;
+};
+
+// What each member needs. The job is valid and has its vocabulary. servers: of every
+// server, by member id. training: else an evaluation.
 MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
                                const v1::Placement& placement,
                                std::span<const v1::ReplicaAssignment> replicas,
-                               const std::map<std::string, int>& threads, bool training);
+                               const std::map<std::string, ServerLimits>& servers,
+                               bool training);
 
 // The same for one member at a time.
 class StepMemory {
@@ -62,7 +73,8 @@ class StepMemory {
 
   // owned: of each worker its replicas, ascending.
   MemoryNeed OfServer(std::span<const ShardSpec> shards,
-                      std::span<const std::vector<uint32_t>> owned, int threads) const;
+                      std::span<const std::vector<uint32_t>> owned,
+                      const ServerLimits& limits) const;
   MemoryNeed OfWorker(std::span<const uint32_t> owned) const;
 
  private:
@@ -80,7 +92,8 @@ class StepMemory {
   };
   // Of the groups of one MoE layer that a server has.
   struct LayerWork {
-    Work kept;        // of all waves, from the forward pass to the end of the step
+    Work kept;         // of all waves, from the forward pass to the end of the step
+    Footprint hidden;  // what may be computed again instead; of one group, all waves
     Work wave;        // in a wave's forward or backward pass
     Footprint close;  // of one group's activations, at the end of the step
   };
@@ -96,7 +109,9 @@ class StepMemory {
   static const Work& Larger(const Work& a, const Work& b) {
     return a.total() < b.total() ? b : a;
   }
-  Sizes SizesOf(std::span<const ShardSpec> shards, ShardKind kind) const;
+  // experts: whether what lies in a tier counts.
+  Sizes SizesOf(std::span<const ShardSpec> shards, ShardKind kind,
+                bool experts = true) const;
   LayerWork WorkOf(const v1::Moe& moe, int32_t groups, int threads) const;
   // T, the rows of a wave of one replica.
   int64_t Rows() const;

@@ -69,10 +69,13 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
   const std::string folder =
       absl::StrCat(checkpoint_dir, "/", StepFolderName(manifest.step()));
   std::vector<v1::TensorDigest> tensors;
+  std::vector<v1::UntouchedTensors> untouched;
   for (const v1::ShardFile& shard : manifest.shards()) {
     tensors.insert(tensors.end(), shard.tensors().begin(), shard.tensors().end());
+    untouched.insert(untouched.end(), shard.untouched().begin(), shard.untouched().end());
   }
-  ASSIGN_OR_RETURN(*manifest.mutable_digest(), ModelDigest(std::move(tensors)));
+  ASSIGN_OR_RETURN(*manifest.mutable_digest(),
+                   ModelDigest(std::move(tensors), std::move(untouched)));
   RETURN_IF_ERROR(
       Annotate(VerifySizes(folder, manifest),
                "a server's file isn't here (is the checkpoint folder shared?)"));

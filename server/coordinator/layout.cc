@@ -30,14 +30,17 @@ absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
   const std::vector<std::string> servers = members.Ids(v1::MEMBER_KIND_SERVER);
   layout.placement = MakePlacement(plan, servers);
   layout.replicas = AssignReplicas(job.training().replicas(), layout.workers);
-  std::map<std::string, int> threads;
+  std::map<std::string, ServerLimits> limits;
   for (const std::string& server : servers) {
     const v1::RegisterRequest& registration = members.Find(server)->registration;
     layout.addresses[server] = registration.address();
-    threads[server] = static_cast<int>(registration.threads());
+    limits[server] = {
+        .threads = static_cast<int>(registration.threads()),
+        .tier = registration.disk_bytes() > 0,
+        .activation_bytes = static_cast<int64_t>(registration.activation_bytes())};
   }
   layout.memory = ComputeMemoryNeeds(layout.job, plan, layout.placement, layout.replicas,
-                                     threads, training);
+                                     limits, training);
   RETURN_IF_ERROR(CheckMemory(job.name(), layout.memory, members));
   return layout;
 }

@@ -47,7 +47,7 @@ struct Planned {
   // A server with all shards.
   MemoryNeed OneServer(int threads = 0) const {
     return memory.OfServer(plan.shards, std::vector<std::vector<uint32_t>>{{0}, {1}},
-                           threads);
+                           {.threads = threads});
   }
   // The same without the dense ones.
   MemoryNeed ExpertServer() const {
@@ -55,7 +55,7 @@ struct Planned {
     for (const ShardSpec& shard : plan.shards) {
       if (shard.kind == ShardKind::kExpert) experts.push_back(shard);
     }
-    return memory.OfServer(experts, std::vector<std::vector<uint32_t>>{{0}, {1}}, 0);
+    return memory.OfServer(experts, std::vector<std::vector<uint32_t>>{{0}, {1}}, {});
   }
   MemoryNeed OneWorker() const { return memory.OfWorker(std::vector<uint32_t>{0}); }
 
@@ -146,18 +146,18 @@ TEST(StepMemoryTest, ServersNeedWhatTheyHost) {
     (shard.kind == ShardKind::kExpert ? experts : dense).push_back(shard);
   }
   const std::vector<std::vector<uint32_t>> owned = {{0, 1}};
-  const MemoryNeed of_dense = small.memory.OfServer(dense, owned, 0);
+  const MemoryNeed of_dense = small.memory.OfServer(dense, owned, {});
   EXPECT_EQ(of_dense.parameters, kDense + 2 * kState);
   ExpectStep(of_dense, kLargestDense, 3 * kDense + 2 * kState);
-  EXPECT_EQ(small.memory.OfServer(experts, owned, 0).parameters, kExperts);
+  EXPECT_EQ(small.memory.OfServer(experts, owned, {}).parameters, kExperts);
   // One group of the two: 10 rows of 12, 12 pairs. A wave takes more than the end of the
   // step: the group's x, y and sums, and its rows, decoded and as they come in.
   experts.pop_back();
-  const MemoryNeed half = small.memory.OfServer(experts, owned, 0);
+  const MemoryNeed half = small.memory.OfServer(experts, owned, {});
   const int64_t rows = 4 * 10 * 4;
   ExpectStep(half, 2 * rows + 2 * (4 * 12 * 8) + 4 * 5 * 12 + 2 * (4 * 12 * 4) + rows,
              4 * (2 * 10 * 4 + 12) + 4 * rows);
-  EXPECT_EQ(small.memory.OfServer({}, owned, 0).total(), kProgram);
+  EXPECT_EQ(small.memory.OfServer({}, owned, {}).total(), kProgram);
 }
 
 TEST(StepMemoryTest, EvaluationKeepsNothing) {
@@ -292,7 +292,7 @@ TEST(StepMemoryTest, OfEveryMemberOfACluster) {
   const auto replicas = AssignReplicas(2, {"worker/a", "worker/b"});
   const MemoryNeeds needs = ComputeMemoryNeeds(
       small.job, small.plan, placement, replicas,
-      {{"server/a", 1}, {"server/b", 0}, {"server/c", 0}}, /*training=*/true);
+      {{"server/a", {.threads = 1}}, {"server/b", {}}, {"server/c", {}}}, /*training=*/true);
   EXPECT_EQ(needs.size(), 5u);
   EXPECT_EQ(needs.at("server/a").parameters + needs.at("server/b").parameters,
             small.OneServer().parameters);

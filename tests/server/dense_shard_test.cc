@@ -26,7 +26,7 @@ class DenseShardTest : public ::testing::Test {
   std::unique_ptr<DenseShard> Make(const v1::Job& job) {
     plan_ = MakeModelPlan(job);
     auto shard = std::make_unique<DenseShard>(*backend_, plan_, plan_.shards[0], job);
-    shard->Initialize(job.seed());
+    shard->Initialize();
     return shard;
   }
   std::vector<float> Gradient(const DenseShard& shard, uint32_t replica) const {

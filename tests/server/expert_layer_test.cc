@@ -147,7 +147,7 @@ class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
     for (const ShardSpec& spec : plan_.shards) {
       if (spec.kind != ShardKind::kExpert) continue;
       shards.push_back(std::make_unique<ExpertShard>(*backend_, plan_, spec, job));
-      shards.back()->Initialize(job.seed());
+      shards.back()->Initialize();
     }
     layer_ =
         std::make_unique<ExpertLayer>(*backend_, kWidth, kExperts, std::move(shards));

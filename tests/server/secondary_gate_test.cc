@@ -213,7 +213,7 @@ class SecondaryGateTest : public ::testing::Test {
     backend_ = MakeCpuBackend(2, &error);
     ASSERT_NE(backend_, nullptr) << error;
     parameters_ = std::make_unique<ParameterBlock>(*backend_, plan, spec_, job);
-    parameters_->Initialize(job.seed());
+    parameters_->Initialize();
     for (int i = 0; i < 2; ++i) {
       const std::vector<double>& from = i == 0 ? made.wg : made.wnoise;
       const std::vector<float> values(from.begin(), from.end());

@@ -43,7 +43,7 @@ class TableShardTest : public ::testing::Test {
     for (const ShardSpec& spec : plan_.shards) {
       if (spec.id != id) continue;
       auto shard = std::make_unique<TableShard>(*backend_, plan_, spec, job);
-      shard->Initialize(job.seed());
+      shard->Initialize();
       return shard;
     }
     ADD_FAILURE() << "no shard " << id;

@@ -124,7 +124,7 @@ void ExpertForward(const Context& context, std::span<const ExpertRows> experts,
   const size_t depth = hidden.size();
   Check(depth > 0, "a hidden layer");
   for (const Matrix& layer : hidden) Check(layer.rows == x.rows, "hidden: [p, h]");
-  Check(y.rows == x.rows && y.cols == x.cols, "x and y: [p, d]");
+  Check(y.data == nullptr || (y.rows == x.rows && y.cols == x.cols), "x and y: [p, d]");
   ForRowBlocks(context, experts, x, [&](const ExpertRows& e, Range rows) {
     Check(e.matrices() == depth + 1, "a matrix more than hidden layers");
     ConstMatrix in = Rows(x, rows);
@@ -134,6 +134,7 @@ void ExpertForward(const Context& context, std::span<const ExpertRows> experts,
       Relu(out);
       in = out;
     }
+    if (y.data == nullptr) return;
     Product(context, Transpose::kNo, in, e, depth, in.cols, y.cols, Rows(y, rows));
   });
 }
@@ -149,7 +150,8 @@ void ExpertBackward(const Context& context, std::span<const ExpertRows> experts,
               dhidden[i].cols == hidden[i].cols,
           "hidden and dhidden: [p, h]");
   }
-  Check(dx.rows == dy.rows && dx.cols == dy.cols, "dy and dx: [p, d]");
+  Check(dx.data == nullptr || (dx.rows == dy.rows && dx.cols == dy.cols),
+        "dy and dx: [p, d]");
   ForRowBlocks(context, experts, dy, [&](const ExpertRows& e, Range rows) {
     Check(e.matrices() == depth + 1, "a matrix more than hidden layers");
     const ConstMatrix last = hidden.back();
@@ -166,6 +168,7 @@ void ExpertBackward(const Context& context, std::span<const ExpertRows> experts,
       ReluBackward(Rows(hidden[i - 1], rows), before);
       gradient = before;
     }
+    if (dx.data == nullptr) return;
     Product(context, Transpose::kYes, gradient, e, 0, dx.cols, gradient.cols,
             Rows(dx, rows));
   });
