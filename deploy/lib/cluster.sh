@@ -26,9 +26,14 @@ start_cluster() {
   start_coordinator "${coordinator_flags[@]}"
   await_address "$address_file"
 
+  local disk_flags=()
+  if [[ -n $disk_gib ]]; then
+    mkdir -p "$out/disk"
+    disk_flags=(--disk_dir "$out/disk" --disk_gib "$disk_gib")
+  fi
   for ((i = 0; i < servers; ++i)); do
     start_member "server s$i" "$logs/server-s$i.log" "$bin/server/expert_server" --name "s$i" \
-      --listen 127.0.0.1:0 --coordinator "$address" --threads "$server_threads"
+      --listen 127.0.0.1:0 --coordinator "$address" --threads "$server_threads" "${disk_flags[@]}"
   done
   for ((i = 0; i < workers; ++i)); do
     start_member "worker w$i" "$logs/worker-w$i.log" "$bin/worker/worker" --name "w$i" \

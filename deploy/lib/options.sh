@@ -11,6 +11,8 @@ prepares the text, starts a coordinator, expert servers and workers as separate 
 
   --servers N    expert servers (default 2)
   --workers N    workers, at most as many as the job has replicas (default 2)
+  --disk_gib N   keep experts on disk, in --out, with at most N GiB a server: for models larger than
+                 memory (default: in memory)
   --threads N    compute threads of each server and of each worker (default: the processors
                  divided among them)
   --job FILE     the job to train (default deploy/configs/kjv-moe.textproto; with --resume the
@@ -40,6 +42,7 @@ END
 servers=2
 workers=2
 threads=
+disk_gib=
 job=
 steps=
 text=
@@ -53,7 +56,7 @@ parse_options() {
     shift
     case "$option" in
       --*=*) value=${option#*=} option=${option%%=*} ;;
-      --servers | --workers | --threads | --job | --steps | --text | --data | --out)
+      --servers | --workers | --threads | --disk_gib | --job | --steps | --text | --data | --out)
         (($#)) || die_usage "$option needs a value"
         value=$1
         shift
@@ -63,6 +66,7 @@ parse_options() {
       --servers) servers=$(count "$option" "$value") ;;
       --workers) workers=$(count "$option" "$value") ;;
       --threads) threads=$(count "$option" "$value") ;;
+      --disk_gib) disk_gib=$(count "$option" "$value") ;;
       --steps) steps=$(count "$option" "$value") ;;
       --job) job=$(existing_file "$option" "$value") ;;
       --text) text=$(existing_file "$option" "$value") ;;

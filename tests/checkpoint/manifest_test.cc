@@ -163,16 +163,46 @@ TEST(ModelDigestTest, OrdersTensorsAndMissesNone) {
     return digest;
   };
   using Tensors = std::vector<v1::TensorDigest>;
-  EXPECT_EQ(*ModelDigest(Tensors{tensor(1, "b"), tensor(0, "a")}),
+  EXPECT_EQ(*ModelDigest(Tensors{tensor(1, "b"), tensor(0, "a")}, {}),
             *ModelDigest(std::vector<std::string>{Sha256Hex("a"), Sha256Hex("b")}));
   EXPECT_THAT(
       std::string(
-          ModelDigest(Tensors{tensor(2, "c"), tensor(0, "a")}).status().message()),
+          ModelDigest(Tensors{tensor(2, "c"), tensor(0, "a")}, {}).status().message()),
       HasSubstr("tensor 1 is missing"));
   EXPECT_THAT(
       std::string(
-          ModelDigest(Tensors{tensor(0, "a"), tensor(0, "a")}).status().message()),
-      HasSubstr("tensor 0 (t0) is there twice"));
+          ModelDigest(Tensors{tensor(0, "a"), tensor(0, "a")}, {}).status().message()),
+      HasSubstr("t0: tensor 0 is there twice"));
+
+  // Untouched tensors, however they are cut into ranges.
+  const auto range = [](uint64_t first, uint64_t count, uint64_t seed = 7) {
+    v1::UntouchedTensors untouched;
+    untouched.set_first(first);
+    untouched.set_count(count);
+    untouched.set_seed(seed);
+    return untouched;
+  };
+  using Ranges = std::vector<v1::UntouchedTensors>;
+  const std::string digest =
+      *ModelDigest(Tensors{tensor(2, "c")}, Ranges{range(3, 2), range(0, 2)});
+  EXPECT_EQ(digest, *ModelDigest(std::vector<std::string>{
+                        Sha256Hex("untouched 0 7"), Sha256Hex("untouched 1 7"),
+                        Sha256Hex("c"), Sha256Hex("untouched 3 7"),
+                        Sha256Hex("untouched 4 7")}));
+  EXPECT_EQ(*ModelDigest(Tensors{tensor(2, "c")},
+                         Ranges{range(0, 1), range(3, 2), range(1, 1)}),
+            digest);
+  EXPECT_NE(*ModelDigest(Tensors{tensor(2, "c")}, Ranges{range(3, 2, 8), range(0, 2, 8)}),
+            digest);
+  for (const auto& [ranges, error] :
+       {std::pair(Ranges{range(0, 3)}, "tensor 2 is there twice"),
+        std::pair(Ranges{range(0, 1)}, "tensor 1 is missing"),
+        std::pair(Ranges{range(0, 2), range(4, 1)}, "tensor 3 is missing"),
+        std::pair(Ranges{range(0, uint64_t{1} << 60)}, "1152921504606846976 untouched")}) {
+    EXPECT_THAT(
+        std::string(ModelDigest(Tensors{tensor(2, "c")}, ranges).status().message()),
+        HasSubstr(error));
+  }
 }
 
 }  // namespace

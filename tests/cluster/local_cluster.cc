@@ -31,6 +31,11 @@ LocalClusterResult RunLocalCluster(const LocalClusterOptions& options) {
     server_options.name = absl::StrCat("s", s);
     server_options.coordinator = (*coordinator)->address();
     server_options.threads = options.threads;
+    if (options.disk_bytes > 0) {
+      server_options.limits.tier = {.folder = options.folder,
+                                    .disk_bytes = options.disk_bytes};
+    }
+    server_options.limits.activation_bytes = options.activation_bytes;
     server_options.rendezvous_timeout = options.timeout;
     auto server = ExpertServer::Start(std::move(server_options));
     if (!server.ok()) {

@@ -22,6 +22,10 @@ struct LocalClusterOptions {
   // State and checkpoints; created.
   std::string folder;
   bool resume = false;
+  // Of each server: keeps its experts on disk, with at most so many bytes; 0: in memory.
+  int64_t disk_bytes = 0;
+  // Of each server: hidden activations; 0: all.
+  int64_t activation_bytes = 0;
   absl::Duration timeout = absl::Seconds(60);
 };
 

@@ -144,6 +144,9 @@ class ShapeTest : public testing::Test {
     int servers;
     int workers;
     int threads;
+    // As LocalClusterOptions.
+    int64_t disk_bytes = 0;
+    int64_t activation_bytes = 0;
   };
 
   LocalClusterResult Run(const std::string& job, Shape shape, const std::string& folder,
@@ -159,10 +162,13 @@ class ShapeTest : public testing::Test {
     options.servers = shape.servers;
     options.workers = shape.workers;
     options.threads = shape.threads;
+    options.disk_bytes = shape.disk_bytes;
+    options.activation_bytes = shape.activation_bytes;
     options.data = absl::StrCat(testing::TempDir(), "/data");
     options.folder = absl::StrCat(testing::TempDir(), "/", folder);
     options.resume = resume;
     if (!resume) std::filesystem::remove_all(options.folder);
+    std::filesystem::create_directories(options.folder);
     return RunLocalCluster(options);
   }
 
@@ -234,6 +240,33 @@ TEST_F(ShapeTest, SmallParametersOnAnyShapeAndResumed) {
     EXPECT_EQ(Digest(whole, {1, 3, 2}, "halves", /*resume=*/true), digest);
     EXPECT_NE(Digest(absl::StrCat(model, kAdam, Training(4, 6)), {1, 1, 1}), digest);
   }
+}
+
+// Experts on disk, and hidden activations computed again. Some experts are never touched.
+TEST_F(ShapeTest, LessMemoryOnAnyShapeAndResumed) {
+  constexpr int64_t kDisk = 8 << 20;
+  for (const std::string model : {kHierarchical, kTwoMoeLayers}) {
+    const std::string whole = absl::StrCat(model, Training(3, 6));
+    const std::string half = absl::StrCat(model, Training(3, 3));
+    const std::string digest = Digest(whole, {1, 1, 1});
+    EXPECT_EQ(Digest(whole, {1, 1, 2, kDisk}), digest);
+    EXPECT_EQ(Digest(whole, {2, 3, 2, kDisk, 1}), digest);
+    EXPECT_EQ(Digest(whole, {2, 1, 1, 0, 2000}), digest);
+    Digest(half, {3, 1, 1, kDisk}, "halves");
+    EXPECT_EQ(Digest(whole, {2, 3, 2}, "halves", /*resume=*/true), digest);
+    Digest(half, {1, 1, 1}, "halves");
+    EXPECT_EQ(Digest(whole, {2, 2, 1, kDisk}, "halves", /*resume=*/true), digest);
+  }
+}
+
+TEST_F(ShapeTest, ADiskBudgetThatRunsOutIsTheCause) {
+  const LocalClusterResult result =
+      Run(absl::StrCat(kHierarchical, Training(3, 6)), {2, 1, 1, 64 << 10}, "small-disk");
+  EXPECT_FALSE(result.status.ok());
+  EXPECT_THAT(std::string(result.status.message()),
+              testing::AllOf(testing::HasSubstr("server/s"),
+                             testing::HasSubstr("layer0.moe.expert"),
+                             testing::HasSubstr("64.0 KiB of --disk_gib")));
 }
 
 TEST_F(ShapeTest, ProjectedResumedOnAnotherShape) {

@@ -4,6 +4,7 @@ Everything has a deadline, and only processes that the test itself started are e
 of programs are relative to the runfiles' root, where Bazel starts a test.
 """
 
+import ctypes
 import json
 import os
 import random
@@ -50,6 +51,7 @@ checkpointing { every_steps: %(every_steps)d }
 """
 
 ENDLESS = 100000000  # steps
+CLONE_NEWNS = 0x20000
 
 
 def job(steps=ENDLESS, every_steps=0, edits=None):
@@ -97,6 +99,14 @@ def read(path):
             return file.read()
     except FileNotFoundError:
         return ""
+
+
+def own_mounts():
+    """Gives this process mounts of its own, which end with it; False if that isn't allowed."""
+    libc = ctypes.CDLL(None)
+    if libc.unshare(CLONE_NEWNS) != 0:
+        return False
+    return subprocess.run(["mount", "--make-rprivate", "/"]).returncode == 0
 
 
 class Process:
@@ -173,11 +183,11 @@ class Cluster:
 
     # ---- starting
 
-    def start(self, servers=1, workers=1, **options):
+    def start(self, servers=1, workers=1, server_flags=(), **options):
         """The whole cluster, coordinator first."""
         self.start_coordinator(servers, workers, **options)
         for i in range(servers):
-            self.start_server("s%d" % i)
+            self.start_server("s%d" % i, flags=server_flags)
         for i in range(workers):
             self.start_worker("w%d" % i)
         return self

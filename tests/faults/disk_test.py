@@ -1,6 +1,5 @@
 """A disk that fails at a checkpoint ends the job with the cause; the one before stays good."""
 
-import ctypes
 import os
 import resource
 import subprocess
@@ -10,15 +9,6 @@ from tests.faults import cluster as c
 
 STEPS = 150
 EVERY = 50
-CLONE_NEWNS = 0x20000
-
-
-def own_mounts():
-    """Gives this process mounts of its own, which end with it; False if that isn't allowed."""
-    libc = ctypes.CDLL(None)
-    if libc.unshare(CLONE_NEWNS) != 0:
-        return False
-    return subprocess.run(["mount", "--make-rprivate", "/"]).returncode == 0
 
 
 class DiskTest(c.TestCase):
@@ -46,7 +36,7 @@ class DiskTest(c.TestCase):
         disk = os.path.join(self.root, "disk")
         os.makedirs(disk)
         # Room for one checkpoint, not for two.
-        if not own_mounts() or subprocess.run(
+        if not c.own_mounts() or subprocess.run(
             ["mount", "-t", "tmpfs", "-o", "size=%d" % (size * 3 // 2), "tmpfs", disk]).returncode:
             self.skipTest("this user may not mount")
         self.addCleanup(subprocess.run, ["umount", "-l", disk])

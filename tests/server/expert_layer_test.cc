@@ -132,7 +132,8 @@ class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
   void SetUp() override { Load("adam {}", 1); }
 
   void Load(const std::string& optimizer, int threads,
-            v1::Parameters parameters = v1::PARAMETERS_FLOAT32) {
+            v1::Parameters parameters = v1::PARAMETERS_FLOAT32,
+            ExpertShard::Host host = {}) {
     layer_.reset();
     std::string error;
     backend_ = MakeCpuBackend(threads, &error);
@@ -146,7 +147,7 @@ class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
     std::vector<std::unique_ptr<ExpertShard>> shards;
     for (const ShardSpec& spec : plan_.shards) {
       if (spec.kind != ShardKind::kExpert) continue;
-      shards.push_back(std::make_unique<ExpertShard>(*backend_, plan_, spec, job));
+      shards.push_back(std::make_unique<ExpertShard>(*backend_, plan_, spec, job, host));
       shards.back()->Initialize();
     }
     layer_ =
@@ -173,7 +174,12 @@ class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
       EXPECT_TRUE(input.ok()) << input.status();
       inputs.push_back(std::make_shared<const ForwardInput>(*std::move(input)));
     }
-    return layer_->Forward(mode, step, wave, inputs);
+    auto replies = layer_->Forward(mode, step, wave, inputs);
+    if (!replies.ok()) {
+      ADD_FAILURE() << replies.status();
+      return std::vector<v1::ForwardReply>(kReplicas);
+    }
+    return *std::move(replies);
   }
 
   std::vector<v1::BackwardReply> Backward(uint64_t step, uint32_t wave) {
@@ -459,6 +465,89 @@ TEST_P(ExpertLayerTest, ThreadsChangeNoBit) {
       EXPECT_EQ(digests[0], digests[2]);
     }
   }
+}
+
+// ---- where there is less memory
+
+// Of an evaluation after some steps, and of the parameters.
+TEST_P(ExpertLayerTest, LessMemoryChangesNoBit) {
+  struct Result {
+    std::map<std::string, std::string> digests;
+    std::string y;
+    bool operator==(const Result&) const = default;
+  };
+  const auto run = [&](const char* optimizer, v1::Parameters parameters,
+                       ExpertShard::Host host) {
+    Load(optimizer, 2, parameters, host);
+    // Before and after experts have memory.
+    Forward(v1::MODE_EVALUATE, 0, 0);
+    for (uint64_t step = 0; step < 3; ++step) {
+      RunStep(step);
+      std::vector<v1::TensorSquareSum> sums;
+      if (step == 1) layer_->AppendSquareSums(&sums);
+      layer_->Apply(kRate, 1);
+    }
+    return Result{Digests(), Forward(v1::MODE_EVALUATE, 3, 0)[0].groups(0).y()};
+  };
+  for (const char* optimizer : {"adam {}", kFactored}) {
+    for (v1::Parameters parameters : {v1::PARAMETERS_FLOAT32, v1::PARAMETERS_BFLOAT16}) {
+      const Result all = run(optimizer, parameters, {});
+      const auto tier =
+          CapacityTier::Create({.folder = ::testing::TempDir(), .disk_bytes = 1 << 20},
+                               1 << 20)
+              .value();
+      EXPECT_EQ(run(optimizer, parameters, {.tier = tier.get()}), all);
+      // A byte: nothing is kept. 300: some waves' of some shards are.
+      for (int64_t budget : {1, 300}) {
+        ActivationBudget activations(budget);
+        EXPECT_EQ(run(optimizer, parameters, {.activations = &activations}), all);
+        layer_.reset();
+        EXPECT_TRUE(activations.Take(budget));
+      }
+    }
+  }
+}
+
+TEST_P(ExpertLayerTest, ATierTakesDiskForWhatIsTrained) {
+  const auto tier = CapacityTier::Create(
+                        {.folder = ::testing::TempDir(), .disk_bytes = 1 << 20}, 1 << 20)
+                        .value();
+  Load("adam {}", 1, v1::PARAMETERS_FLOAT32, {.tier = tier.get()});
+  const std::vector<v1::ForwardReply> replies = Forward(v1::MODE_EVALUATE, 0, 0);
+  for (uint32_t r = 0; r < kReplicas; ++r) {
+    ExpectForward(replies[r], testing::MakeFrame(0, r, 0));
+  }
+  EXPECT_EQ(tier->allocated(), 0);
+  RunStep(0);
+  layer_->Apply(kRate, 1);
+  const auto matrices = static_cast<int64_t>(slow_[0].w.size());
+  EXPECT_EQ(tier->allocated(), (kExperts - 1) * matrices * 4096);
+  for (const auto& shard : layer_->shards()) {
+    v1::ShardStatus status;
+    shard->FillStatus(&status);
+    const bool idle = shard->spec().group == kIdleExpert / kPerGroup;
+    EXPECT_EQ(status.untouched_bytes() > 0, idle);
+    EXPECT_EQ(shard->Untouched().size(), idle ? 1u : 0u);
+  }
+}
+
+TEST_P(ExpertLayerTest, AFullTierLeavesTheShardsAsTheyWere) {
+  const auto tier = CapacityTier::Create(
+                        {.folder = ::testing::TempDir(), .disk_bytes = 3 * 4096}, 1 << 20)
+                        .value();
+  Load("adam {}", 1, v1::PARAMETERS_FLOAT32, {.tier = tier.get()});
+  std::vector<std::shared_ptr<const ForwardInput>> inputs;
+  for (uint32_t r = 0; r < kReplicas; ++r) {
+    inputs.push_back(std::make_shared<const ForwardInput>(
+        DecodeForward(*backend_, layer_->shape(), v1::MODE_TRAIN,
+                      testing::ForwardFrameOf(testing::MakeFrame(0, r, 0), r,
+                                              v1::MODE_TRAIN))
+            .value()));
+  }
+  const auto replies = layer_->Forward(v1::MODE_TRAIN, 0, 0, inputs);
+  EXPECT_TRUE(absl::IsResourceExhausted(replies.status())) << replies.status();
+  EXPECT_LE(tier->allocated(), 3 * 4096);
+  EXPECT_TRUE(Digests().empty());
 }
 
 INSTANTIATE_TEST_SUITE_P(HiddenLayers, ExpertLayerTest, ::testing::Values("7", "7, 4, 8"),

@@ -46,11 +46,12 @@ class ParameterBlockTest : public ::testing::Test {
 
   // Of the job's shard with this id.
   std::unique_ptr<ParameterBlock> Make(const v1::Job& job,
-                                       const std::string& shard = "layer1/group0") {
+                                       const std::string& shard = "layer1/group0",
+                                       CapacityTier* tier = nullptr) {
     const ModelPlan plan = MakeModelPlan(job);
     for (const ShardSpec& spec : plan.shards) {
       if (spec.id != shard) continue;
-      auto block = std::make_unique<ParameterBlock>(*backend_, plan, spec, job);
+      auto block = std::make_unique<ParameterBlock>(*backend_, plan, spec, job, tier);
       block->Initialize();
       return block;
     }
@@ -111,6 +112,36 @@ class ParameterBlockTest : public ::testing::Test {
       for (int64_t extent : entry.shape) text += " " + std::to_string(extent);
     }
     return entries;
+  }
+
+  // With room for what group 0 has.
+  std::unique_ptr<CapacityTier> MakeTier(const v1::Job& job) {
+    const ModelPlan plan = MakeModelPlan(job);
+    for (const ShardSpec& spec : plan.shards) {
+      if (spec.id != "layer1/group0") continue;
+      const int64_t bytes = ParameterBlock::AddressBytes(plan, spec, job);
+      auto tier = CapacityTier::Create(
+          {.folder = ::testing::TempDir(), .disk_bytes = bytes}, bytes);
+      EXPECT_TRUE(tier.ok()) << tier.status();
+      return *std::move(tier);
+    }
+    return nullptr;
+  }
+
+  std::vector<char> Parameters(const ParameterBlock& block, int i) {
+    const bool halves = block.tensor(i).bfloat16;
+    std::vector<char> bytes(block.tensor(i).size() * (halves ? 2 : 4));
+    backend_->Download(halves ? static_cast<const void*>(block.w16(i)) : block.w(i),
+                       bytes.data(), bytes.size());
+    return bytes;
+  }
+
+  static std::string RangesOf(const ParameterBlock& block) {
+    std::string text;
+    for (const v1::UntouchedTensors& range : block.Untouched()) {
+      text += std::to_string(range.first()) + "+" + std::to_string(range.count()) + " ";
+    }
+    return text;
   }
 
   std::unique_ptr<Backend> backend_;
@@ -284,6 +315,100 @@ TEST_F(ParameterBlockTest, EveryUpdateHasRandomBitsOfItsOwn) {
     for (size_t j = 0; j < i; ++j) EXPECT_FALSE(keys[i] == keys[j]) << i << " " << j;
   }
   EXPECT_EQ(keys[0], Make(JobWith("sgd {}", true))->NextUpdate(0, 1, 1).rounding);
+}
+
+// ---- the capacity tier
+
+TEST_F(ParameterBlockTest, UntouchedExpertsHaveNoBytes) {
+  for (bool bfloat16 : {false, true}) {
+    for (const char* optimizer : {"sgd {}", "adam {}", kFactored}) {
+      for (bool hierarchical : {false, true}) {
+        const v1::Job job = JobWith(optimizer, bfloat16, hierarchical);
+        const auto in_memory = Make(job);
+        const auto tier = MakeTier(job);
+        const auto mapped = Make(job, "layer1/group0", tier.get());
+        EXPECT_EQ(tier->allocated(), 0);
+        uint64_t expert_bytes = 0;
+        for (int i = 0; i < mapped->tensors(); ++i) {
+          const bool expert = mapped->tensor(i).of_expert;
+          EXPECT_EQ(mapped->has_memory(i), !expert);
+          if (expert) ++expert_bytes;
+        }
+        ASSERT_GT(expert_bytes, 0u);
+        EXPECT_EQ(StatusOf(*mapped).mapped_bytes(), 0u);
+        const uint64_t all = StatusOf(*in_memory).parameter_bytes() +
+                             StatusOf(*in_memory).optimizer_bytes();
+        EXPECT_EQ(StatusOf(*mapped).parameter_bytes() +
+                      StatusOf(*mapped).optimizer_bytes() +
+                      StatusOf(*mapped).untouched_bytes(),
+                  all);
+        for (int i = 0; i < mapped->tensors(); ++i) {
+          ASSERT_TRUE(mapped->Touch(i).ok());
+          EXPECT_TRUE(mapped->has_memory(i));
+          EXPECT_EQ(Parameters(*mapped, i), Parameters(*in_memory, i));
+          for (auto* moment : {mapped->m(i), mapped->v(i)}) {
+            if (moment != nullptr) EXPECT_EQ(moment[0], 0);
+          }
+        }
+        EXPECT_EQ(StatusOf(*mapped).untouched_bytes(), 0u);
+        EXPECT_GT(tier->allocated(), static_cast<int64_t>(StatusOf(*mapped).mapped_bytes()));
+      }
+    }
+  }
+}
+
+TEST_F(ParameterBlockTest, FilesHaveWhatWasUpdatedOnlyAndLoadAnywhere) {
+  const v1::Job job = JobWith("adam {}");
+  const auto tier = MakeTier(job);
+  const auto mapped = Make(job, "layer1/group0", tier.get());
+  // 3 experts of two matrices each; the second has been computed with but not updated.
+  const int64_t first = mapped->tensor(0).index;
+  for (int i : {0, 1, 2, 3}) ASSERT_TRUE(mapped->Touch(i).ok());
+  for (int i : {0, 1}) {
+    mapped->NextUpdate(i, 1, 1);
+    mapped->w(i)[3] = 5;
+    mapped->m(i)[2] = 6;
+    mapped->v(i)[1] = 7;
+  }
+  const std::string untouched = std::to_string(first + 2) + "+4 ";
+  EXPECT_EQ(RangesOf(*mapped), untouched);
+  const auto file = Write(*mapped, "touched");
+  EXPECT_EQ(file->entries().size(), 2u * 3);
+  EXPECT_EQ(mapped->Digests().size(), 2u);
+
+  const auto other_tier = MakeTier(job);
+  for (CapacityTier* where : {static_cast<CapacityTier*>(nullptr), other_tier.get()}) {
+    const auto restored = Make(job, "layer1/group0", where);
+    ASSERT_TRUE(restored->Restore(*file).ok());
+    EXPECT_EQ(RangesOf(*restored), untouched);
+    EXPECT_EQ(restored->has_memory(2), where == nullptr);
+    for (int i : {0, 1}) {
+      EXPECT_EQ(restored->count(i), 1);
+      EXPECT_EQ(restored->w(i)[3], 5);
+      EXPECT_EQ(restored->m(i)[2], 6);
+      EXPECT_EQ(restored->v(i)[1], 7);
+    }
+    for (int i = 0; i < restored->tensors(); ++i) {
+      ASSERT_TRUE(restored->Touch(i).ok());
+      EXPECT_EQ(restored->m(i)[0], 0);
+      if (i >= 4) EXPECT_EQ(Parameters(*restored, i), Parameters(*Make(job), i));
+    }
+    EXPECT_EQ(restored->Digests()[1].sha256(), mapped->Digests()[1].sha256());
+  }
+  EXPECT_EQ(tier->allocated(), other_tier->allocated() * 2 / 3);
+}
+
+TEST_F(ParameterBlockTest, ATierThatIsFullSaysWhichTensorItIsFullFor) {
+  const v1::Job job = JobWith("adam {}");
+  auto tier = CapacityTier::Create({.folder = ::testing::TempDir(), .disk_bytes = 4096},
+                                   int64_t{1} << 20);
+  ASSERT_TRUE(tier.ok());
+  const auto mapped = Make(job, "layer1/group0", tier->get());
+  ASSERT_TRUE(mapped->Touch(0).ok());
+  const absl::Status status = mapped->Touch(1);
+  EXPECT_TRUE(absl::IsResourceExhausted(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr(mapped->tensor(1).name));
+  EXPECT_FALSE(mapped->has_memory(1));
 }
 
 }  // namespace

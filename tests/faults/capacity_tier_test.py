@@ -1,0 +1,125 @@
+"""Experts on disk: what a full disk, a small budget and a killed server leave behind."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+
+from tests.faults import cluster as c
+
+STEPS = 60
+EVERY = 20
+# A step touches few of the 512 experts, and every step some for the first time.
+EDITS = {
+    "experts: 8 k: 2 hidden: 64 groups: 4": "experts: 512 k: 1 hidden: 64 groups: 4",
+    "replicas: 4 waves: 2 lanes: 4 unroll: 8": "replicas: 1 waves: 1 lanes: 4 unroll: 4",
+}
+ON_DISK = re.compile(r"server/s0 has ([0-9.]+ .iB) of the")
+
+
+class CapacityTierTest(c.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.job = c.job(steps=STEPS, every_steps=EVERY, edits=EDITS)
+
+    def new_disk(self, size):
+        """A folder on a disk of its own; skips where this user may not mount."""
+        disk = os.path.join(self.new_folder(), "disk")
+        os.makedirs(disk)
+        if not c.own_mounts() or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=%d" % size, "tmpfs", disk]).returncode:
+            self.skipTest("this user may not mount")
+        self.addCleanup(subprocess.run, ["umount", "-l", disk])
+        return disk
+
+    def assert_resumes(self, checkpoint_dir, flags, undisturbed):
+        again = self.new_cluster(self.job, checkpoint_dir=checkpoint_dir)
+        again.start(servers=2, server_flags=flags, flags=["--resume"])
+        result = self.assert_finished(again)
+        self.assertIn("starting from %s/step-%08d" % (checkpoint_dir, EVERY),
+                      again["coordinator"].stdout)
+        self.assertEqual(result["digest"], undisturbed["digest"])
+
+    def failed_after_a_checkpoint(self, flags, cause):
+        cluster = self.new_cluster(self.job).start(servers=1, server_flags=flags)
+        cluster.await_line("^checkpoint ")
+        self.assert_failed(cluster, time.monotonic(), cause)
+        self.assertEqual(cluster.checkpoints(), [EVERY])
+        return cluster
+
+    def room_for_one_checkpoint(self):
+        """Bytes that the experts take until a little after the first checkpoint."""
+        first = self.train(c.job(steps=EVERY + 2, every_steps=EVERY, edits=EDITS))
+        touched = 0
+        for name in os.listdir(first["checkpoint"]):
+            if "group" not in name:
+                continue
+            with open(os.path.join(first["checkpoint"], name), "rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                touched += len(re.findall(rb'#count": *"[1-9]', file.read(size)))
+        self.assertGreater(touched, 50)
+        # A matrix of 16 by 64 with two moments, in whole pages.
+        return touched * 4 * 4096
+
+    def test_full_disk(self):
+        undisturbed = self.train(self.job)
+        room = self.room_for_one_checkpoint()
+        disk = self.new_disk(room)
+        flags = ["--disk_dir", disk, "--disk_gib", "1"]
+        cluster = self.failed_after_a_checkpoint(
+            flags, "server/s0: layer1.moe.expert[0-9]+.w[12]: cannot take .* of the disk in .*: "
+            "No space left on device; make room")
+        self.assertEqual(os.listdir(disk), [])
+        subprocess.run(["mount", "-o", "remount,size=%d" % (room * 20), disk], check=True)
+        self.assert_resumes(cluster.checkpoint_dir, flags, undisturbed)
+
+    def test_budget(self):
+        undisturbed = self.train(self.job)
+        folder = self.new_folder()
+        os.makedirs(folder)
+        room = self.room_for_one_checkpoint()
+        flags = ["--disk_dir", folder, "--disk_gib"]
+        cluster = self.failed_after_a_checkpoint(
+            flags + ["%.9f" % (room / 2**30)],
+            "server/s0: layer1.moe.expert[0-9]+.w[12]: .* of --disk_gib; raise it")
+        self.assert_resumes(cluster.checkpoint_dir, flags + ["1"], undisturbed)
+
+    def test_a_killed_server_leaves_nothing_on_the_disk(self):
+        undisturbed = self.train(self.job)
+        folder = self.new_folder()
+        os.makedirs(folder)
+        flags = ["--disk_dir", folder, "--disk_gib", "1"]
+        cluster = self.new_cluster(self.job.replace("steps: 60", "steps: 100000"))
+        cluster.start(servers=1, server_flags=flags)
+        cluster.await_line("^checkpoint ")
+        shards = self.run_program([c.MOECTL, "shards", "--coordinator", cluster.address])
+        self.assertRegex(shards.stdout, ON_DISK)
+        cluster["s0"].send(signal.SIGKILL)
+        self.assert_failed(cluster, time.monotonic(), "server/s0", killed=["s0"])
+        self.assertEqual(os.listdir(folder), [])
+        kept = cluster.checkpoints()[-1]
+        again = self.new_cluster(self.job.replace("steps: 60", "steps: %d" % (kept + 5)),
+                                 checkpoint_dir=cluster.checkpoint_dir)
+        again.start(servers=1, server_flags=flags, flags=["--resume"])
+        undisturbed = self.train(self.job.replace("steps: 60", "steps: %d" % (kept + 5)))
+        self.assertEqual(self.assert_finished(again)["digest"], undisturbed["digest"])
+
+    def test_wrong_flags(self):
+        for flags, said in [
+            (["--disk_dir", "/tmp"], "--disk_dir needs --disk_gib"),
+            (["--disk_gib", "1"], "--disk_gib needs --disk_dir"),
+            (["--disk_dir", "/tmp", "--disk_gib", "-1"], "disk_gib"),
+        ]:
+            server = self.run_program([c.EXPERT_SERVER, "--name", "s", "--coordinator", "x:1"] + flags)
+            self.assertEqual(server.status, 2)
+            self.assertIn(said, server.stderr)
+        cluster = self.new_cluster(self.job)
+        cluster.start(server_flags=["--disk_dir", "/no/folder", "--disk_gib", "1"])
+        self.assert_failed(cluster, time.monotonic() + 5,
+                           "can't load its shards: cannot create a file in /no/folder: No such file")
+
+
+if __name__ == "__main__":
+    c.main()
