@@ -193,7 +193,7 @@ void ExpertShard::AddTotals(uint32_t wave, std::span<const GroupPairs* const> pa
   }
 }
 
-std::vector<v1::GroupOutput> ExpertShard::RunExperts(
+absl::StatusOr<std::vector<v1::GroupOutput>> ExpertShard::RunExperts(
     v1::Mode mode, const WaveRows& rows, std::span<const GroupPairs* const> pairs) {
   const bool train = mode == v1::MODE_TRAIN;
   std::vector<float> host_gate;

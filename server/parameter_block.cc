@@ -211,7 +211,11 @@ absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
       return absl::FailedPreconditionError(
           absl::StrCat(file.path(), ": no update count of ", tensor.spec.name));
     }
-    if (IsUntouched(tensor)) continue;
+    if (IsUntouched(tensor)) {
+      // Older files have them all the same.
+      for (const Part& part : PartsOf(i)) names.insert(part.name);
+      continue;
+    }
     RETURN_IF_ERROR(Allocate(tensor));
     for (const Part& part : PartsOf(i)) {
       const absl::StatusOr<SafetensorsEntry> entry =

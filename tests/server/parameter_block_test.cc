@@ -216,7 +216,9 @@ TEST_F(ParameterBlockTest, EntriesOfAFileByOptimizer) {
   using Entries = std::map<std::string, std::string>;
   const std::string w1 = "layer1.moe.expert1.w1";
   const auto entries = [&](const std::string& optimizer, bool bfloat16) {
-    return EntriesOf(*Write(*Make(JobWith(optimizer, bfloat16)), "entries"), w1);
+    const auto block = Make(JobWith(optimizer, bfloat16));
+    Disturb(*block);
+    return EntriesOf(*Write(*block, "entries"), w1);
   };
   EXPECT_EQ(entries("sgd {}", false), (Entries{{"", "F32 5 7"}}));
   EXPECT_EQ(entries("adam {}", true),
@@ -261,7 +263,9 @@ TEST_F(ParameterBlockTest, AFileRestoresTheStateThatWasWritten) {
 
 TEST_F(ParameterBlockTest, RefusesAFileOfAnotherOptimizer) {
   const auto refusal = [&](const v1::Job& of, const v1::Job& to) {
-    const auto file = Write(*Make(of), "other");
+    const auto block = Make(of);
+    Disturb(*block);
+    const auto file = Write(*block, "other");
     return std::string(Make(to)->Restore(*file).message());
   };
   const std::string same = "is the file of a job with the same model and optimizer?";
@@ -347,7 +351,7 @@ TEST_F(ParameterBlockTest, UntouchedExpertsHaveNoBytes) {
           EXPECT_TRUE(mapped->has_memory(i));
           EXPECT_EQ(Parameters(*mapped, i), Parameters(*in_memory, i));
           for (auto* moment : {mapped->m(i), mapped->v(i)}) {
-            if (moment != nullptr) EXPECT_EQ(moment[0], 0);
+            if (moment != nullptr) { EXPECT_EQ(moment[0], 0); }
           }
         }
         EXPECT_EQ(StatusOf(*mapped).untouched_bytes(), 0u);
@@ -391,7 +395,7 @@ TEST_F(ParameterBlockTest, FilesHaveWhatWasUpdatedOnlyAndLoadAnywhere) {
     for (int i = 0; i < restored->tensors(); ++i) {
       ASSERT_TRUE(restored->Touch(i).ok());
       EXPECT_EQ(restored->m(i)[0], 0);
-      if (i >= 4) EXPECT_EQ(Parameters(*restored, i), Parameters(*Make(job), i));
+      if (i >= 4) { EXPECT_EQ(Parameters(*restored, i), Parameters(*Make(job), i)); }
     }
     EXPECT_EQ(restored->Digests()[1].sha256(), mapped->Digests()[1].sha256());
   }
