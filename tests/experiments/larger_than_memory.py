@@ -7,8 +7,9 @@
 DATA is a folder of prepare_text with a small held-out part. For each number of experts (default
 131072,65536,4096,256) the hierarchical model of table 8 of Shazeer et al. 2017 trains for N steps
 (default 16) of 128 words on two expert servers, one worker and the coordinator, with bf16 experts in
-files of at most --disk_gib (default 20) a server, and from the checkpoint in the middle once more, to
-the same digest. Disk: the experts that are touched, 2 MiB each, and two checkpoints of them.
+files of at most --disk_gib (default 20) a server. Then once more, stopped in the middle and resumed from
+the checkpoint, to the same digest. Disk: the experts that are touched, 2 MiB each, and as much for a
+checkpoint, and half of that for another one.
 
 Writes larger_than_memory.{md,csv,png} to --results (default docs/results). Needs the programs below
 bazel-bin. Runs that are finished stay in --out (default out/larger-than-memory) and aren't made
@@ -48,11 +49,16 @@ def job_text(experts, steps):
         (r"base_rate: [0-9.]+\n +inverse_sqrt \{.*?\}", "base_rate: 0.003"),
         (r"training \{(?s:.*?)\n\}", "training { replicas: %d waves: 2 lanes: %d unroll: %d "
          "steps: %d dense_shards: 4 }" % (REPLICAS, LANES, UNROLL, steps)),
-        (r"every_steps: \d+", "every_steps: %d" % (steps // 2)),
+        (r"checkpointing \{.*?\}\n", ""),
     ]:
         text, count = re.subn(pattern, new, text)
         assert count == 1, (pattern, count)
     return text
+
+
+def write_job(path, experts, steps):
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(job_text(experts, steps))
 
 
 def read(path):
@@ -166,8 +172,7 @@ def measure(experts, args):
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
     job = os.path.join(folder, "job.textproto")
-    with open(job, "w", encoding="utf-8") as file:
-        file.write(job_text(experts, args.steps))
+    write_job(job, experts, args.steps)
     described = json.loads(subprocess.run(
         [os.path.join(PROGRAMS, "client/moectl"), "describe", "--json", "--job", job],
         stdout=subprocess.PIPE, check=True).stdout)
@@ -175,7 +180,10 @@ def measure(experts, args):
     result = json.loads(read(os.path.join(folder, "result.json")))
     touched = touched_experts(result["checkpoint"])
     checkpoint_bytes = size_of(result["checkpoint"])
-    shutil.rmtree(result["checkpoint"])
+    shutil.rmtree(os.path.join(folder, "checkpoints"))
+    write_job(job, experts, args.steps // 2)
+    Run(folder, args.data, args.disk_gib, resume=False)
+    write_job(job, experts, args.steps)
     Run(folder, args.data, args.disk_gib, resume=True)
     resumed = json.loads(read(os.path.join(folder, "result.json")))
     steps = sorted(run.losses, key=int)
