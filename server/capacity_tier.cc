@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/human.h"
+#include "common/base/status_macros.h"
 #include "glog/logging.h"
 
 namespace moe {
@@ -48,6 +49,8 @@ absl::StatusOr<std::unique_ptr<CapacityTier>> CapacityTier::Create(
     close(fd);
     return status;
   }
+  // Else a fault reads, or makes zeros of, much that lies around the page.
+  madvise(data, size, MADV_RANDOM);
   return std::unique_ptr<CapacityTier>(
       new CapacityTier(std::move(options), fd, static_cast<char*>(data), size));
 }
@@ -66,6 +69,17 @@ char* CapacityTier::Reserve(int64_t bytes) {
 
 absl::Status CapacityTier::Allocate(char* begin, int64_t bytes) {
   bytes = RoundUp(bytes);
+  RETURN_IF_ERROR(TakeDisk(begin, bytes));
+  // All pages at once, which is cheaper than a fault for each. Older kernels don't know it.
+  madvise(begin, bytes, MADV_POPULATE_WRITE);
+  return absl::OkStatus();
+}
+
+void CapacityTier::Prefetch(char* begin, int64_t bytes) const {
+  madvise(begin, RoundUp(bytes), MADV_WILLNEED);
+}
+
+absl::Status CapacityTier::TakeDisk(char* begin, int64_t bytes) {
   absl::MutexLock lock(&mutex_);
   if (allocated_ + bytes > options_.disk_bytes) {
     return absl::ResourceExhaustedError(absl::StrCat(

@@ -44,6 +44,9 @@ class CapacityTier {
   // changed; with the figures.
   absl::Status Allocate(char* begin, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // Bytes that are allocated will be needed soon: begins to read what isn't in RAM. Any thread.
+  void Prefetch(char* begin, int64_t bytes) const;
+
   const Options& options() const { return options_; }
   // Any thread.
   int64_t allocated() const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -51,6 +54,8 @@ class CapacityTier {
  private:
   CapacityTier(Options options, int fd, char* data, int64_t size)
       : options_(std::move(options)), fd_(fd), data_(data), size_(size) {}
+
+  absl::Status TakeDisk(char* begin, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const Options options_;
   const int fd_;

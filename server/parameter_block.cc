@@ -151,7 +151,12 @@ absl::Status ParameterBlock::Allocate(Held& tensor) {
 
 absl::Status ParameterBlock::Touch(int i) {
   Held& tensor = tensors_[i];
-  if (tensor.has_memory) return absl::OkStatus();
+  if (tensor.has_memory) {
+    if (tensor.slot != nullptr) {
+      tier_->Prefetch(tensor.slot, Slot(tensor.spec, tensor.state).bytes);
+    }
+    return absl::OkStatus();
+  }
   RETURN_IF_ERROR(Allocate(tensor));
   GetInitialValues(i, tensor.parameters());
   return absl::OkStatus();

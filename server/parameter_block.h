@@ -54,8 +54,8 @@ class ParameterBlock {
   OptimizerStep NextUpdate(int i, double rate, double scale);
 
   bool has_memory(int i) const { return tensors_[i].has_memory; }
-  // Gives tensor i memory and its initial values, where it has none. RESOURCE_EXHAUSTED as
-  // CapacityTier::Allocate. Different tensors from different threads.
+  // Tensor i will be needed: gives it memory and its initial values, where it has none.
+  // RESOURCE_EXHAUSTED as CapacityTier::Allocate. Different tensors from different threads.
   absl::Status Touch(int i);
   // Values of tensor i as it begins, on the backend: [rows, cols], floats or bf16.
   void GetInitialValues(int i, void* out) const;

@@ -29,8 +29,7 @@ from results import markdown_table, write_csv
 
 SERVERS = 2
 COLUMNS = ["experts", "groups", "parameters", "steps", "words", "touched", "first_step_loss",
-           "last_step_loss", "seconds_per_step", "disk_bytes", "checkpoint_bytes",
-           "checkpoint_seconds", "server_anonymous_bytes", "server_file_bytes",
+           "last_step_loss", "seconds_per_step", "disk_bytes", "checkpoint_bytes", "server_anonymous_bytes", "server_file_bytes",
            "worker_bytes", "digest", "resumed_digest"]
 GIB = 1 << 30
 # A step: 2 replicas * 8 lanes * 8 words.
@@ -197,7 +196,8 @@ def measure(experts, args):
         "touched": touched,
         "first_step_loss": run.losses[steps[0]],
         "last_step_loss": run.losses[steps[-1]],
-        "seconds_per_step": words / result["words_per_second"],
+        "seconds_per_step": ((run.seconds[steps[-1]] - run.seconds[steps[0]]) /
+                             (int(steps[-1]) - int(steps[0]))),
         "disk_bytes": run.peaks["disk"],
         "checkpoint_bytes": checkpoint_bytes,
         "server_anonymous_bytes": run.peaks["anonymous"],
