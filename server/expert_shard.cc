@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/job/mixtures.h"
 #include "common/tensor/bytes.h"
 #include "glog/logging.h"
 
@@ -27,6 +28,14 @@ std::vector<int64_t> HiddenWidths(const ModelPlan& plan, const ShardSpec& spec) 
   return widths;
 }
 
+// "", "input" or "recurrent".
+std::string MixturePart(const v1::Job& job, const ShardSpec& spec) {
+  for (const Mixture& mixture : MixturesOf(job)) {
+    if (mixture.id == MixtureId(spec.layer, spec.mixture)) return mixture.part;
+  }
+  LOG(FATAL) << spec.id << " is of no mixture";
+}
+
 void PutSpread(const Spread& spread, v1::Spread* message) {
   message->set_mean(spread.mean);
   message->set_m2(spread.m2);
@@ -38,7 +47,9 @@ ExpertShard::ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpe
                          const v1::Job& job)
     : backend_(backend),
       spec_(spec),
-      width_(plan.tensors[spec.tensors[spec.gate_tensors]].rows),
+      mixture_(MixturePart(job, spec)),
+      in_(plan.tensors[spec.tensors[spec.gate_tensors]].rows),
+      out_(plan.tensors[spec.tensors.back()].cols),
       hidden_(HiddenWidths(plan, spec)),
       bfloat16_(plan.tensors[spec.tensors[spec.gate_tensors]].bfloat16),
       parameters_(backend, plan, spec, job),
@@ -149,10 +160,10 @@ std::vector<v1::GroupOutput> ExpertShard::RunExperts(
   for (v1::GroupOutput& output : outputs) output.set_group(spec_.group);
 
   if (batch.pairs() > 0) {
-    Tensor x(backend_, batch.pairs(), width_);
+    Tensor x(backend_, batch.pairs(), in_);
     batch.hidden = HiddenTensors(batch.pairs());
-    Tensor y(backend_, batch.pairs(), width_);
-    Tensor combined(backend_, batch.rows(), width_);
+    Tensor y(backend_, batch.pairs(), out_);
+    Tensor combined(backend_, batch.rows(), out_);
     Array<float> pair_gate(backend_, batch.pairs());
     pair_gate.Upload(host_gate);
     backend_.GatherRows(rows.x.view(), batch.source, nullptr, x.view());
@@ -222,13 +233,19 @@ std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave, const WaveRo
   }
   if (batch.pairs() == 0) return gradients;
 
-  Tensor dy(backend_, batch.pairs(), width_);
+  // Of the experts' input, where there is no hidden layer, which would be as good.
+  Tensor x;
+  if (hidden_.empty()) {
+    x = Tensor(backend_, batch.pairs(), in_);
+    backend_.GatherRows(rows.x.view(), batch.source, nullptr, x.view());
+  }
+  Tensor dy(backend_, batch.pairs(), out_);
   batch.dhidden = HiddenTensors(batch.pairs());
-  Tensor dx(backend_, batch.pairs(), width_);
-  Tensor combined(backend_, batch.rows(), width_);
+  Tensor dx(backend_, batch.pairs(), in_);
+  Tensor combined(backend_, batch.rows(), in_);
   Array<float> dgate(backend_, batch.pairs());
   backend_.GatherRows(rows.dy.view(), batch.source, nullptr, dy.view());
-  backend_.ExpertBackward(ExpertsOf(batch), dy.view(), batch.gate.data(),
+  backend_.ExpertBackward(ExpertsOf(batch), x.view(), dy.view(), batch.gate.data(),
                           Views<ConstMatrix>(batch.hidden), dgate.data(),
                           Views<Matrix>(batch.dhidden), dx.view());
   backend_.CombineRows(dx.view(), batch.offset, batch.position, nullptr, combined.view());
@@ -269,10 +286,10 @@ const ExpertShard::StepBatch& ExpertShard::Gather(std::span<const WaveRows> wave
   }
   const int64_t size = begin.back();
   if (size == 0) return step;
-  step.x = Tensor(backend_, size, width_);
+  step.x = Tensor(backend_, size, in_);
   step.hidden = HiddenTensors(size);
   step.dhidden = HiddenTensors(size);
-  step.gated_dy = Tensor(backend_, size, width_);
+  step.gated_dy = Tensor(backend_, size, out_);
   backend_.parallel().For(step.experts.size(), [&](int64_t i) {
     const int32_t e = step.expert[i];
     int64_t to = begin[e];
@@ -353,6 +370,7 @@ void ExpertShard::FillStatus(v1::ShardStatus* status) const {
   for (int32_t e = 0; e < spec_.experts; ++e) {
     v1::ExpertStatus* expert = status->add_experts();
     expert->set_layer(spec_.layer);
+    expert->set_mixture(mixture_);
     expert->set_expert(spec_.first_expert + e);
     expert->set_last_rows(last_rows_[e]);
     expert->set_total_rows(total_rows_[e]);
