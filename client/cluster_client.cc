@@ -18,7 +18,7 @@ class ClusterClientImpl final : public ClusterClient {
                     std::vector<uint32_t> owned, ServerSet servers)
       : plan_(plan),
         servers_(std::move(servers)),
-        experts_(servers_, job.model().d_model()),
+        experts_(servers_),
         parameters_(servers_, plan_, std::move(owned),
                     static_cast<uint32_t>(job.training().replicas()),
                     job.optimizer().clip_norm()),

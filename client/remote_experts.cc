@@ -134,7 +134,9 @@ absl::Status CollectGroups(const google::protobuf::RepeatedPtrField<Reply>& repl
   return absl::OkStatus();
 }
 
-// Servers that host a group of the layer, ascending.
+MixtureId MixtureOf(const v1::FrameId& id) { return {id.layer(), id.mixture()}; }
+
+// Servers that host a group of the mixture, ascending.
 std::vector<int32_t> HostsOf(const ExpertLayout& layout) {
   std::vector<int32_t> hosts = layout.server_of_group;
   std::sort(hosts.begin(), hosts.end());
@@ -178,15 +180,16 @@ absl::StatusOr<Answers<GroupReply>> AwaitAnswers(
 
 }  // namespace
 
-const ExpertLayout& RemoteExperts::layout(uint32_t layer) const {
-  const auto found = servers_.map.layouts.find(layer);
-  CHECK(found != servers_.map.layouts.end()) << "layer " << layer << " has no experts";
+const ExpertLayout& RemoteExperts::layout(MixtureId mixture) const {
+  const auto found = servers_.map.layouts.find(mixture);
+  CHECK(found != servers_.map.layouts.end())
+      << "layer " << mixture.layer << " has no mixture " << mixture.mixture;
   return found->second;
 }
 
 absl::Status RemoteExperts::SendForward(const v1::FrameId& id,
                                         std::span<const ForwardCall> calls) {
-  const ExpertLayout& layout = this->layout(id.layer());
+  const ExpertLayout& layout = this->layout(MixtureOf(id));
   for (const int32_t s : HostsOf(layout)) {
     v1::ExchangeRequest request;
     *request.mutable_forward()->mutable_id() = id;
@@ -196,7 +199,7 @@ absl::Status RemoteExperts::SendForward(const v1::FrameId& id,
       frame.set_replica(call.replica);
       frame.set_tokens(call.plan->tokens());
       PutArray(server.token, frame.mutable_token());
-      GatherRows(call.x, d_, server.token, frame.mutable_x());
+      GatherRows(call.x, layout.in, server.token, frame.mutable_x());
       for (const RoutingPlan::Group& group : server.groups) {
         v1::GroupRouting& routing = *frame.add_groups();
         routing.set_group(group.group);
@@ -213,10 +216,23 @@ absl::Status RemoteExperts::SendForward(const v1::FrameId& id,
   return absl::OkStatus();
 }
 
+absl::Status RemoteExperts::SendForwardAgain(const v1::FrameId& id,
+                                             std::span<const uint32_t> replicas) {
+  for (const int32_t s : HostsOf(layout(MixtureOf(id)))) {
+    v1::ExchangeRequest request;
+    *request.mutable_forward()->mutable_id() = id;
+    for (const uint32_t replica : replicas) {
+      request.mutable_forward()->add_frames()->set_replica(replica);
+    }
+    RETURN_IF_ERROR(servers_.streams[s]->Send(std::move(request)));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
                                          std::span<const ForwardResult> results,
                                          BalanceTotals* totals) {
-  const ExpertLayout& layout = this->layout(id.layer());
+  const ExpertLayout& layout = this->layout(MixtureOf(id));
   const ExchangeKey key = FrameKey(v1::ExchangeRequest::kForward, id);
   ASSIGN_OR_RETURN(
       const auto answers,
@@ -226,8 +242,8 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
             return response.forward().replies();
           },
           [&](const RoutingPlan::Group& group, const v1::GroupOutput& output) {
-            absl::Status status = CheckBytes("y", output.y().size(),
-                                             group.token.size() * d_ * sizeof(float));
+            absl::Status status = CheckBytes(
+                "y", output.y().size(), group.token.size() * layout.out * sizeof(float));
             if (id.mode() == v1::MODE_TRAIN) status.Update(CheckTotals(layout, output));
             return status;
           }));
@@ -235,8 +251,9 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
   const auto& parts = answers.parts;
   for (size_t r = 0; r < results.size(); ++r) {
     float* y = results[r].y;
-    std::fill_n(y, results[r].plan->tokens() * d_, 0.0f);
-    for (const auto& part : parts[r]) AddRows(part.reply->y(), part.plan->token, d_, y);
+    std::fill_n(y, results[r].plan->tokens() * layout.out, 0.0f);
+    for (const auto& part : parts[r])
+      AddRows(part.reply->y(), part.plan->token, layout.out, y);
     if (results[r].chosen == nullptr) continue;
     *results[r].chosen = {};
     for (int32_t g = 0; g < layout.groups; ++g) {
@@ -270,13 +287,14 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
 
 absl::Status RemoteExperts::SendBackward(const v1::FrameId& id,
                                          std::span<const BackwardCall> calls) {
-  for (const int32_t s : HostsOf(layout(id.layer()))) {
+  const ExpertLayout& layout = this->layout(MixtureOf(id));
+  for (const int32_t s : HostsOf(layout)) {
     v1::ExchangeRequest request;
     *request.mutable_backward()->mutable_id() = id;
     for (const BackwardCall& call : calls) {
       v1::BackwardFrame& frame = *request.mutable_backward()->add_frames();
       frame.set_replica(call.replica);
-      GatherRows(call.dy, d_, call.plan->servers()[s].token, frame.mutable_dy());
+      GatherRows(call.dy, layout.out, call.plan->servers()[s].token, frame.mutable_dy());
       if (call.moments == nullptr) continue;
       PutMoments(call.moments->importance, frame.mutable_importance());
       PutMoments(call.moments->load, frame.mutable_load());
@@ -288,7 +306,7 @@ absl::Status RemoteExperts::SendBackward(const v1::FrameId& id,
 
 absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
                                           std::span<const BackwardResult> results) {
-  const ExpertLayout& layout = this->layout(id.layer());
+  const ExpertLayout& layout = this->layout(MixtureOf(id));
   const ExchangeKey key = FrameKey(v1::ExchangeRequest::kBackward, id);
   ASSIGN_OR_RETURN(
       const auto answers,
@@ -298,8 +316,9 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
             return response.backward().replies();
           },
           [&](const RoutingPlan::Group& group, const v1::GroupGradient& gradient) {
-            absl::Status status = CheckBytes("dx", gradient.dx().size(),
-                                             group.token.size() * d_ * sizeof(float));
+            absl::Status status =
+                CheckBytes("dx", gradient.dx().size(),
+                           group.token.size() * layout.in * sizeof(float));
             status.Update(CheckBytes("dgate", gradient.dgate().size(),
                                      group.choice.size() * sizeof(float)));
             return status;
@@ -308,9 +327,9 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
   const auto& parts = answers.parts;
   for (size_t r = 0; r < results.size(); ++r) {
     const BackwardResult& result = results[r];
-    std::fill_n(result.dx, result.plan->tokens() * d_, 0.0f);
+    std::fill_n(result.dx, result.plan->tokens() * layout.in, 0.0f);
     for (const auto& part : parts[r]) {
-      AddRows(part.reply->dx(), part.plan->token, d_, result.dx);
+      AddRows(part.reply->dx(), part.plan->token, layout.in, result.dx);
       const char* dgate = part.reply->dgate().data();
       for (size_t i = 0; i < part.plan->choice.size(); ++i) {
         std::memcpy(&result.dgate[part.plan->choice[i]], dgate + i * sizeof(float),

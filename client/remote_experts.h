@@ -13,12 +13,13 @@ namespace moe {
 class RemoteExperts final : public ExpertClient {
  public:
   // servers must outlive the client.
-  RemoteExperts(const ServerSet& servers, int64_t d_model)
-      : servers_(servers), d_(d_model) {}
+  explicit RemoteExperts(const ServerSet& servers) : servers_(servers) {}
 
-  const ExpertLayout& layout(uint32_t layer) const override;
+  const ExpertLayout& layout(MixtureId mixture) const override;
   absl::Status SendForward(const v1::FrameId& id,
                            std::span<const ForwardCall> calls) override;
+  absl::Status SendForwardAgain(const v1::FrameId& id,
+                                std::span<const uint32_t> replicas) override;
   absl::Status AwaitForward(const v1::FrameId& id, std::span<const ForwardResult> results,
                             BalanceTotals* totals) override;
   absl::Status SendBackward(const v1::FrameId& id,
@@ -28,7 +29,6 @@ class RemoteExperts final : public ExpertClient {
 
  private:
   const ServerSet& servers_;
-  const int64_t d_;
 };
 
 }  // namespace moe

@@ -11,8 +11,11 @@
 
 namespace moe {
 
-// The experts of one MoE layer on their servers.
+// The experts of one mixture on their servers.
 struct ExpertLayout {
+  // Numbers in a row, to the experts and back.
+  int64_t in = 0;
+  int64_t out = 0;
   int32_t experts = 0;
   int32_t groups = 0;
   int32_t servers = 0;

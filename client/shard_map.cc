@@ -41,7 +41,8 @@ absl::StatusOr<ShardMap> MakeShardMap(const v1::ClusterState& state,
     map.server_of_shard.push_back(server);
     if (shard.kind == ShardKind::kExpert) {
       // The plan has a layer's groups in ascending order.
-      ExpertLayout& layout = map.layouts[static_cast<uint32_t>(shard.layer)];
+      ExpertLayout& layout =
+          map.layouts[{static_cast<uint32_t>(shard.layer), shard.mixture}];
       layout.experts += shard.experts;
       layout.groups += 1;
       layout.hierarchical = shard.gate_tensors > 0;
@@ -53,11 +54,12 @@ absl::StatusOr<ShardMap> MakeShardMap(const v1::ClusterState& state,
                                                    " shards, but the job has ",
                                                    plan.shards.size()));
   }
-  for (auto& [layer, layout] : map.layouts) {
+  for (const Mixture& mixture : MixturesOf(state.job())) {
+    ExpertLayout& layout = map.layouts.at(mixture.id);
+    layout.in = mixture.in;
+    layout.out = mixture.out;
     layout.servers = static_cast<int32_t>(map.servers.size());
-    if (layout.hierarchical) {
-      layout.k = state.job().model().layers(static_cast<int>(layer)).moe().k();
-    }
+    if (layout.hierarchical) layout.k = mixture.moe.k();
   }
   return map;
 }

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "client/routing_plan.h"
+#include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
 #include "proto/moe/v1/coordinator.pb.h"
 
@@ -25,8 +26,8 @@ struct ShardMap {
   std::vector<Server> servers;
   // [shards of the plan]: index into servers.
   std::vector<int32_t> server_of_shard;
-  // For each MoE layer, by its index in Model.layers.
-  std::map<uint32_t, ExpertLayout> layouts;
+  // For each mixture of experts.
+  std::map<MixtureId, ExpertLayout> layouts;
 };
 
 // INVALID_ARGUMENT unless the placement names every shard of the plan once and nothing

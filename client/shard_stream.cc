@@ -14,6 +14,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
+#include "common/job/mixtures.h"
 #include "common/net/channel.h"
 #include "common/net/grpc_status.h"
 #include "proto/moe/v1/expert.grpc.pb.h"
@@ -192,6 +193,8 @@ ExchangeKey FrameKey(v1::ExchangeRequest::MessageCase kind, const v1::FrameId& i
   key.mode = id.mode();
   key.wave = id.wave();
   key.layer = id.layer();
+  key.mixture = id.mixture();
+  key.call = id.call();
   return key;
 }
 
@@ -275,10 +278,11 @@ std::string Describe(const ExchangeKey& key) {
       return absl::StrFormat("pull of %s version %d", key.shard, key.step);
     case Case::kForward:
     case Case::kBackward:
-      return absl::StrFormat("%s %s %d wave %d layer %d",
-                             key.kind == Case::kForward ? "forward" : "backward",
-                             key.mode == v1::MODE_EVALUATE ? "evaluation batch" : "step",
-                             key.step, key.wave, key.layer);
+      return absl::StrCat(
+          key.kind == Case::kForward ? "forward" : "backward",
+          key.mode == v1::MODE_EVALUATE ? " evaluation batch " : " step ", key.step,
+          " wave ", key.wave, " layer ", key.layer,
+          key.mixture == kRecurrentMixture ? absl::StrCat(" time step ", key.call) : "");
     case Case::kClose:
       return absl::StrFormat("close of step %d", key.step);
     case Case::kApply:

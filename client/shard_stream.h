@@ -23,6 +23,8 @@ struct ExchangeKey {
   v1::Mode mode = v1::MODE_UNSPECIFIED;
   uint32_t wave = 0;
   uint32_t layer = 0;
+  uint32_t mixture = 0;
+  uint32_t call = 0;
   // Scores only.
   uint32_t part = 0;
   // Pulls only: the first shard.
@@ -36,7 +38,7 @@ ExchangeKey ScoreKey(uint64_t batch, uint32_t wave, uint32_t part);
 ExchangeKey KeyOf(const v1::ExchangeRequest& request);
 // Kind MESSAGE_NOT_SET for a Failure or an empty response.
 ExchangeKey KeyOf(const v1::ExchangeResponse& response);
-// "forward step 17 wave 0 layer 1"
+// "forward step 17 wave 0 layer 1", of a recurrent mixture "... time step 3"
 std::string Describe(const ExchangeKey& key);
 
 // Thread-safe. Errors name the server.

@@ -89,9 +89,15 @@ absl::StatusOr<const LayerShape*> Conversation::CheckFrame(const v1::FrameId& id
   if (id.wave() >= options_.waves) {
     return Bad("wave ", id.wave(), " is out of range: the job has ", options_.waves);
   }
-  const LayerShape* shape = shards_.FindLayer(id.layer());
+  const LayerShape* shape = shards_.FindMixture({id.layer(), id.mixture()});
   if (shape == nullptr) {
-    return Bad("no expert of layer ", id.layer(), " is on ", options_.server);
+    return Bad("no expert of layer ", id.layer(),
+               id.mixture() > 0 ? absl::StrCat(" mixture ", id.mixture()) : "", " is on ",
+               options_.server);
+  }
+  if (id.call() >= shape->calls) {
+    return Bad("call ", id.call(), " is out of range: the mixture has ", shape->calls,
+               " in each wave");
   }
   return shape;
 }
@@ -112,6 +118,18 @@ absl::Status Conversation::CheckNotClosed(uint64_t step,
   return absl::OkStatus();
 }
 
+std::vector<RendezvousKey> Conversation::KeysOf(v1::Mode mode, uint64_t step) const {
+  std::vector<RendezvousKey> keys;
+  for (const MixtureId& id : shards_.mixtures()) {
+    for (uint32_t call = 0; call < shards_.FindMixture(id)->calls; ++call) {
+      for (uint32_t wave = 0; wave < options_.waves; ++wave) {
+        keys.push_back({mode, step, wave, id.layer, id.mixture, call});
+      }
+    }
+  }
+  return keys;
+}
+
 // A worker begins a batch when it has all answers of the one before.
 absl::Status Conversation::CheckEvaluation(uint64_t batch,
                                            std::span<const uint32_t> replicas) const {
@@ -120,14 +138,12 @@ absl::Status Conversation::CheckEvaluation(uint64_t batch,
     return Untimely("evaluation ", batch, " is out of turn: evaluation ", evaluation_ + 1,
                     " comes before it");
   }
+  const std::vector<RendezvousKey> keys = KeysOf(v1::MODE_EVALUATE, evaluation_);
   for (uint32_t r : replicas) {
-    for (uint32_t layer : shards_.layers()) {
-      for (uint32_t wave = 0; wave < options_.waves; ++wave) {
-        const RendezvousKey before = {v1::MODE_EVALUATE, evaluation_, wave, layer};
-        if (!forward_.Has(before, r)) {
-          return Untimely("replica ", r, " did not send ",
-                          Describe(RendezvousKind::kForward, before), " before");
-        }
+    for (const RendezvousKey& before : keys) {
+      if (!forward_.Has(before, r)) {
+        return Untimely("replica ", r, " did not send ",
+                        Describe(RendezvousKind::kForward, before), " before");
       }
     }
   }
@@ -139,12 +155,21 @@ absl::Status Conversation::CheckForward(const RendezvousKey& key,
   if (key.mode == v1::MODE_EVALUATE) return CheckEvaluation(key.step, replicas);
   RETURN_IF_ERROR(CheckStep(key.step));
   RETURN_IF_ERROR(CheckNotClosed(key.step, replicas));
-  if (key.wave == 0) return absl::OkStatus();
-  const RendezvousKey before = {key.mode, key.step, key.wave - 1, key.layer};
+  if (key.wave == 0 && key.call == 0) return absl::OkStatus();
+  RendezvousKey before = key;
+  if (key.wave > 0) {
+    --before.wave;
+  } else {
+    before.wave = options_.waves - 1;
+    --before.call;
+  }
   for (uint32_t r : replicas) {
-    if (!forward_.Has(before, r)) {
+    if (forward_.Has(before, r)) continue;
+    if (before.call == key.call) {
       return Untimely("replica ", r, " did not send wave ", before.wave, " before");
     }
+    return Untimely("replica ", r, " did not send ",
+                    Describe(RendezvousKind::kForward, before), " before");
   }
   return absl::OkStatus();
 }
@@ -154,14 +179,17 @@ absl::Status Conversation::CheckBackward(const RendezvousKey& key,
   if (key.mode != v1::MODE_TRAIN) return Bad("an evaluation has no backward pass");
   RETURN_IF_ERROR(CheckStep(key.step));
   RETURN_IF_ERROR(CheckNotClosed(key.step, replicas));
-  const RendezvousKey last = {key.mode, key.step, options_.waves - 1, key.layer};
+  const LayerShape& shape = *shards_.FindMixture(key.mixture_id());
+  RendezvousKey last = key;
+  last.wave = options_.waves - 1;
+  last.call = shape.calls - 1;
   for (uint32_t r : replicas) {
     if (!forward_.Has(last, r)) {
       return Untimely("replica ", r, " did not send ",
                       Describe(RendezvousKind::kForward, last), " before");
     }
   }
-  if (shards_.FindLayer(key.layer)->hierarchical && !balance_.contains(key.layer)) {
+  if (shape.hierarchical && !balance_.contains(key.mixture_id())) {
     return Untimely("comes before the answer to ",
                     Describe(RendezvousKind::kForward, last),
                     ", on which its moments depend");
@@ -172,14 +200,12 @@ absl::Status Conversation::CheckBackward(const RendezvousKey& key,
 absl::Status Conversation::CheckClose(uint64_t step,
                                       std::span<const uint32_t> replicas) const {
   RETURN_IF_ERROR(CheckStep(step));
+  const std::vector<RendezvousKey> keys = KeysOf(v1::MODE_TRAIN, step);
   for (uint32_t r : replicas) {
-    for (uint32_t layer : shards_.layers()) {
-      for (uint32_t wave = 0; wave < options_.waves; ++wave) {
-        const RendezvousKey key = {v1::MODE_TRAIN, step, wave, layer};
-        if (!backward_.Has(key, r)) {
-          return Untimely("replica ", r, " did not send ",
-                          Describe(RendezvousKind::kBackward, key), " before");
-        }
+    for (const RendezvousKey& key : keys) {
+      if (!backward_.Has(key, r)) {
+        return Untimely("replica ", r, " did not send ",
+                        Describe(RendezvousKind::kBackward, key), " before");
       }
     }
   }
@@ -208,13 +234,13 @@ void Conversation::SettleRows(const RendezvousKey& key,
   for (size_t i = 0; i < replicas.size(); ++i) rows[replicas[i]] = parts[i]->x.rows();
 }
 
-absl::Status Conversation::SettleMoments(uint32_t layer,
+absl::Status Conversation::SettleMoments(MixtureId mixture,
                                          std::span<const uint32_t> replicas,
                                          const NewParts<BackwardInput>& parts) {
-  const auto found = balance_.find(layer);
+  const auto found = balance_.find(mixture);
   if (found == balance_.end()) return absl::OkStatus();  // flat
   Balance& balance = found->second;
-  const int64_t experts = shards_.FindLayer(layer)->experts;
+  const int64_t experts = shards_.FindMixture(mixture)->experts;
   // No expert's number is above that of the tokens.
   const double most = static_cast<double>(balance.tokens) * kMostGate;
   std::optional<BalanceMoments> moments = balance.moments;
@@ -263,9 +289,9 @@ void Conversation::ForwardDone(const RendezvousKey& key,
     forward_.Forget([&](const RendezvousKey& other) { return Over(other); });
     return;
   }
-  const LayerShape& shape = *shards_.FindLayer(key.layer);
+  const LayerShape& shape = *shards_.FindMixture(key.mixture_id());
   if (!shape.hierarchical || key.wave + 1 < options_.waves) return;
-  Balance& balance = balance_[key.layer];
+  Balance& balance = balance_[key.mixture_id()];
   // The same for all replicas.
   for (const v1::GroupOutput& group : replies[0].groups()) {
     const int64_t count = shape.experts_per_group;

@@ -59,7 +59,7 @@ class Conversation {
   // That the replicas exist, ascend, and are the worker's.
   absl::Status CheckReplicas(const std::string& worker,
                              std::span<const uint32_t> replicas) const;
-  // That the frame's layer is here and its wave and mode exist.
+  // That the frame's mixture is here and its call, wave and mode exist.
   absl::StatusOr<const LayerShape*> CheckFrame(const v1::FrameId& id) const;
 
   // ---- what may come now; of replicas that CheckReplicas let pass
@@ -83,7 +83,7 @@ class Conversation {
   const std::vector<int64_t>& RowsOf(const RendezvousKey& key) const {
     return forward_rows_.at(key);
   }
-  absl::Status SettleMoments(uint32_t layer, std::span<const uint32_t> replicas,
+  absl::Status SettleMoments(MixtureId mixture, std::span<const uint32_t> replicas,
                              const NewParts<BackwardInput>& parts);
   absl::Status SettleClose(uint64_t step, const CloseInput& mine) const;
   absl::Status SettleScale(uint64_t step, double scale) const;
@@ -101,19 +101,21 @@ class Conversation {
   std::vector<uint32_t> NotClosed() const;
 
  private:
-  // A hierarchical layer in the step in progress, from the last wave's replies on.
+  // A hierarchical mixture in the step in progress, from the last wave's replies on.
   struct Balance {
     // Of the experts that are here.
     Spread importance;
     Spread load;
     uint64_t tokens = 0;
-    // Of the whole layer; the first ones that came.
+    // Of the whole mixture; the first ones that came.
     std::optional<BalanceMoments> moments;
   };
 
   absl::Status CheckStep(uint64_t step) const;
   absl::Status CheckNotClosed(uint64_t step, std::span<const uint32_t> replicas) const;
   absl::Status CheckEvaluation(uint64_t batch, std::span<const uint32_t> replicas) const;
+  // The frames of a pass, all mixtures that are here.
+  std::vector<RendezvousKey> KeysOf(v1::Mode mode, uint64_t step) const;
 
   const ShardSet& shards_;
   const Options options_;
@@ -126,7 +128,7 @@ class Conversation {
   Applies apply_;
   // Rows of the forward frames of the step in progress, [R] each.
   std::map<RendezvousKey, std::vector<int64_t>> forward_rows_;
-  std::map<uint32_t, Balance> balance_;  // by layer
+  std::map<MixtureId, Balance> balance_;
   // The step that awaits its scale.
   std::optional<uint64_t> awaits_scale_;
   // The newest evaluation batch of which a frame has been answered; 0 also before.

@@ -26,12 +26,14 @@ Tensor Concatenate(Backend& backend, int64_t width,
 
 }  // namespace
 
-ExpertLayer::ExpertLayer(Backend& backend, int64_t width, int32_t experts,
+ExpertLayer::ExpertLayer(Backend& backend, const Mixture& mixture,
                          std::vector<std::unique_ptr<ExpertShard>> shards)
     : backend_(backend), shards_(std::move(shards)) {
   CHECK(!shards_.empty());
-  shape_.width = width;
-  shape_.experts = experts;
+  shape_.in = mixture.in;
+  shape_.out = mixture.out;
+  shape_.calls = mixture.calls;
+  shape_.experts = mixture.moe.experts();
   shape_.experts_per_group = shards_[0]->spec().experts;
   shape_.hierarchical = shards_[0]->spec().gate_tensors > 0;
   for (const auto& shard : shards_) shape_.groups.push_back(shard->spec().group);
@@ -50,7 +52,7 @@ absl::StatusOr<std::vector<v1::ForwardReply>> ExpertLayer::Forward(
     rows.token.insert(rows.token.end(), input->token.begin(), input->token.end());
     tokens += input->tokens;
   }
-  rows.x = Concatenate(backend_, shape_.width, parts);
+  rows.x = Concatenate(backend_, shape_.in, parts);
 
   std::vector<std::vector<v1::GroupOutput>> outputs(shards_.size());
   std::vector<absl::Status> statuses(shards_.size());
@@ -95,7 +97,7 @@ std::vector<v1::BackwardReply> ExpertLayer::Backward(
   WaveRows& rows = waves_[wave];
   std::vector<const Tensor*> parts;
   for (const auto& input : inputs) parts.push_back(&input->dy);
-  rows.dy = Concatenate(backend_, shape_.width, parts);
+  rows.dy = Concatenate(backend_, shape_.out, parts);
 
   // The same in all inputs.
   const std::optional<BalanceMoments>& moments = inputs[0]->moments;

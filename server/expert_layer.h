@@ -1,5 +1,8 @@
-// The groups of one MoE layer that a server hosts. Joins the replicas' rows once for all
+// The groups of one mixture that a server hosts. Joins the replicas' rows once for all
 // of them. Engine thread only.
+//
+// Here and in the shards a wave is one batch of rows. Where a mixture has several calls in each of
+// the job's M waves, call c of the job's wave w is wave c M + w.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "common/job/mixtures.h"
 #include "common/kernels/backend.h"
 #include "proto/moe/v1/expert.pb.h"
 #include "proto/moe/v1/parameter.pb.h"
@@ -17,8 +21,8 @@ namespace moe {
 
 class ExpertLayer {
  public:
-  // experts: of the layer, on all servers. shards: at least one, ascending by group.
-  ExpertLayer(Backend& backend, int64_t width, int32_t experts,
+  // shards: at least one, ascending by group.
+  ExpertLayer(Backend& backend, const Mixture& mixture,
               std::vector<std::unique_ptr<ExpertShard>> shards);
 
   const std::vector<std::unique_ptr<ExpertShard>>& shards() const { return shards_; }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/base/status_macros.h"
+#include "common/job/mixtures.h"
 #include "common/tensor/bytes.h"
 #include "glog/logging.h"
 
@@ -29,6 +30,14 @@ std::vector<int64_t> HiddenWidths(const ModelPlan& plan, const ShardSpec& spec) 
   return widths;
 }
 
+// "", "input" or "recurrent".
+std::string MixturePart(const v1::Job& job, const ShardSpec& spec) {
+  for (const Mixture& mixture : MixturesOf(job)) {
+    if (mixture.id == MixtureId(spec.layer, spec.mixture)) return mixture.part;
+  }
+  LOG(FATAL) << spec.id << " is of no mixture";
+}
+
 void PutSpread(const Spread& spread, v1::Spread* message) {
   message->set_mean(spread.mean);
   message->set_m2(spread.m2);
@@ -40,7 +49,9 @@ ExpertShard::ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpe
                          const v1::Job& job, Host host)
     : backend_(backend),
       spec_(spec),
-      width_(plan.tensors[spec.tensors[spec.gate_tensors]].rows),
+      mixture_(MixturePart(job, spec)),
+      in_(plan.tensors[spec.tensors[spec.gate_tensors]].rows),
+      out_(plan.tensors[spec.tensors.back()].cols),
       hidden_(HiddenWidths(plan, spec)),
       bfloat16_(plan.tensors[spec.tensors[spec.gate_tensors]].bfloat16),
       activations_(host.activations),
@@ -208,10 +219,10 @@ absl::StatusOr<std::vector<v1::GroupOutput>> ExpertShard::RunExperts(
   for (v1::GroupOutput& output : outputs) output.set_group(spec_.group);
 
   if (batch.pairs() > 0) {
-    Tensor x(backend_, batch.pairs(), width_);
+    Tensor x(backend_, batch.pairs(), in_);
     batch.hidden = HiddenTensors(batch.pairs());
-    Tensor y(backend_, batch.pairs(), width_);
-    Tensor combined(backend_, batch.rows(), width_);
+    Tensor y(backend_, batch.pairs(), out_);
+    Tensor combined(backend_, batch.rows(), out_);
     Array<float> pair_gate(backend_, batch.pairs());
     pair_gate.Upload(host_gate);
     backend_.GatherRows(rows.x.view(), batch.source, nullptr, x.view());
@@ -244,7 +255,7 @@ void ExpertShard::KeepOrFree(WaveBatch* batch) {
 
 std::vector<Tensor> ExpertShard::HiddenAgain(const WaveRows& rows,
                                              const WaveBatch& batch) const {
-  Tensor x(backend_, batch.pairs(), width_);
+  Tensor x(backend_, batch.pairs(), in_);
   std::vector<Tensor> hidden = HiddenTensors(batch.pairs());
   backend_.GatherRows(rows.x.view(), batch.source, nullptr, x.view());
   backend_.ExpertForward(ExpertsOf(batch, w_, w16_), x.view(), Views<Matrix>(hidden),
@@ -255,12 +266,12 @@ std::vector<Tensor> ExpertShard::HiddenAgain(const WaveRows& rows,
 std::vector<Tensor> ExpertShard::DhiddenAgain(const WaveRows& rows,
                                               const WaveBatch& batch,
                                               const std::vector<Tensor>& hidden) const {
-  Tensor dy(backend_, batch.pairs(), width_);
+  Tensor dy(backend_, batch.pairs(), out_);
   std::vector<Tensor> dhidden = HiddenTensors(batch.pairs());
   Array<float> dgate(backend_, batch.pairs());
   backend_.GatherRows(rows.dy.view(), batch.source, nullptr, dy.view());
-  backend_.ExpertBackward(ExpertsOf(batch, w_, w16_), dy.view(), batch.gate.data(),
-                          Views<ConstMatrix>(hidden), dgate.data(), Views<Matrix>(dhidden),
+  backend_.ExpertBackward(ExpertsOf(batch, w_, w16_), ConstMatrix(), dy.view(),
+                          batch.gate.data(), Views<ConstMatrix>(hidden), dgate.data(), Views<Matrix>(dhidden),
                           Matrix());
   return dhidden;
 }
@@ -321,13 +332,20 @@ std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave, const WaveRo
 
   std::vector<Tensor> again;
   if (!batch.kept) again = HiddenAgain(rows, batch);
-  Tensor dy(backend_, batch.pairs(), width_);
+  // Of the experts' input, where there is no hidden layer, which would be as good.
+  Tensor x;
+  if (hidden_.empty()) {
+    x = Tensor(backend_, batch.pairs(), in_);
+    backend_.GatherRows(rows.x.view(), batch.source, nullptr, x.view());
+  }
+  Tensor dy(backend_, batch.pairs(), out_);
   std::vector<Tensor> dhidden = HiddenTensors(batch.pairs());
-  Tensor dx(backend_, batch.pairs(), width_);
-  Tensor combined(backend_, batch.rows(), width_);
+  Tensor dx(backend_, batch.pairs(), in_);
+  Tensor combined(backend_, batch.rows(), in_);
   Array<float> dgate(backend_, batch.pairs());
   backend_.GatherRows(rows.dy.view(), batch.source, nullptr, dy.view());
-  backend_.ExpertBackward(ExpertsOf(batch, w_, w16_), dy.view(), batch.gate.data(),
+  backend_.ExpertBackward(ExpertsOf(batch, w_, w16_), x.view(), dy.view(),
+                          batch.gate.data(),
                           Views<ConstMatrix>(batch.kept ? batch.hidden : again),
                           dgate.data(), Views<Matrix>(dhidden), dx.view());
   if (batch.kept) batch.dhidden = std::move(dhidden);
@@ -369,10 +387,10 @@ const ExpertShard::StepBatch& ExpertShard::Gather(std::span<const WaveRows> wave
   }
   const int64_t size = begin.back();
   if (size == 0) return step;
-  step.x = Tensor(backend_, size, width_);
+  step.x = Tensor(backend_, size, in_);
   step.hidden = HiddenTensors(size);
   step.dhidden = HiddenTensors(size);
-  step.gated_dy = Tensor(backend_, size, width_);
+  step.gated_dy = Tensor(backend_, size, out_);
   struct Hidden {
     std::vector<Tensor> hidden;
     std::vector<Tensor> dhidden;
@@ -461,6 +479,7 @@ void ExpertShard::FillStatus(v1::ShardStatus* status) const {
   for (int32_t e = 0; e < spec_.experts; ++e) {
     v1::ExpertStatus* expert = status->add_experts();
     expert->set_layer(spec_.layer);
+    expert->set_mixture(mixture_);
     expert->set_expert(spec_.first_expert + e);
     expert->set_last_rows(last_rows_[e]);
     expert->set_total_rows(total_rows_[e]);

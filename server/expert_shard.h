@@ -1,4 +1,4 @@
-// One group's experts: ReLU(x W_1) W_2, or deeper, on the combined batch of all replicas.
+// One group's experts: x W_1, ReLU(x W_1) W_2, or deeper, on the combined batch of all replicas.
 //
 // A batch is expert-major; the rows of an expert are in (replica, token) order, and at
 // the end of a step in (wave, replica, token) order, so that nothing depends on who sent
@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "common/job/model_plan.h"
@@ -104,10 +105,10 @@ class ExpertShard : public Shard {
     // Experts with rows, and their numbers in the group.
     std::vector<ExpertRows> experts;
     std::vector<int32_t> expert;
-    Tensor x;                     // [p, d]
+    Tensor x;                     // [p, in]
     std::vector<Tensor> hidden;   // [p, h_i]
     std::vector<Tensor> dhidden;  // [p, h_i]
-    Tensor gated_dy;              // [p, d]
+    Tensor gated_dy;              // [p, out]
   };
 
   // Initial values of experts that have no memory, for the time of an evaluation's wave.
@@ -164,7 +165,9 @@ class ExpertShard : public Shard {
 
   Backend& backend_;
   const ShardSpec spec_;
-  const int64_t width_;                // d
+  const std::string mixture_;          // of the status
+  const int64_t in_;                   // numbers in a row
+  const int64_t out_;                  // and in what an expert makes of it
   const std::vector<int64_t> hidden_;  // width of each hidden layer
   const bool bfloat16_;                // the experts' matrices
   ActivationBudget* const activations_;

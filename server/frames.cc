@@ -184,7 +184,7 @@ absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& s
       input.pairs.push_back(*std::move(pairs));
     }
   }
-  ASSIGN_OR_RETURN(input.x, DecodeTensor(backend, "x", rows, shape.width, frame.x()));
+  ASSIGN_OR_RETURN(input.x, DecodeTensor(backend, "x", rows, shape.in, frame.x()));
   return input;
 }
 
@@ -192,7 +192,7 @@ absl::StatusOr<BackwardInput> DecodeBackward(Backend& backend, const LayerShape&
                                              int64_t rows,
                                              const v1::BackwardFrame& frame) {
   BackwardInput input;
-  ASSIGN_OR_RETURN(input.dy, DecodeTensor(backend, "dy", rows, shape.width, frame.dy()));
+  ASSIGN_OR_RETURN(input.dy, DecodeTensor(backend, "dy", rows, shape.out, frame.dy()));
   if (!shape.hierarchical) {
     if (!frame.has_importance() && !frame.has_load()) return input;
     return Bad("has moments, but the layer is flat");

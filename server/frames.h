@@ -50,23 +50,25 @@ struct GroupRows {
 struct ForwardInput {
   uint32_t tokens = 0;
   std::vector<int32_t> token;  // [rows] within the micro-batch, ascending
-  Tensor x;                    // [rows, d]
-  // Every hosted group of the layer, ascending: one of the two.
+  Tensor x;                    // [rows, in]
+  // Every hosted group of the mixture, ascending: one of the two.
   std::vector<GroupPairs> pairs;  // flat
   std::vector<GroupRows> rows;    // hierarchical
 };
 
 // One replica's part of a backward rendezvous.
 struct BackwardInput {
-  Tensor dy;  // [rows, d]
+  Tensor dy;  // [rows, out]
   // Hierarchical: of the layer over the whole step.
   std::optional<BalanceMoments> moments;
 };
 
-// What a server hosts of a layer, and its widths.
+// What a server hosts of a mixture, and its widths.
 struct LayerShape {
-  int64_t width = 0;    // d
-  int32_t experts = 0;  // of the whole layer
+  int64_t in = 0;
+  int64_t out = 0;
+  uint32_t calls = 1;   // in each wave
+  int32_t experts = 0;  // of the whole mixture
   int32_t experts_per_group = 0;
   bool hierarchical = false;
   std::vector<uint32_t> groups;  // ascending

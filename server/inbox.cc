@@ -14,7 +14,7 @@ namespace moe {
 namespace {
 
 RendezvousKey KeyOf(const v1::FrameId& id) {
-  return {id.mode(), id.step(), id.wave(), id.layer()};
+  return {id.mode(), id.step(), id.wave(), id.layer(), id.mixture(), id.call()};
 }
 
 void SetId(const RendezvousKey& key, v1::FrameId* id) {
@@ -22,6 +22,8 @@ void SetId(const RendezvousKey& key, v1::FrameId* id) {
   id->set_wave(key.wave);
   id->set_layer(key.layer);
   id->set_mode(key.mode);
+  id->set_mixture(key.mixture);
+  id->set_call(key.call);
 }
 
 template <typename Request>
@@ -228,7 +230,7 @@ absl::Status Inbox::HandleBackward(const std::string& worker,
             });
       },
       [&](const NewParts<BackwardInput>& parts) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return conversation_.SettleMoments(key.layer, replicas, parts);
+        return conversation_.SettleMoments(key.mixture_id(), replicas, parts);
       },
       [&](NewParts<BackwardInput> all) { work_.Backward(key, std::move(all)); });
 }

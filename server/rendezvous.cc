@@ -17,7 +17,9 @@ std::string Describe(RendezvousKind kind, const RendezvousKey& key) {
   }
   const char* pass = kind == RendezvousKind::kForward ? "forward" : "backward";
   const char* step = key.mode == v1::MODE_EVALUATE ? " evaluation " : " step ";
-  return absl::StrCat(pass, step, key.step, " wave ", key.wave, " layer ", key.layer);
+  return absl::StrCat(
+      pass, step, key.step, " wave ", key.wave, " layer ", key.layer,
+      key.mixture == kRecurrentMixture ? absl::StrCat(" time step ", key.call) : "");
 }
 
 std::string Describe(const Waiting& waiting, std::span<const std::string> worker_of) {

@@ -1,4 +1,4 @@
-// Joins what all R replicas send for one thing: the frames of a (step, wave, layer), or
+// Joins what all R replicas send for one thing: the frames of a mixture's call in a wave, or
 // the closes of a step. Knows who is missing, and keeps replies for those who ask again.
 #pragma once
 
@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/job/mixtures.h"
 #include "proto/moe/v1/expert.pb.h"
 #include "server/reply_sink.h"
 
@@ -28,12 +29,16 @@ struct RendezvousKey {
   // Frames only.
   uint32_t wave = 0;
   uint32_t layer = 0;
+  uint32_t mixture = 0;
+  uint32_t call = 0;
+
+  MixtureId mixture_id() const { return {layer, mixture}; }
   friend auto operator<=>(const RendezvousKey&, const RendezvousKey&) = default;
 };
 
 enum class RendezvousKind { kForward, kBackward, kClose, kApply };
 
-// "forward step 17 wave 0 layer 1", "close step 17"
+// "forward step 17 wave 0 layer 1", of a recurrent mixture "... time step 3"; "close step 17"
 std::string Describe(RendezvousKind kind, const RendezvousKey& key);
 
 // Something that isn't complete yet.

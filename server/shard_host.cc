@@ -48,12 +48,13 @@ absl::StatusOr<std::unique_ptr<ShardHost>> ShardHost::Load(Backend& backend,
 ShardHost::ShardHost(Backend& backend, Options options, std::unique_ptr<ShardSet> shards)
     : options_(std::move(options)),
       worker_of_(WorkersOf(options_.state)),
+      waves_(options_.state.job().training().waves()),
       shards_(std::move(shards)),
       inbox_(backend, *shards_, *this,
              {.server = options_.server,
               .generation = options_.state.generation(),
               .version = options_.state.start_step(),
-              .waves = static_cast<uint32_t>(options_.state.job().training().waves()),
+              .waves = waves_,
               .worker_of = worker_of_}),
       status_(shards_->Status()),
       engine_([this] { OnIdle(); }) {}
@@ -86,9 +87,9 @@ void ShardHost::Post(std::function<absl::Status()> task) {
 
 void ShardHost::Forward(const RendezvousKey& key, Inbox::Forwards::Parts parts) {
   Post([this, key, parts = std::move(parts)]() -> absl::Status {
-    ASSIGN_OR_RETURN(
-        std::vector<v1::ForwardReply> replies,
-        shards_->layer(key.layer).Forward(key.mode, key.step, key.wave, parts));
+    ASSIGN_OR_RETURN(std::vector<v1::ForwardReply> replies,
+                     shards_->mixture(key.mixture_id())
+                         .Forward(key.mode, key.step, BatchOf(key), parts));
     inbox_.FinishForward(key, std::move(replies));
     return absl::OkStatus();
   });
@@ -96,7 +97,8 @@ void ShardHost::Forward(const RendezvousKey& key, Inbox::Forwards::Parts parts) 
 
 void ShardHost::Backward(const RendezvousKey& key, Inbox::Backwards::Parts parts) {
   Post([this, key, parts = std::move(parts)] {
-    inbox_.FinishBackward(key, shards_->layer(key.layer).Backward(key.wave, parts));
+    inbox_.FinishBackward(
+        key, shards_->mixture(key.mixture_id()).Backward(BatchOf(key), parts));
     return absl::OkStatus();
   });
 }

@@ -93,6 +93,11 @@ class ShardHost : private Inbox::Work {
   void Post(std::function<absl::Status()> task);
   absl::Status failure() const ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // The place of a frame's rows among those of its mixture in a pass.
+  uint32_t BatchOf(const RendezvousKey& key) const {
+    return key.call * waves_ + key.wave;
+  }
+
   // ---- the engine's thread
   absl::Status RunClose(const RendezvousKey& key, const Inbox::Closes::Parts& parts);
   // Applies closed_ with this gradient scale, and takes the cut.
@@ -105,6 +110,7 @@ class ShardHost : private Inbox::Work {
 
   const Options options_;
   const std::vector<std::string> worker_of_;  // [R]
+  const uint32_t waves_;
 
   // The engine's thread, but for what ShardSet says is constant.
   const std::unique_ptr<ShardSet> shards_;

@@ -32,7 +32,7 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
     }
     ASSIGN_OR_RETURN(set->tier_, CapacityTier::Create(*limits.tier, bytes));
   }
-  std::map<uint32_t, std::vector<std::unique_ptr<ExpertShard>>> groups;
+  std::map<MixtureId, std::vector<std::unique_ptr<ExpertShard>>> groups;
   for (const ShardSpec& spec : plan.shards) {
     if (mine.erase(spec.id) == 0) continue;
     switch (spec.kind) {
@@ -55,7 +55,8 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
             backend, plan, spec, job,
             ExpertShard::Host{set->tier_.get(), &set->activations_});
         set->all_.push_back(shard.get());
-        groups[spec.layer].push_back(std::move(shard));
+        groups[{static_cast<uint32_t>(spec.layer), spec.mixture}].push_back(
+            std::move(shard));
         break;
       }
       case ShardKind::kReplica: {
@@ -71,10 +72,11 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
         absl::StrCat("placement ", state.placement().version(), " gives ", server,
                      " shard ", *mine.begin(), ", which the job doesn't have"));
   }
-  for (auto& [layer, shards] : groups) {
-    set->layers_[layer] = std::make_unique<ExpertLayer>(
-        backend, job.model().d_model(), job.model().layers(layer).moe().experts(),
-        std::move(shards));
+  for (const Mixture& mixture : MixturesOf(job)) {
+    const auto shards = groups.find(mixture.id);
+    if (shards == groups.end()) continue;
+    set->mixtures_[mixture.id] =
+        std::make_unique<ExpertLayer>(backend, mixture, std::move(shards->second));
   }
 
   for (Shard* shard : set->all_) {
@@ -90,9 +92,9 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
   return set;
 }
 
-const LayerShape* ShardSet::FindLayer(uint32_t layer) const {
-  const auto it = layers_.find(layer);
-  return it == layers_.end() ? nullptr : &it->second->shape();
+const LayerShape* ShardSet::FindMixture(MixtureId mixture) const {
+  const auto it = mixtures_.find(mixture);
+  return it == mixtures_.end() ? nullptr : &it->second->shape();
 }
 
 std::vector<std::string> ShardSet::ReplicaShardsOf(
@@ -106,10 +108,10 @@ std::vector<std::string> ShardSet::ReplicaShardsOf(
   return shards;
 }
 
-std::vector<uint32_t> ShardSet::layers() const {
-  std::vector<uint32_t> layers;
-  for (const auto& [layer, unused] : layers_) layers.push_back(layer);
-  return layers;
+std::vector<MixtureId> ShardSet::mixtures() const {
+  std::vector<MixtureId> mixtures;
+  for (const auto& [mixture, unused] : mixtures_) mixtures.push_back(mixture);
+  return mixtures;
 }
 
 bool ShardSet::Pullable(const std::string& shard) const {
@@ -171,14 +173,14 @@ std::vector<v1::TensorSquareSum> ShardSet::SquareSums() {
   std::vector<v1::TensorSquareSum> sums;
   for (const auto& [id, shard] : dense_) shard->AppendSquareSums(&sums);
   for (const auto& shard : tables_) shard->AppendSquareSums(&sums);
-  for (const auto& [layer, shards] : layers_) shards->AppendSquareSums(&sums);
+  for (const auto& [mixture, shards] : mixtures_) shards->AppendSquareSums(&sums);
   return sums;
 }
 
 void ShardSet::Apply(double rate, double scale) {
   for (const auto& [id, shard] : dense_) shard->Apply(rate, scale);
   for (const auto& shard : tables_) shard->Apply(rate, scale);
-  for (const auto& [layer, shards] : layers_) shards->Apply(rate, scale);
+  for (const auto& [mixture, shards] : mixtures_) shards->Apply(rate, scale);
   for (const auto& [id, shard] : replica_) shard->Apply();
 }
 

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
 #include "proto/moe/v1/coordinator.pb.h"
@@ -46,15 +47,15 @@ class ShardSet {
                                                         const Limits& limits);
 
   // ---- constant after Load; any thread
-  // Null if no group of the layer is here.
-  const LayerShape* FindLayer(uint32_t layer) const;
+  // Null if no group of the mixture is here.
+  const LayerShape* FindMixture(MixtureId mixture) const;
   // Floats of each dense shard.
   const std::map<std::string, int64_t>& dense_sizes() const { return dense_sizes_; }
   // Hosted replica shards of these replicas.
   std::vector<std::string> ReplicaShardsOf(std::span<const uint32_t> replicas) const;
   const TableShapes& table_shapes() const { return table_shapes_; }
-  // Layers with groups here, ascending.
-  std::vector<uint32_t> layers() const;
+  // Those with groups here, ascending.
+  std::vector<MixtureId> mixtures() const;
   // Whether the whole shard may be pulled.
   bool Pullable(const std::string& shard) const;
   // Null if experts are in memory.
@@ -63,7 +64,7 @@ class ShardSet {
   int64_t vocabulary() const { return vocabulary_; }
 
   // ---- in a step
-  ExpertLayer& layer(uint32_t layer) { return *layers_.at(layer); }
+  ExpertLayer& mixture(MixtureId mixture) { return *mixtures_.at(mixture); }
   std::string Content(const std::string& shard) const;
   // Rows of a table shard.
   std::string Rows(const std::string& shard, std::span<const int32_t> index) const;
@@ -93,7 +94,7 @@ class ShardSet {
   std::vector<Shard*> all_;
   std::map<std::string, std::unique_ptr<DenseShard>> dense_;
   std::map<std::string, std::unique_ptr<ReplicaShard>> replica_;
-  std::map<uint32_t, std::unique_ptr<ExpertLayer>> layers_;
+  std::map<MixtureId, std::unique_ptr<ExpertLayer>> mixtures_;
   // Embedding and softmax; by rows within each.
   std::vector<std::unique_ptr<TableShard>> tables_;
   std::map<std::string, int64_t> dense_sizes_;

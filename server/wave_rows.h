@@ -8,10 +8,10 @@
 
 namespace moe {
 
-// The rows of one wave at one layer, in (replica, token) order.
+// The rows of one wave at one mixture, in (replica, token) order.
 struct WaveRows {
-  Tensor x;                    // [rows, d]
-  Tensor dy;                   // [rows, d]; from the backward pass on
+  Tensor x;                    // [rows, in]
+  Tensor dy;                   // [rows, out]; from the backward pass on
   std::vector<int64_t> begin;  // [R + 1] first row of each replica
   std::vector<int32_t> token;  // [rows] within the replica's micro-batch
 };

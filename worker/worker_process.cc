@@ -11,6 +11,7 @@
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "common/io/file.h"
+#include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
 #include "glog/logging.h"
@@ -42,9 +43,9 @@ v1::RegisterRequest Registration(const Worker::Options& options, const TokenData
 // That there is such an expert.
 absl::Status CheckContexts(const TopContexts::Options& contexts, const v1::Job& job) {
   int32_t most = 0;
-  for (int l = 0; l < job.model().layers_size(); ++l) {
-    if (contexts.layer < 0 || contexts.layer == l) {
-      most = std::max(most, job.model().layers(l).moe().experts());
+  for (const Mixture& mixture : MixturesOf(job)) {
+    if (contexts.layer < 0 || mixture.id.layer == static_cast<uint32_t>(contexts.layer)) {
+      most = std::max(most, mixture.moe.experts());
     }
   }
   if (most == 0) {

@@ -64,7 +64,9 @@ class EvalCommand final : public Command {
                                                    {"EXPERTS/TOKEN", kRight},
                                                    {"UNROUTED", kRight}});
     for (const Json& layer : summary["balance"]) {
-      table.AddRow({layer.value("layer", Json()).dump(),
+      const std::string mixture = layer.value("mixture", std::string());
+      table.AddRow({absl::StrCat(layer.value("layer", Json()).dump(),
+                                 mixture.empty() ? "" : " ", mixture),
                     number(layer.value("cv_importance", Json())),
                     number(layer.value("cv_load", Json())),
                     number(layer.value("max_over_mean_load", Json())),

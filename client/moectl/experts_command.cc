@@ -8,18 +8,20 @@
 #include "client/moectl/views.h"
 #include "common/base/status_macros.h"
 #include "common/io/file.h"
+#include "common/job/mixtures.h"
 
 namespace moe {
 namespace {
 
 Json LoadToJson(const LayerLoad& layer, int top) {
-  Json json = {{"layer", layer.layer},
-               {"experts", layer.experts.size()},
-               {"rows", layer.rows},
-               {"max_rows", layer.max_rows},
-               {"max_over_mean", layer.max_over_mean},
-               {"idle", layer.idle},
-               {"loads", Json::array()}};
+  Json json = {{"layer", layer.layer}};
+  if (!layer.mixture.empty()) json["mixture"] = layer.mixture;
+  json["experts"] = layer.experts.size();
+  json["rows"] = layer.rows;
+  json["max_rows"] = layer.max_rows;
+  json["max_over_mean"] = layer.max_over_mean;
+  json["idle"] = layer.idle;
+  json["loads"] = Json::array();
   for (const ExpertRow& row : layer.experts) {
     if (top > 0 && json["loads"].size() == static_cast<size_t>(top)) break;
     Json load = ToJson(row.expert);
@@ -30,13 +32,16 @@ Json LoadToJson(const LayerLoad& layer, int top) {
   return json;
 }
 
-// "expert 17 of layer 1", then a line for each context: the gate, and the word in brackets within
+// "expert 17 of layer 1", or "of layer 1 recurrent", then a line for each context: the gate, and the word in brackets within
 // the words around it.
 std::string ContextsView(const Json& contexts) {
   std::string text;
   for (const Json& expert : contexts["experts"]) {
     absl::StrAppend(&text, text.empty() ? "" : "\n", "expert ", expert["expert"].dump(),
-                    " of layer ", expert["layer"].dump(), "\n");
+                    " of ",
+                    MixtureName(expert["layer"].get<uint32_t>(),
+                                expert.value("mixture", std::string())),
+                    "\n");
     for (const Json& context : expert["contexts"]) {
       absl::StrAppend(&text, absl::StrFormat("  %.3f  ", context["gate"].get<double>()),
                       context["before"].get<std::string>(), " [",

@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "client/moectl/text_table.h"
 #include "common/base/human.h"
+#include "common/job/mixtures.h"
 
 namespace moe {
 namespace {
@@ -106,7 +107,7 @@ std::string StatusView(const v1::GetClusterStatusResponse& status) {
     Line(&text, "rate", absl::StrFormat("%.3g", progress.learning_rate()));
   }
   for (const v1::BalanceStatus& balance : progress.balance()) {
-    Line(&text, absl::StrCat("layer ", balance.layer()),
+    Line(&text, MixtureName(balance.layer(), balance.mixture()),
          absl::StrFormat(
              "CV(importance) %.3f, CV(load) %.3f, most loaded expert %.2f times the "
              "mean",
@@ -204,12 +205,12 @@ std::string ShardsView(std::span<const ServerReport> reports) {
 }
 
 std::vector<LayerLoad> LayerLoads(std::span<const ServerReport> reports) {
-  std::map<uint32_t, LayerLoad> layers;
+  std::map<std::pair<uint32_t, std::string>, LayerLoad> layers;
   for (const ServerReport& report : reports) {
     if (!report.status.ok()) continue;
     for (const v1::ShardStatus& shard : report.status->shards()) {
       for (const v1::ExpertStatus& expert : shard.experts()) {
-        LayerLoad& layer = layers[expert.layer()];
+        LayerLoad& layer = layers[{expert.layer(), expert.mixture()}];
         layer.experts.push_back(
             {.expert = expert, .shard = shard.shard(), .server = report.server.server()});
         layer.rows += expert.last_rows();
@@ -219,8 +220,9 @@ std::vector<LayerLoad> LayerLoads(std::span<const ServerReport> reports) {
     }
   }
   std::vector<LayerLoad> loads;
-  for (auto& [number, layer] : layers) {
-    layer.layer = number;
+  for (auto& [id, layer] : layers) {
+    layer.layer = id.first;
+    layer.mixture = id.second;
     if (layer.rows > 0) {
       layer.max_over_mean = static_cast<double>(layer.max_rows) *
                             static_cast<double>(layer.experts.size()) /
@@ -244,10 +246,10 @@ std::string ExpertsView(std::span<const LayerLoad> layers, int top) {
     absl::StrAppend(
         &text, text.empty() ? "" : "\n",
         absl::StrFormat(
-            "layer %d: %s experts, %s rows in the last step, most loaded %.2f times "
+            "%s: %s experts, %s rows in the last step, most loaded %.2f times "
             "the mean, %s without a row\n",
-            layer.layer, Count(layer.experts.size()), Count(layer.rows),
-            layer.max_over_mean, Count(layer.idle)));
+            MixtureName(layer.layer, layer.mixture), Count(layer.experts.size()),
+            Count(layer.rows), layer.max_over_mean, Count(layer.idle)));
     TextTable table(std::vector<Column>{{"EXPERT", kRight},
                                         {"ROWS OF STEP", kRight},
                                         {"SHARE", kRight},

@@ -22,9 +22,10 @@ struct ExpertRow {
   std::string shard;
   std::string server;
 };
-// How the rows of one layer's last step spread over its experts.
+// How the rows of one mixture's last step spread over its experts.
 struct LayerLoad {
   uint32_t layer = 0;
+  std::string mixture;  // as in ExpertStatus
   // The most loaded first.
   std::vector<ExpertRow> experts;
   uint64_t rows = 0;
@@ -34,9 +35,9 @@ struct LayerLoad {
   // Experts without a row.
   uint64_t idle = 0;
 };
-// By layer; of the servers that answered.
+// By layer and mixture; of the servers that answered.
 std::vector<LayerLoad> LayerLoads(std::span<const ServerReport> reports);
-// The `top` most loaded experts of each layer; 0: all.
+// The `top` most loaded experts of each mixture; 0: all.
 std::string ExpertsView(std::span<const LayerLoad> layers, int top);
 
 // "RUNNING"

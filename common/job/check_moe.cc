@@ -74,10 +74,9 @@ void CheckGating(const std::string& path, const v1::Moe& moe,
   }
 }
 
-}  // namespace
-
-void CheckMoe(const std::string& path, const v1::Moe& moe, const v1::Training& training,
-              FieldChecks& checks) {
+// What a MoE layer and the mixtures of a recurrent one have in common.
+void CheckMixture(const std::string& path, const v1::Moe& moe,
+                  const v1::Training& training, FieldChecks& checks) {
   checks.CheckSize(path + ".experts", moe.experts());
   if (moe.groups() < 1 || moe.groups() > moe.experts() ||
       moe.experts() % moe.groups() != 0) {
@@ -91,9 +90,6 @@ void CheckMoe(const std::string& path, const v1::Moe& moe, const v1::Training& t
                 absl::StrCat("is ", moe.k(), ": must be between 1 and experts (",
                              moe.experts(), ")"));
   }
-  if (moe.hidden().empty()) {
-    checks.Fail(path + ".hidden", "is empty: an expert needs a hidden layer");
-  }
   for (int i = 0; i < moe.hidden_size(); ++i) {
     checks.CheckSize(absl::StrCat(path, ".hidden[", i, "]"), moe.hidden(i));
   }
@@ -105,6 +101,58 @@ void CheckMoe(const std::string& path, const v1::Moe& moe, const v1::Training& t
                 absl::StrCat("is ", static_cast<int>(moe.parameters()),
                              ": must be one of ", EnumValues("parameters")));
   }
+}
+
+void CheckInRecurrentMoe(const std::string& path, bool present, const v1::Moe& moe,
+                         const v1::Training& training, FieldChecks& checks) {
+  if (!present) {
+    checks.Fail(path, "is not set: both products of the layer are mixtures of experts");
+    return;
+  }
+  CheckMixture(path, moe, training, checks);
+  if (moe.k_primary() != 0) {
+    checks.Fail(path + ".k_primary",
+                absl::StrCat("is ", moe.k_primary(),
+                             ": must be 0, because the mixtures of a "
+                             "recurrent_moe are flat"));
+  }
+  if (moe.gating() == v1::GATING_STRICTLY_BALANCED) {
+    checks.Fail(
+        path + ".gating",
+        "is GATING_STRICTLY_BALANCED: a recurrent_moe needs GATING_NOISY_TOP_K or "
+        "GATING_SOFTMAX");
+  }
+  if (moe.sigmoid_output()) {
+    checks.Fail(path + ".sigmoid_output",
+                "is true: must be false, because what the mixture gives is added to the "
+                "gates of an LSTM");
+  }
+}
+
+}  // namespace
+
+void CheckMoe(const std::string& path, const v1::Moe& moe, const v1::Training& training,
+              FieldChecks& checks) {
+  CheckMixture(path, moe, training, checks);
+  if (moe.hidden().empty()) {
+    checks.Fail(path + ".hidden", "is empty: an expert needs a hidden layer");
+  }
+}
+
+void CheckRecurrentMoe(const std::string& path, const v1::RecurrentMoe& layer,
+                       int32_t d_model, const v1::Training& training,
+                       FieldChecks& checks) {
+  checks.CheckSize(path + ".hidden", layer.hidden());
+  if (layer.hidden() != d_model) {
+    checks.Fail(path + ".hidden",
+                absl::StrCat("is ", layer.hidden(), ": must be d_model (", d_model, ")"));
+  }
+  CheckInRecurrentMoe(path + ".input", layer.has_input(), layer.input(), training,
+                      checks);
+  CheckInRecurrentMoe(path + ".recurrent", layer.has_recurrent(), layer.recurrent(),
+                      training, checks);
+  checks.CheckFinite(path + ".forget_bias", layer.forget_bias());
+  checks.CheckAtLeast(path + ".kept_states", layer.kept_states(), 0);
 }
 
 }  // namespace moe

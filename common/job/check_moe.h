@@ -1,4 +1,4 @@
-// The checks of a MoE layer.
+// The checks of a MoE layer and of a recurrent one.
 #pragma once
 
 #include <string>
@@ -12,5 +12,8 @@ namespace moe {
 // training decides how many tokens strictly balanced gating works on.
 void CheckMoe(const std::string& path, const v1::Moe& moe, const v1::Training& training,
               FieldChecks& checks);
+void CheckRecurrentMoe(const std::string& path, const v1::RecurrentMoe& layer,
+                       int32_t d_model, const v1::Training& training,
+                       FieldChecks& checks);
 
 }  // namespace moe

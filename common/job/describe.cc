@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
 #include "common/job/tensor_state.h"
 #include "glog/logging.h"
@@ -18,14 +19,12 @@ LayerCount CountLstm(int64_t d, const v1::Lstm& lstm) {
   return {.name = "lstm", .parameters = matrices + biases, .multiply_adds = matrices};
 }
 
-LayerCount CountMoe(int64_t d, const v1::Moe& moe) {
+LayerCount CountMixture(const Mixture& mixture) {
+  const v1::Moe& moe = mixture.moe;
+  const int64_t d = mixture.in;
   int64_t expert = 0;
-  int64_t in = d;
-  for (int32_t hidden : moe.hidden()) {
-    expert += in * hidden;
-    in = hidden;
-  }
-  expert += in * d;
+  const std::vector<int64_t> widths = ExpertWidths(mixture);
+  for (size_t i = 1; i < widths.size(); ++i) expert += widths[i - 1] * widths[i];
   // Noisy top-k has W_g and W_noise, both applied to every token. Thresholds are
   // parameters, but no product.
   const int64_t matrices = moe.gating() == v1::GATING_NOISY_TOP_K ? 2 : 1;
@@ -46,16 +45,15 @@ LayerCount CountMoe(int64_t d, const v1::Moe& moe) {
   return count;
 }
 
-LayerCount CountLayer(int64_t d, const v1::Layer& layer) {
-  switch (layer.kind_case()) {
-    case v1::Layer::kLstm:
-      return CountLstm(d, layer.lstm());
-    case v1::Layer::kMoe:
-      return CountMoe(d, layer.moe());
-    case v1::Layer::KIND_NOT_SET:
-      break;
+LayerCount CountRecurrentMoe(const Mixture& input, const Mixture& recurrent) {
+  LayerCount count{.name = "recurrent_moe"};
+  for (const Mixture* mixture : {&input, &recurrent}) {
+    const LayerCount of_mixture = CountMixture(*mixture);
+    count.parameters += of_mixture.parameters;
+    count.multiply_adds += of_mixture.multiply_adds;
   }
-  LOG(FATAL) << "a layer has no kind";
+  count.parameters += input.out;  // biases
+  return count;
 }
 
 }  // namespace
@@ -67,8 +65,19 @@ ModelCount CountModel(const v1::Job& job) {
   ModelCount count;
   count.embedding_parameters = words * d;
   count.softmax_parameters = words * d + words;
+  const std::vector<Mixture> mixtures = MixturesOf(job);
+  auto mixture = mixtures.begin();
   for (int l = 0; l < model.layers_size(); ++l) {
-    LayerCount layer = CountLayer(d, model.layers(l));
+    LayerCount layer;
+    if (model.layers(l).has_lstm()) {
+      layer = CountLstm(d, model.layers(l).lstm());
+    } else if (model.layers(l).has_moe()) {
+      layer = CountMixture(*mixture++);
+    } else {
+      CHECK(model.layers(l).has_recurrent_moe()) << "layer " << l << " has no kind";
+      layer = CountRecurrentMoe(mixture[0], mixture[1]);
+      mixture += 2;
+    }
     layer.name = absl::StrCat("layer", l, ".", layer.name);
     count.parameters += layer.parameters;
     count.multiply_adds += layer.multiply_adds;

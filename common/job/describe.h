@@ -11,7 +11,7 @@
 namespace moe {
 
 struct LayerCount {
-  // layer<l>.lstm | layer<l>.moe
+  // layer<l>.lstm | layer<l>.moe | layer<l>.recurrent_moe
   std::string name;
   // All parameters of the layer, LSTM biases included.
   int64_t parameters = 0;

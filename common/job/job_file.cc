@@ -13,6 +13,7 @@
 #include "common/io/file.h"
 #include "common/job/check_moe.h"
 #include "common/job/field_checks.h"
+#include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
 #include "google/protobuf/descriptor.h"
 #include "google/protobuf/io/tokenizer.h"
@@ -138,8 +139,12 @@ class Validator : private FieldChecks {
         case v1::Layer::kMoe:
           CheckMoe(path + ".moe", layer.moe(), training, *this);
           break;
+        case v1::Layer::kRecurrentMoe:
+          CheckRecurrentMoe(path + ".recurrent_moe", layer.recurrent_moe(),
+                            model.d_model(), training, *this);
+          break;
         case v1::Layer::KIND_NOT_SET:
-          Fail(path, "has no kind: set lstm or moe");
+          Fail(path, "has no kind: set lstm, moe or recurrent_moe");
           break;
       }
     }
@@ -235,7 +240,9 @@ class Validator : private FieldChecks {
   void CheckExpertsOptimizer(const v1::Optimizer& optimizer, const v1::Model& model) {
     CheckAdam("optimizer.experts", optimizer.experts());
     CheckBesideAdam("optimizer.experts", optimizer);
-    const auto is_moe = [](const v1::Layer& layer) { return layer.has_moe(); };
+    const auto is_moe = [](const v1::Layer& layer) {
+      return layer.has_moe() || layer.has_recurrent_moe();
+    };
     if (std::none_of(model.layers().begin(), model.layers().end(), is_moe)) {
       Fail("optimizer.experts",
            "is set, but no layer has experts: leave it out, or give the model a moe "
@@ -312,12 +319,12 @@ void FillDefaults(v1::Job* job) {
   if (optimizer.schedule().kind_case() == v1::Schedule::KIND_NOT_SET) {
     optimizer.mutable_schedule()->mutable_constant();
   }
-  for (v1::Layer& layer : *job->mutable_model()->mutable_layers()) {
-    if (!layer.has_moe()) continue;
-    v1::Moe& moe = *layer.mutable_moe();
-    if (moe.gating() == v1::GATING_SOFTMAX && moe.k() == 0) moe.set_k(moe.experts());
-    if (moe.parameters() == v1::PARAMETERS_UNSPECIFIED) {
-      moe.set_parameters(v1::PARAMETERS_FLOAT32);
+  for (v1::Moe* moe : MutableMixtures(job->mutable_model())) {
+    if (moe->gating() == v1::GATING_SOFTMAX && moe->k() == 0) {
+      moe->set_k(moe->experts());
+    }
+    if (moe->parameters() == v1::PARAMETERS_UNSPECIFIED) {
+      moe->set_parameters(v1::PARAMETERS_FLOAT32);
     }
   }
   if (job->training().dense_shards() == 0) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/job/mixtures.h"
 #include "common/random/random.h"
 #include "glog/logging.h"
 
@@ -33,6 +34,8 @@ class Planner {
     } else {
       AddDense(Weights("embedding", model.vocabulary(), d_, /*fan_in=*/d_));
     }
+    const std::vector<Mixture> mixtures = MixturesOf(job_);
+    auto mixture = mixtures.begin();
     for (int l = 0; l < model.layers_size(); ++l) {
       const v1::Layer& layer = model.layers(l);
       switch (layer.kind_case()) {
@@ -40,7 +43,14 @@ class Planner {
           AddLstm(absl::StrCat("layer", l, ".lstm."), layer.lstm());
           break;
         case v1::Layer::kMoe:
-          AddMoe(l, layer.moe());
+          AddMixture(*mixture++);
+          break;
+        case v1::Layer::kRecurrentMoe:
+          AddMixture(*mixture++);
+          AddMixture(*mixture++);
+          AddDense(CellBias(absl::StrCat("layer", l, ".recurrent_moe.b"),
+                            layer.recurrent_moe().hidden(),
+                            layer.recurrent_moe().forget_bias()));
           break;
         case v1::Layer::KIND_NOT_SET:
           LOG(FATAL) << "layer " << l << " has no kind";
@@ -89,6 +99,15 @@ class Planner {
     return tensor;
   }
 
+  // Of an LSTM's gates.
+  TensorSpec CellBias(std::string name, int64_t hidden, float forget_bias) const {
+    TensorSpec bias = Bias(std::move(name), 4 * hidden);
+    bias.offset = forget_bias;
+    bias.offset_begin = hidden;
+    bias.offset_end = 2 * hidden;
+    return bias;
+  }
+
   int64_t Add(TensorSpec tensor) {
     tensor.index = static_cast<int64_t>(plan_.tensors.size());
     plan_.tensors.push_back(std::move(tensor));
@@ -133,43 +152,41 @@ class Planner {
     const int64_t recurrent = lstm.projection() > 0 ? lstm.projection() : hidden;
     AddDense(Weights(absl::StrCat(prefix, "wx"), d_, 4 * hidden, d_));
     AddDense(Weights(absl::StrCat(prefix, "wh"), recurrent, 4 * hidden, recurrent));
-    TensorSpec bias = Bias(absl::StrCat(prefix, "b"), 4 * hidden);
-    bias.offset = lstm.forget_bias();
-    bias.offset_begin = hidden;
-    bias.offset_end = 2 * hidden;
-    AddDense(std::move(bias));
+    AddDense(CellBias(absl::StrCat(prefix, "b"), hidden, lstm.forget_bias()));
     if (lstm.projection() > 0) {
       AddDense(Weights(absl::StrCat(prefix, "wp"), hidden, lstm.projection(), hidden));
     }
   }
 
-  void AddMoe(int32_t layer, const v1::Moe& moe) {
-    CHECK_GT(moe.groups(), 0) << "layer " << layer;
-    CHECK_EQ(moe.experts() % moe.groups(), 0) << "layer " << layer;
-    const std::string prefix = absl::StrCat("layer", layer, ".moe.");
+  void AddMixture(const Mixture& mixture) {
+    const v1::Moe& moe = mixture.moe;
+    const std::string& prefix = mixture.tensors;
+    CHECK_GT(moe.groups(), 0) << prefix;
+    CHECK_EQ(moe.experts() % moe.groups(), 0) << prefix;
     const bool hierarchical = moe.k_primary() > 0;
     for (TensorSpec& tensor :
-         GateTensors(prefix, moe, hierarchical ? moe.groups() : moe.experts())) {
+         GateTensors(prefix, mixture, hierarchical ? moe.groups() : moe.experts())) {
       AddDense(std::move(tensor));
     }
     const int32_t experts_per_group = moe.experts() / moe.groups();
     for (int32_t g = 0; g < moe.groups(); ++g) {
       ShardSpec shard;
-      shard.id = absl::StrCat("layer", layer, "/group", g);
+      shard.id = absl::StrCat(mixture.shards, "group", g);
       shard.kind = ShardKind::kExpert;
-      shard.layer = layer;
+      shard.layer = static_cast<int32_t>(mixture.id.layer);
+      shard.mixture = mixture.id.mixture;
       shard.group = g;
       shard.first_expert = g * experts_per_group;
       shard.experts = experts_per_group;
       if (hierarchical) {
         const std::string gate = absl::StrCat(prefix, "group", g, ".");
-        for (TensorSpec& tensor : GateTensors(gate, moe, experts_per_group)) {
+        for (TensorSpec& tensor : GateTensors(gate, mixture, experts_per_group)) {
           shard.tensors.push_back(Add(std::move(tensor)));
           ++shard.gate_tensors;
         }
       }
       for (int32_t e = 0; e < experts_per_group; ++e) {
-        AddExpert(absl::StrCat(prefix, "expert", shard.first_expert + e, ".w"), moe,
+        AddExpert(absl::StrCat(prefix, "expert", shard.first_expert + e, ".w"), mixture,
                   &shard);
       }
       experts_.push_back(std::move(shard));
@@ -177,15 +194,15 @@ class Planner {
   }
 
   // Of a gate that chooses among n.
-  std::vector<TensorSpec> GateTensors(const std::string& prefix, const v1::Moe& moe,
+  std::vector<TensorSpec> GateTensors(const std::string& prefix, const Mixture& mixture,
                                       int64_t n) const {
-    TensorSpec wg = Zeros(absl::StrCat(prefix, "wg"), d_, n);
-    switch (moe.gating()) {
+    TensorSpec wg = Zeros(absl::StrCat(prefix, "wg"), mixture.in, n);
+    switch (mixture.moe.gating()) {
       case v1::GATING_SOFTMAX:
         return {wg};
       case v1::GATING_STRICTLY_BALANCED: {
         // With zeros all columns would tie, and some tokens get every expert, most none.
-        wg = Weights(wg.name, d_, n, d_);
+        wg = Weights(wg.name, mixture.in, n, mixture.in);
         wg.bound *= kStrictGateScale;
         TensorSpec threshold = Zeros(absl::StrCat(prefix, "threshold"), 1, n);
         threshold.offset = static_cast<float>(-std::log(static_cast<double>(n)));
@@ -194,19 +211,18 @@ class Planner {
         return {wg, threshold};
       }
       default:
-        return {wg, Zeros(absl::StrCat(prefix, "wnoise"), d_, n)};
+        return {wg, Zeros(absl::StrCat(prefix, "wnoise"), mixture.in, n)};
     }
   }
 
-  void AddExpert(const std::string& prefix, const v1::Moe& moe, ShardSpec* shard) {
-    int64_t in = d_;
-    for (int i = 0; i <= moe.hidden_size(); ++i) {
-      const int64_t out = i < moe.hidden_size() ? moe.hidden(i) : d_;
-      TensorSpec tensor = Weights(absl::StrCat(prefix, i + 1), in, out, in);
+  void AddExpert(const std::string& prefix, const Mixture& mixture, ShardSpec* shard) {
+    const std::vector<int64_t> widths = ExpertWidths(mixture);
+    for (size_t i = 1; i < widths.size(); ++i) {
+      const int64_t in = widths[i - 1];
+      TensorSpec tensor = Weights(absl::StrCat(prefix, i), in, widths[i], in);
       tensor.of_expert = true;
-      tensor.bfloat16 = moe.parameters() == v1::PARAMETERS_BFLOAT16;
+      tensor.bfloat16 = mixture.moe.parameters() == v1::PARAMETERS_BFLOAT16;
       shard->tensors.push_back(Add(std::move(tensor)));
-      in = out;
     }
   }
 

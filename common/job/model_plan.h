@@ -13,14 +13,16 @@ namespace moe {
 
 // One parameter tensor, row-major [rows, cols].
 struct TensorSpec {
-  // Position in the logical order: embedding, the layers in order (a MoE layer's gate, then
+  // Position in the logical order: embedding, the layers in order (a mixture's gate, then
   // group by group the group's gate, if it has one, and its experts, each expert's w1 before
-  // its w2), softmax weight, softmax bias.
+  // its w2; of a recurrent MoE the input mixture, the recurrent one, the bias), softmax weight,
+  // softmax bias.
   int64_t index = 0;
-  // embedding | layer<l>.lstm.{wx,wh,b[,wp]} | layer<l>.moe.<gate> |
-  // layer<l>.moe.group<g>.<gate> (hierarchical) | layer<l>.moe.expert<e>.{w1,w2} |
-  // softmax.{w,b}; with tables (job.proto) embedding.rows<i> and softmax.rows<i>.{w,b}. An
-  // expert with m hidden layers has w1 .. w<m+1>. <gate> by gating: noisy top-k
+  // embedding | layer<l>.lstm.{wx,wh,b[,wp]} | <mixture>.<gate> |
+  // <mixture>.group<g>.<gate> (hierarchical) | <mixture>.expert<e>.{w1,w2} |
+  // layer<l>.recurrent_moe.b | softmax.{w,b}; with tables (job.proto) embedding.rows<i> and
+  // softmax.rows<i>.{w,b}. <mixture>: layer<l>.moe | layer<l>.recurrent_moe.{input,recurrent}.
+  // An expert with m hidden layers has w1 .. w<m+1>. <gate> by gating: noisy top-k
   // {wg,wnoise}, softmax wg, strictly balanced {wg,threshold}, the latter being ln T.
   std::string name;
   int64_t rows = 0;
@@ -49,7 +51,8 @@ inline constexpr int kDefaultDenseShards = 2;
 enum class ShardKind { kDense, kTable, kExpert, kReplica };
 enum class Table { kEmbedding, kSoftmax };
 
-// dense/<i> | embedding/rows<i> | softmax/rows<i> | layer<l>/group<g> | replica/<r>
+// dense/<i> | embedding/rows<i> | softmax/rows<i> | layer<l>/group<g> |
+// layer<l>/{input,recurrent}/group<g> | replica/<r>
 struct ShardSpec {
   std::string id;
   ShardKind kind = ShardKind::kDense;
@@ -62,8 +65,9 @@ struct ShardSpec {
   Table table = Table::kEmbedding;
   int64_t first_row = 0;
   int64_t rows = 0;
-  // Expert shards.
+  // Expert shards; mixture: as in MixtureId (mixtures.h).
   int32_t layer = 0;
+  uint32_t mixture = 0;
   int32_t group = 0;
   int32_t first_expert = 0;
   int32_t experts = 0;
@@ -75,7 +79,7 @@ struct ShardSpec {
 
 struct ModelPlan {
   std::vector<TensorSpec> tensors;
-  // Dense, then table (embedding before softmax, by rows), then expert (by layer and group), then
+  // Dense, then table (embedding before softmax, by rows), then expert (by mixture and group), then
   // replica shards.
   std::vector<ShardSpec> shards;
 

@@ -12,12 +12,12 @@ namespace moe {
 v1::Placement MakePlacement(const ModelPlan& plan,
                             const std::vector<std::string>& servers) {
   CHECK(!servers.empty());
-  // Shards that compete for the same phase of a step: by kind, expert shards by layer, table
+  // Shards that compete for the same phase of a step: by kind, expert shards by mixture, table
   // shards by table.
-  std::map<std::tuple<ShardKind, int32_t, Table>, std::vector<size_t>> classes;
+  std::map<std::tuple<ShardKind, int32_t, uint32_t, Table>, std::vector<size_t>> classes;
   for (size_t i = 0; i < plan.shards.size(); ++i) {
     const ShardSpec& shard = plan.shards[i];
-    classes[{shard.kind, shard.layer, shard.table}].push_back(i);
+    classes[{shard.kind, shard.layer, shard.mixture, shard.table}].push_back(i);
   }
 
   std::vector<size_t> server_of(plan.shards.size());

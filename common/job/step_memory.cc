@@ -86,6 +86,7 @@ int64_t StepMemory::StateBytes() const {
   int64_t width = 0;
   for (const v1::Layer& layer : job_.model().layers()) {
     const v1::Lstm& lstm = layer.lstm();
+    width += 2 * layer.recurrent_moe().hidden();
     width += lstm.hidden() + (lstm.projection() > 0 ? lstm.projection() : lstm.hidden());
   }
   return Bytes(static_cast<double>(job_.training().lanes() * width));
@@ -145,10 +146,12 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   const Sizes table = SizesOf(shards, ShardKind::kTable);
   const Sizes expert = SizesOf(shards, ShardKind::kExpert, !limits.tier);
   int64_t states = 0;
-  std::map<int32_t, int32_t> groups;  // by layer
+  std::map<MixtureId, int32_t> groups;
   for (const ShardSpec& shard : shards) {
     if (shard.kind == ShardKind::kReplica) states += StateBytes();
-    if (shard.kind == ShardKind::kExpert) ++groups[shard.layer];
+    if (shard.kind == ShardKind::kExpert) {
+      ++groups[{static_cast<uint32_t>(shard.layer), shard.mixture}];
+    }
   }
 
   Work kept;
@@ -157,8 +160,10 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   // The end of a step: a dense shard's sum goes to the backend when its turn comes, as do the
   // groups of a layer. Clipping needs all of both at once.
   Work close;
-  for (const auto& [layer, count] : groups) {
-    LayerWork work = WorkOf(job_.model().layers(layer).moe(), count, threads);
+  for (const Mixture& mixture : MixturesOf(job_)) {
+    if (!groups.contains(mixture.id)) continue;
+    const int32_t count = groups.at(mixture.id);
+    MixtureWork work = WorkOf(mixture, count, threads);
     // Of sizes that change with every step some are kept for later
     // (common/kernels/cpu/large_blocks.h).
     for (Footprint* part : {&work.kept.activations, &work.hidden,
@@ -175,8 +180,8 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
     }
     kept = kept + work.kept;
     wave = Larger(wave, work.wave);
-    const Work of_layer = {.activations = at_once * work.close};
-    close = clips ? close + of_layer : Larger(close, of_layer);
+    const Work of_mixture = {.activations = at_once * work.close};
+    close = clips ? close + of_mixture : Larger(close, of_mixture);
   }
   close.activations += clips
                            ? dense.parameters
@@ -210,39 +215,47 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   return need;
 }
 
-StepMemory::LayerWork StepMemory::WorkOf(const v1::Moe& moe, int32_t groups,
-                                         int threads) const {
-  const double d = job_.model().d_model();
+StepMemory::MixtureWork StepMemory::WorkOf(const Mixture& mixture, int32_t groups,
+                                           int threads) const {
+  const v1::Moe& moe = mixture.moe;
+  const auto in = static_cast<double>(mixture.in);
+  const auto out = static_cast<double>(mixture.out);
+  const double wider = std::max(in, out);
   const int64_t waves = job_.training().waves();
-  // Of a wave, all replicas; then of one group.
+  const int64_t calls = waves * mixture.calls;
+  // Of a call, all replicas; then of one group.
   const double tokens =
-      static_cast<double>(job_.training().replicas()) * static_cast<double>(Rows());
+      static_cast<double>(job_.training().replicas() * Rows()) / mixture.calls;
   const ExpertTraffic traffic = EvenTraffic(moe, groups);
   const double rows = traffic.rows * tokens;
   const double group_rows = traffic.group_rows * tokens / groups;
   const double pairs = traffic.pairs * tokens / groups;
   const int32_t at_once = threads > 0 ? std::min(threads, groups) : groups;
 
-  LayerWork work;
+  MixtureWork work;
   // The rows of all waves, decoded, may wait for their turn; one wave's come in meanwhile. A
-  // group's batch in and out, and its sums by row.
-  work.wave.messages = waves * Bytes(rows * d) + Received(Bytes(rows * d));
-  work.wave.activations = at_once * (2 * ArrayOf(pairs * d) + ArrayOf(group_rows * d));
+  // group's batch in and out, and its sums by row. Experts without a hidden layer need their input
+  // in the backward pass, too.
+  work.wave.messages = waves * Bytes(rows * wider) + Received(Bytes(rows * wider));
+  work.wave.activations = at_once * (ArrayOf(pairs * in) + ArrayOf(pairs * out) +
+                                     ArrayOf(group_rows * wider));
   if (!training_) {
     work.wave.activations += at_once * HiddenOf(moe, pairs);
-    work.wave.messages += groups * Bytes(group_rows * d);
+    work.wave.messages += groups * Bytes(group_rows * out);
     return work;
   }
+  if (moe.hidden().empty()) work.wave.activations += at_once * ArrayOf(pairs * in);
   // Hidden and dhidden; x and dy; numbers of each pair (its row, its gate, its place in the
   // batch); the replies of both passes.
-  work.hidden = 2 * waves * HiddenOf(moe, pairs);
+  work.hidden = 2 * calls * HiddenOf(moe, pairs);
   work.kept.activations =
-      waves * (2 * ArrayOf(rows * d) + groups * HostFloats(5 * pairs));
-  work.kept.messages = waves * groups * Bytes(2 * group_rows * d + pairs);
-  // x, gated dy, hidden and dhidden of all waves once more, in the order of experts.
-  const double step_rows = static_cast<double>(waves) * group_rows;
-  const double step_pairs = static_cast<double>(waves) * pairs;
-  work.close = 2 * (ArrayOf(step_pairs * d) + HiddenOf(moe, step_pairs));
+      calls * (ArrayOf(rows * in) + ArrayOf(rows * out) + groups * HostFloats(5 * pairs));
+  work.kept.messages = calls * groups * Bytes(group_rows * (in + out) + pairs);
+  // x, gated dy, hidden and dhidden of all calls once more, in the order of experts.
+  const double step_rows = static_cast<double>(calls) * group_rows;
+  const double step_pairs = static_cast<double>(calls) * pairs;
+  work.close = ArrayOf(step_pairs * in) + ArrayOf(step_pairs * out) +
+               2 * HiddenOf(moe, step_pairs);
   if (moe.k_primary() > 0) {
     // The secondary gate's logits, raw and noise, or later their gradients; what it chose,
     // which the replies have too; and its batch of all waves.
@@ -251,7 +264,7 @@ StepMemory::LayerWork StepMemory::WorkOf(const v1::Moe& moe, int32_t groups,
         waves * groups *
         (3 * ArrayOf(group_rows * columns) + HostFloats(2 * group_rows + 2 * pairs));
     work.kept.messages += waves * groups * Bytes(3 * pairs);
-    work.close += ArrayOf(step_rows * d) + 2 * ArrayOf(step_rows * columns);
+    work.close += ArrayOf(step_rows * in) + 2 * ArrayOf(step_rows * columns);
   }
   return work;
 }
@@ -262,14 +275,15 @@ MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned) const {
   const int64_t replicas = static_cast<int64_t>(owned.size());
   const Sizes dense = SizesOf(plan_.shards, ShardKind::kDense);
 
-  // A wave's rows to the servers of a layer, and those that come back.
+  // A call's rows to the servers of a mixture, and those that come back, in either pass.
   int64_t frames = 0;
-  for (const v1::Layer& layer : job_.model().layers()) {
-    if (!layer.has_moe()) continue;
-    const ExpertTraffic traffic = EvenTraffic(layer.moe(), layer.moe().groups());
-    const int64_t rows = Bytes(traffic.group_rows * job_.model().d_model() *
-                               static_cast<double>(replicas * Rows()));
-    frames = std::max(frames, Sent(rows) + Received(rows));
+  for (const Mixture& mixture : MixturesOf(job_)) {
+    const ExpertTraffic traffic = EvenTraffic(mixture.moe, mixture.moe.groups());
+    const double rows =
+        traffic.group_rows * static_cast<double>(replicas * Rows()) / mixture.calls;
+    const int64_t in = Bytes(rows * static_cast<double>(mixture.in));
+    const int64_t out = Bytes(rows * static_cast<double>(mixture.out));
+    frames = std::max({frames, Sent(in) + Received(out), Sent(out) + Received(in)});
   }
   Work work;
   work.activations = replicas * Activations();
@@ -305,13 +319,49 @@ Footprint StepMemory::Activations() const {
       model.has_tables() ? model.tables().candidates() + 1 : model.vocabulary();
   const double touched =
       static_cast<double>(TouchedBytes(plan_.shards, 1)) / sizeof(float);
+  double from_servers = rows * d;
+  for (const Mixture& mixture : MixturesOf(job_)) {
+    const auto width = static_cast<double>(std::max(mixture.in, mixture.out));
+    from_servers = std::max(from_servers, rows / mixture.calls * width);
+  }
   Footprint all = 2 * ArrayOf(touched) + ArrayOf(rows * words) +
-                  (2 * waves + 1) * ArrayOf(rows * d) + HostFloats(rows * d);
+                  (2 * waves + 1) * ArrayOf(rows * d) + HostFloats(from_servers);
   for (const v1::Layer& layer : job_.model().layers()) {
     all += waves * ArrayOf(rows * d);  // output
-    all += layer.has_lstm() ? OfLstm(layer.lstm()) : OfGate(layer.moe());
+    if (layer.has_lstm()) all += OfLstm(layer.lstm());
+    // Of a MoE layer the output, and what the sigmoid takes; its gradient, off the backend.
+    if (layer.has_moe()) all += (waves + 1) * ArrayOf(rows * d) + HostFloats(rows * d);
+    if (layer.has_recurrent_moe()) all += OfRecurrentMoe(layer.recurrent_moe());
+  }
+  for (const Mixture& mixture : MixturesOf(job_)) {
+    const v1::RecurrentMoe& layer =
+        job_.model().layers(static_cast<int>(mixture.id.layer)).recurrent_moe();
+    all += OfMixture(mixture, layer.kept_states() > 0 ? 1 : mixture.calls);
   }
   return all;
+}
+
+Footprint StepMemory::OfRecurrentMoe(const v1::RecurrentMoe& layer) const {
+  const v1::Training& training = job_.training();
+  const double rows = static_cast<double>(Rows());
+  const double lanes = static_cast<double>(training.lanes() / training.waves());
+  const double hidden = layer.hidden();
+  const Footprint state = ArrayOf(lanes * 2 * hidden);
+  // Gates; the gradient of the output, and of c in one time step; the state after. Without
+  // recomputation tanh(c), and c and h with the state before; with it those of a time step, its
+  // gates and the states that are kept.
+  Footprint of_wave = ArrayOf(rows * 4 * hidden) + ArrayOf(rows * hidden) +
+                      ArrayOf(lanes * hidden) + state;
+  if (layer.kept_states() == 0) {
+    of_wave += ArrayOf(rows * hidden) + 2 * ArrayOf((lanes + rows) * hidden);
+  } else {
+    of_wave += ArrayOf(lanes * 4 * hidden) + ArrayOf(lanes * hidden) +
+               2 * ArrayOf(2 * lanes * hidden) +
+               std::min(layer.kept_states(), training.unroll()) * state;
+  }
+  // What comes from the servers for a time step; what goes to them, off the backend.
+  return training.waves() * of_wave + ArrayOf(lanes * 4 * hidden) +
+         HostFloats(rows * 4 * hidden);
 }
 
 Footprint StepMemory::OfLstm(const v1::Lstm& lstm) const {
@@ -330,25 +380,22 @@ Footprint StepMemory::OfLstm(const v1::Lstm& lstm) const {
          (projects ? 2 : 1) * ArrayOf(lanes * hidden);
 }
 
-// The worker's half of a MoE layer.
-Footprint StepMemory::OfGate(const v1::Moe& moe) const {
-  const double d = job_.model().d_model();
+Footprint StepMemory::OfMixture(const Mixture& mixture, int32_t kept) const {
+  const v1::Moe& moe = mixture.moe;
   const int64_t waves = job_.training().waves();
-  const double rows = static_cast<double>(Rows());
+  const double rows = static_cast<double>(Rows()) / mixture.calls;
   const bool hierarchical = moe.k_primary() > 0;
   const double columns = hierarchical ? moe.groups() : moe.experts();
   const double chosen = hierarchical                         ? moe.k_primary()
                         : moe.gating() == v1::GATING_SOFTMAX ? moe.experts()
                                                              : moe.k();
-  // Noisy top-k: logits, raw and noise of each wave, and two gradients; the others: logits
-  // and their gradient.
+  // Noisy top-k: logits, raw and noise, and two gradients; the others: logits and their gradient.
   const bool noisy = moe.gating() == v1::GATING_NOISY_TOP_K;
-  return (noisy ? 3 * waves + 2 : 2) * ArrayOf(rows * columns) +
+  return (noisy ? 3 * waves * kept + 2 : 2) * ArrayOf(rows * columns) +
          // Of each choice: expert and gate on the backend and off it, its place in frames.
-         waves * HostFloats(10 * rows * chosen) +
-         // Output, and what the sigmoid takes; input and the output's gradient, off the
-         // backend.
-         (waves + 1) * ArrayOf(rows * d) + 2 * waves * HostFloats(rows * d);
+         waves * mixture.calls * HostFloats(10 * rows * chosen) +
+         // Input, off the backend.
+         HostFloats(rows * static_cast<double>(mixture.in));
 }
 
 }  // namespace moe

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/job/footprint.h"
+#include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/job.pb.h"
@@ -90,8 +91,8 @@ class StepMemory {
       return {activations + other.activations, messages + other.messages};
     }
   };
-  // Of the groups of one MoE layer that a server has.
-  struct LayerWork {
+  // Of the groups of one mixture that a server has.
+  struct MixtureWork {
     Work kept;         // of all waves, from the forward pass to the end of the step
     Footprint hidden;  // what may be computed again instead; of one group, all waves
     Work wave;        // in a wave's forward or backward pass
@@ -112,7 +113,7 @@ class StepMemory {
   // experts: whether what lies in a tier counts.
   Sizes SizesOf(std::span<const ShardSpec> shards, ShardKind kind,
                 bool experts = true) const;
-  LayerWork WorkOf(const v1::Moe& moe, int32_t groups, int threads) const;
+  MixtureWork WorkOf(const Mixture& mixture, int32_t groups, int threads) const;
   // T, the rows of a wave of one replica.
   int64_t Rows() const;
   // Nodes of the tree over replicas that a worker's gradients come as.
@@ -125,7 +126,11 @@ class StepMemory {
   // Of one replica.
   Footprint Activations() const;
   Footprint OfLstm(const v1::Lstm& lstm) const;
-  Footprint OfGate(const v1::Moe& moe) const;
+  // Without its mixtures.
+  Footprint OfRecurrentMoe(const v1::RecurrentMoe& layer) const;
+  // The worker's half of a mixture. kept: calls of each wave of which all is kept that the backward
+  // pass needs.
+  Footprint OfMixture(const Mixture& mixture, int32_t kept) const;
 
   const v1::Job& job_;
   const ModelPlan& plan_;

@@ -35,7 +35,7 @@ enum class Transpose { kNo, kYes };
 // One expert's rows within an expert-major batch of p rows. An expert with m hidden layers of the
 // widths h_1 .. h_m has m + 1 matrices.
 struct ExpertRows {
-  // Host memory, the caller's: W_1 [d, h_1], W_2 [h_1, h_2], .., W_(m+1) [h_m, d]. Empty if the
+  // Host memory, the caller's: W_1 [d, h_1], W_2 [h_1, h_2], .., W_(m+1) [h_m, o]. Empty if the
   // matrices are bf16, and then they are w16; products and sums are of floats with both.
   std::span<float* const> w;
   int64_t begin = 0;  // first row of the expert in the batch
@@ -248,19 +248,21 @@ class Backend {
                                      Matrix dx) = 0;
 
   // ---- experts: ReLU(.. ReLU(x W_1) .. W_m) W_(m+1) on an expert-major batch of p rows; experts
-  // in parallel. hidden, dhidden: one matrix for each hidden layer, first to last; m >= 1.
-  // x: [p, d]; hidden: m times [p, h_i] out; y: [p, d] out.
+  // in parallel. hidden, dhidden: one matrix for each hidden layer, first to last; m >= 0.
+  // x: [p, d]; hidden: m times [p, h_i] out; y: [p, o] out.
   virtual void ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x,
                              std::span<const Matrix> hidden, Matrix y) = 0;
-  // dy: [p, d] dL/d(layer output) of each row, ungated. gate: [p]. With u = dy W_(m+1)^T:
+  // dy: [p, o] dL/d(layer output) of each row, ungated. gate: [p]. With u = dy W_(m+1)^T:
   // dgate [p] = <hidden_m, u>, dhidden_m [p, h_m] = gate * u * 1[hidden_m > 0],
   // dhidden_(i-1) = dhidden_i W_i^T * 1[hidden_(i-1) > 0], dx [p, d] = dhidden_1 W_1^T.
-  virtual void ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix dy,
-                              const float* gate, std::span<const ConstMatrix> hidden,
-                              float* dgate, std::span<const Matrix> dhidden,
-                              Matrix dx) = 0;
+  // Without a hidden layer dgate = <x, u> and dx = gate * u; x is ignored, and may be empty, if there
+  // is one.
+  virtual void ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix x,
+                              ConstMatrix dy, const float* gate,
+                              std::span<const ConstMatrix> hidden, float* dgate,
+                              std::span<const Matrix> dhidden, Matrix dx) = 0;
   // Forms dW_1 = x^T dhidden_1, dW_i = hidden_(i-1)^T dhidden_i and dW_(m+1) = hidden_m^T gated_dy
-  // (gated_dy = gate * dy) over each expert's rows and applies the optimizer at once; no gradient
+  // (gated_dy = gate * dy, [p, o]; without a hidden layer dW_1 = x^T gated_dy) over each expert's rows and applies the optimizer at once; no gradient
   // is kept, but for one matrix on each thread where an update takes means. Experts without rows are
   // untouched.
   virtual void ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x,

@@ -216,8 +216,8 @@ void AddExperts(Backend& backend, Probe& probe, Hash& hash) {
     const Matrix dhidden_out[] = {dhidden.view()};
     const ConstMatrix dhidden_in[] = {dhidden.view()};
     backend.ExpertForward({&expert, 1}, x.view(), hidden_out, y.view());
-    backend.ExpertBackward({&expert, 1}, y.view(), gate.data(), hidden_in, dgate.data(),
-                           dhidden_out, dx.view());
+    backend.ExpertBackward({&expert, 1}, ConstMatrix(), y.view(), gate.data(), hidden_in,
+                           dgate.data(), dhidden_out, dx.view());
     OptimizerStep step;
     step.adam.rate = 0.01f;
     const OptimizerStep steps[] = {step, step};

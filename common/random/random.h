@@ -23,6 +23,8 @@ enum class Purpose : uint32_t {
   kCandidate = 7,
   // Stochastic rounding of bf16 parameters.
   kRounding = 8,
+  // As kGateNoise, of a recurrent MoE's recurrent mixture.
+  kRecurrentGateNoise = 9,
 };
 
 // Key of one tensor of random numbers, derived by Philox from the ids.

@@ -146,12 +146,14 @@ std::string ToJson(const RunSummary& summary) {
   json["checkpoint"] = summary.checkpoint;
   json["balance"] = nlohmann::ordered_json::array();
   for (const v1::BalanceStatus& layer : summary.balance) {
-    json["balance"].push_back({{"layer", layer.layer()},
-                               {"cv_importance", number(layer.cv_importance())},
-                               {"cv_load", number(layer.cv_load())},
-                               {"max_over_mean_load", number(layer.max_over_mean_load())},
-                               {"experts_per_token", number(layer.experts_per_token())},
-                               {"unrouted_share", number(layer.unrouted_share())}});
+    nlohmann::ordered_json balance = {{"layer", layer.layer()}};
+    if (!layer.mixture().empty()) balance["mixture"] = layer.mixture();
+    balance["cv_importance"] = number(layer.cv_importance());
+    balance["cv_load"] = number(layer.cv_load());
+    balance["max_over_mean_load"] = number(layer.max_over_mean_load());
+    balance["experts_per_token"] = number(layer.experts_per_token());
+    balance["unrouted_share"] = number(layer.unrouted_share());
+    json["balance"].push_back(std::move(balance));
   }
   json["words_per_second"] = number(summary.words_per_second);
   json["seconds"] = number(summary.seconds);

@@ -34,8 +34,10 @@ std::string SplitName(v1::Split split) {
 std::string FormatBalance(const std::vector<v1::BalanceStatus>& balance) {
   return absl::StrJoin(
       balance, "  ", [](std::string* out, const v1::BalanceStatus& layer) {
-        absl::StrAppendFormat(out, "moe%d: CV(imp) %.2f CV(load) %.2f max/mean %.2f",
-                              layer.layer(), layer.cv_importance(), layer.cv_load(),
+        absl::StrAppend(out, "moe", layer.layer(), layer.mixture().empty() ? "" : ".",
+                        layer.mixture());
+        absl::StrAppendFormat(out, ": CV(imp) %.2f CV(load) %.2f max/mean %.2f",
+                              layer.cv_importance(), layer.cv_load(),
                               layer.max_over_mean_load());
         if (layer.unrouted_share() > 0) {
           absl::StrAppendFormat(out, " unrouted %.1f %%", 100 * layer.unrouted_share());

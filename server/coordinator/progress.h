@@ -26,7 +26,8 @@ struct CompletedStep {
 
 // "validation", ...
 std::string SplitName(v1::Split split);
-// "moe1: CV(imp) 0.21 CV(load) 0.15 max/mean 1.42", one for each layer
+// "moe1: CV(imp) 0.21 CV(load) 0.15 max/mean 1.42", one for each mixture; a recurrent MoE's are
+// moe1.input and moe1.recurrent
 std::string FormatBalance(const std::vector<v1::BalanceStatus>& balance);
 
 // Not thread-safe.

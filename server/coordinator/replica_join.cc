@@ -54,7 +54,8 @@ absl::Status ReplicaJoin::Add(
   if (!reports_.empty()) {
     const std::vector<v1::LayerBalance>& other = reports_.begin()->second.balance;
     const auto same_size = [](const v1::LayerBalance& a, const v1::LayerBalance& b) {
-      return a.layer() == b.layer() && a.assigned_size() == b.assigned_size() &&
+      return a.layer() == b.layer() && a.mixture() == b.mixture() &&
+             a.assigned_size() == b.assigned_size() &&
              a.importance_size() == b.importance_size();
     };
     if (!std::equal(balance.begin(), balance.end(), other.begin(), other.end(),
@@ -125,6 +126,7 @@ std::vector<v1::BalanceStatus> ReplicaJoin::StepBalance() const {
   for (const v1::LayerBalance& total : TotalBalance()) {
     v1::BalanceStatus& status = balance.emplace_back();
     status.set_layer(total.layer());
+    status.set_mixture(total.mixture());
     status.set_cv_importance(first[balance.size() - 1].cv_importance());
     status.set_cv_load(first[balance.size() - 1].cv_load());
     SetChoices(total, tokens(), &status);
@@ -138,6 +140,7 @@ std::vector<v1::BalanceStatus> ReplicaJoin::EvaluationBalance() const {
   for (const v1::LayerBalance& total : TotalBalance()) {
     v1::BalanceStatus& status = balance.emplace_back();
     status.set_layer(total.layer());
+    status.set_mixture(total.mixture());
     const std::vector<double> importance(total.importance().begin(),
                                          total.importance().end());
     const std::vector<double> load(total.assigned().begin(), total.assigned().end());

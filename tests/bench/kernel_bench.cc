@@ -168,7 +168,7 @@ void ExpertBackward(benchmark::State& state) {
   const ExpertBench b(backend, state.range(1), state.range(2), state.range(3),
                       state.range(4));
   for (auto _ : state) {
-    backend.ExpertBackward(b.experts, b.dy.view(), b.gate.data(),
+    backend.ExpertBackward(b.experts, ConstMatrix(), b.dy.view(), b.gate.data(),
                            Views<ConstMatrix>(b.hidden), b.dgate.data(),
                            Views<Matrix>(b.dhidden), b.dx.view());
   }

@@ -119,6 +119,40 @@ constexpr char kHierarchical[] = R"(
   optimizer { adam {} schedule { base_rate: 0.02 } clip_norm: 0.05 }
 )";
 
+// A recurrent MoE of linear and of deep experts, between an LSTM and a MoE layer, and clipping that
+// bites.
+std::string Recurrent(int kept_states) {
+  return absl::StrCat(R"(
+    name: "recurrent" seed: 10
+    model {
+      d_model: 8
+      embedding_dropout: 0.1
+      layers { lstm { hidden: 8 forget_bias: 1 } residual: true }
+      layers {
+        recurrent_moe {
+          hidden: 8
+          input {
+            experts: 8 k: 2 groups: 4 gating: GATING_NOISY_TOP_K w_importance: 0.1 w_load: 0.1
+          }
+          recurrent {
+            experts: 6 k: 2 hidden: 5 groups: 3 gating: GATING_NOISY_TOP_K
+            w_importance: 0.1 w_load: 0.1
+          }
+          forget_bias: 1
+          kept_states: )",
+                      kept_states, R"(
+        }
+        dropout: 0.1 residual: true
+      }
+      layers {
+        moe { experts: 4 k: 2 hidden: 8 groups: 2 gating: GATING_NOISY_TOP_K w_load: 0.1 }
+        residual: true
+      }
+    }
+    optimizer { adam {} schedule { base_rate: 0.02 } clip_norm: 0.05 }
+  )");
+}
+
 std::string Training(int replicas, int steps) {
   return absl::StrCat("training { replicas: ", replicas,
                       " waves: 2 lanes: 4 unroll: 5 steps: ", steps,
@@ -328,6 +362,26 @@ TEST_F(ShapeTest, HierarchicalResumedOnAnotherShape) {
   const std::string digest = Digest(whole, {1, 1, 1});
   EXPECT_NE(Digest(half, {3, 1, 1}, "halves"), digest);
   EXPECT_EQ(Digest(whole, {2, 3, 2}, "halves", /*resume=*/true), digest);
+}
+
+TEST_F(ShapeTest, RecurrentOnAnyShapeHoweverManyStatesAreKept) {
+  const std::string training = Training(3, 5);
+  const std::string digest = Digest(Recurrent(0) + training, {1, 1, 1});
+  EXPECT_EQ(Digest(Recurrent(0) + training, {2, 3, 2}), digest);
+  EXPECT_EQ(Digest(Recurrent(0) + training, {4, 1, 1}), digest);
+  EXPECT_EQ(Digest(Recurrent(1) + training, {1, 2, 2}), digest);
+  EXPECT_EQ(Digest(Recurrent(2) + training, {3, 2, 1}), digest);
+  EXPECT_EQ(Digest(Recurrent(2) + training, {2, 1, 2}), digest);
+}
+
+TEST_F(ShapeTest, RecurrentResumedOnAnotherShape) {
+  for (int kept_states : {0, 2}) {
+    const std::string whole = Recurrent(kept_states) + Training(3, 6);
+    const std::string half = Recurrent(kept_states) + Training(3, 3);
+    const std::string digest = Digest(whole, {1, 1, 1});
+    EXPECT_NE(Digest(half, {3, 1, 1}, "halves"), digest);
+    EXPECT_EQ(Digest(whole, {2, 3, 2}, "halves", /*resume=*/true), digest);
+  }
 }
 
 // What makes a difference must make one, or the tests above show nothing.

@@ -40,7 +40,7 @@ TEST(ConfigsTest, AllAreValidAndNamedAsTheirFiles) {
 }
 
 TEST(ConfigsTest, KjvStepsAre2048Words) {
-  for (const char* name : {"kjv-moe", "kjv-dense", "kjv-strict"}) {
+  for (const char* name : {"kjv-moe", "kjv-dense", "kjv-strict", "kjv-recurrent"}) {
     absl::StatusOr<v1::Job> job =
         ReadJobFile(absl::StrFormat("%s/%s.textproto", kConfigs, name));
     ASSERT_TRUE(job.ok()) << job.status();

@@ -71,9 +71,34 @@ TEST(DescribeTest, CountsThresholdsAsParametersOnly) {
   EXPECT_EQ(count.parameters, 6 * 2 * 3 * 5 + 3 * 6 + 6);
 }
 
+TEST(DescribeTest, CountsBothMixturesOfARecurrentMoe) {
+  const ModelCount count = CountModel(JobOf(R"(
+      d_model: 3 vocabulary: 7
+      layers {
+        recurrent_moe {
+          hidden: 3
+          input { experts: 8 k: 2 groups: 2 gating: GATING_NOISY_TOP_K }
+          recurrent { experts: 4 k: 1 hidden: 5 groups: 2 gating: GATING_NOISY_TOP_K }
+        }
+      }
+      )"));
+  const int64_t linear = 3 * 12, deep = 3 * 5 + 5 * 12;
+  const int64_t gates = 2 * 3 * 8 + 2 * 3 * 4;
+  EXPECT_EQ(count.layers[0].name, "layer0.recurrent_moe");
+  EXPECT_EQ(count.multiply_adds, 2 * linear + deep + gates);
+  EXPECT_EQ(count.parameters, 8 * linear + 4 * deep + gates + 12);
+}
+
 TEST(DescribeTest, AgreesWithThePlan) {
   const v1::Job job = JobOf(R"(
       d_model: 3 vocabulary: 7
+      layers {
+        recurrent_moe {
+          hidden: 3
+          input { experts: 8 k: 2 groups: 2 gating: GATING_NOISY_TOP_K }
+          recurrent { experts: 4 hidden: 5 groups: 2 gating: GATING_SOFTMAX }
+        }
+      }
       layers { lstm { hidden: 5 projection: 3 } }
       layers { moe { experts: 8 k: 2 hidden: 5 hidden: 6 groups: 2 gating: GATING_NOISY_TOP_K } }
       layers { lstm { hidden: 3 } }

@@ -200,6 +200,15 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 v1::Layer& Layer(v1::Job& job, int l) { return *job.mutable_model()->mutable_layers(l); }
 v1::Lstm& Lstm(v1::Job& job) { return *Layer(job, 0).mutable_lstm(); }
 v1::Moe& Moe(v1::Job& job) { return *Layer(job, 1).mutable_moe(); }
+// In place of the moe, which both of its mixtures are.
+v1::RecurrentMoe& RecurrentMoe(v1::Job& job) {
+  const v1::Moe moe = Moe(job);
+  v1::RecurrentMoe& layer = *Layer(job, 1).mutable_recurrent_moe();
+  layer.set_hidden(8);
+  *layer.mutable_input() = moe;
+  *layer.mutable_recurrent() = moe;
+  return layer;
+}
 v1::Schedule& Schedule(v1::Job& job) {
   return *job.mutable_optimizer()->mutable_schedule();
 }
@@ -238,7 +247,7 @@ INSTANTIATE_TEST_SUITE_P(
               },
               "model.initialization.uniform_scale is -0.5: must be 0 or more, and finite"},
         Wrong{"NoKind", [](v1::Job& job) { Layer(job, 0).clear_lstm(); },
-              "model.layers[0] has no kind: set lstm or moe"},
+              "model.layers[0] has no kind: set lstm, moe or recurrent_moe"},
         Wrong{"Dropout", [](v1::Job& job) { Layer(job, 1).set_dropout(-0.5f); },
               "model.layers[1].dropout is -0.5: must be in [0, 1)"},
         Wrong{"DropoutNan", [](v1::Job& job) { Layer(job, 1).set_dropout(kNan); },
@@ -265,6 +274,50 @@ INSTANTIATE_TEST_SUITE_P(
               "model.layers[1].moe.groups is 0: must divide experts (4)"},
         Wrong{"MoreGroupsThanExperts", [](v1::Job& job) { Moe(job).set_groups(8); },
               "model.layers[1].moe.groups is 8: must divide experts (4)"},
+        Wrong{"RecurrentMoeIsNotDModel",
+              [](v1::Job& job) { RecurrentMoe(job).set_hidden(16); },
+              "model.layers[1].recurrent_moe.hidden is 16: must be d_model (8)"},
+        Wrong{"RecurrentMoeWithoutInput",
+              [](v1::Job& job) { RecurrentMoe(job).clear_input(); },
+              "model.layers[1].recurrent_moe.input is not set: both products of the layer "
+              "are mixtures of experts"},
+        Wrong{"RecurrentMoeWithoutRecurrent",
+              [](v1::Job& job) { RecurrentMoe(job).clear_recurrent(); },
+              "model.layers[1].recurrent_moe.recurrent is not set: both products of the "
+              "layer are mixtures of experts"},
+        Wrong{"RecurrentMoeHierarchical",
+              [](v1::Job& job) {
+                RecurrentMoe(job).mutable_recurrent()->set_k_primary(1);
+              },
+              "model.layers[1].recurrent_moe.recurrent.k_primary is 1: must be 0, because "
+              "the mixtures of a recurrent_moe are flat"},
+        Wrong{"RecurrentMoeStrict",
+              [](v1::Job& job) {
+                RecurrentMoe(job).mutable_input()->set_gating(
+                    v1::GATING_STRICTLY_BALANCED);
+              },
+              "model.layers[1].recurrent_moe.input.gating is GATING_STRICTLY_BALANCED: a "
+              "recurrent_moe needs GATING_NOISY_TOP_K or GATING_SOFTMAX"},
+        Wrong{"RecurrentMoeSigmoid",
+              [](v1::Job& job) {
+                RecurrentMoe(job).mutable_input()->set_sigmoid_output(true);
+              },
+              "model.layers[1].recurrent_moe.input.sigmoid_output is true: must be false, "
+              "because what the mixture gives is added to the gates of an LSTM"},
+        Wrong{"RecurrentMoeExpertHiddenZero",
+              [](v1::Job& job) { RecurrentMoe(job).mutable_recurrent()->add_hidden(0); },
+              "model.layers[1].recurrent_moe.recurrent.hidden[0] is 0: must be between 1 "
+              "and 1048576"},
+        Wrong{"RecurrentMoeTooManyChosen",
+              [](v1::Job& job) { RecurrentMoe(job).mutable_recurrent()->set_k(5); },
+              "model.layers[1].recurrent_moe.recurrent.k is 5: must be between 1 and "
+              "experts (4)"},
+        Wrong{"RecurrentMoeKeepsLessThanNothing",
+              [](v1::Job& job) { RecurrentMoe(job).set_kept_states(-1); },
+              "model.layers[1].recurrent_moe.kept_states is -1: must be at least 0"},
+        Wrong{"RecurrentMoeForgetBias",
+              [](v1::Job& job) { RecurrentMoe(job).set_forget_bias(kInfinity); },
+              "model.layers[1].recurrent_moe.forget_bias is inf: must be finite"},
         Wrong{"NoExpertHidden", [](v1::Job& job) { Moe(job).clear_hidden(); },
               "model.layers[1].moe.hidden is empty: an expert needs a hidden layer"},
         Wrong{"ExpertHiddenZero", [](v1::Job& job) { Moe(job).set_hidden(0, 0); },
@@ -430,6 +483,23 @@ TEST(ValidateJobTest, ListsEveryWrongField) {
             "model.layers[1].moe.k is 5: must be between 1 and experts (4)\n"
             "training.lanes is 0: must be between 1 and 1048576\n"
             "training.waves is 2: must divide lanes (0)");
+}
+
+TEST(ValidateJobTest, ARecurrentMoeMayHaveLinearExperts) {
+  absl::StatusOr<v1::Job> job = ParseJob(kJob, "job.textproto");
+  ASSERT_TRUE(job.ok()) << job.status();
+  v1::RecurrentMoe& layer = RecurrentMoe(*job);
+  layer.mutable_input()->clear_hidden();
+  layer.mutable_recurrent()->clear_hidden();
+  layer.mutable_recurrent()->set_gating(v1::GATING_SOFTMAX);
+  layer.mutable_recurrent()->clear_k();
+  layer.mutable_recurrent()->clear_parameters();
+  layer.set_kept_states(100);
+  job->mutable_optimizer()->mutable_experts();
+  FillDefaults(&*job);
+  EXPECT_EQ(layer.recurrent().k(), 4);
+  EXPECT_EQ(layer.recurrent().parameters(), v1::PARAMETERS_FLOAT32);
+  EXPECT_TRUE(ValidateJob(*job).ok()) << ValidateJob(*job);
 }
 
 TEST(ValidateJobTest, HierarchicalLimitsBelongToTheLevels) {

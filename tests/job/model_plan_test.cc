@@ -84,6 +84,45 @@ TEST(ModelPlanTest, DeepExpertsHaveOneMatrixMoreThanHiddenLayers) {
   EXPECT_EQ(Describe(plan.tensors[5]), "layer0.moe.expert0.w3 6x4");
 }
 
+TEST(ModelPlanTest, ARecurrentMoeHasTwoMixtures) {
+  const ModelPlan plan = MakeModelPlan(JobOf(R"(
+      d_model: 4 vocabulary: 11
+      layers {
+        recurrent_moe {
+          hidden: 4
+          input { experts: 2 k: 1 groups: 2 gating: GATING_NOISY_TOP_K }
+          recurrent { experts: 2 hidden: 5 groups: 1 gating: GATING_SOFTMAX }
+          forget_bias: 1
+        }
+      }
+      )",
+                                             "replicas: 1 dense_shards: 1"));
+  const std::string layer = "layer0.recurrent_moe.";
+  EXPECT_THAT(Tensors(plan),
+              ElementsAre("embedding 11x4",                                    //
+                          layer + "input.wg 4x2", layer + "input.wnoise 4x2",  //
+                          layer + "input.expert0.w1 4x16",                     //
+                          layer + "input.expert1.w1 4x16",                     //
+                          layer + "recurrent.wg 4x2",                          //
+                          layer + "recurrent.expert0.w1 4x5",                  //
+                          layer + "recurrent.expert0.w2 5x16",                 //
+                          layer + "recurrent.expert1.w1 4x5",                  //
+                          layer + "recurrent.expert1.w2 5x16",                 //
+                          layer + "b 1x16",                                    //
+                          "softmax.w 11x4", "softmax.b 1x11"));
+  EXPECT_THAT(ShardIds(plan),
+              ElementsAre("dense/0", "layer0/input/group0", "layer0/input/group1",
+                          "layer0/recurrent/group0", "replica/0"));
+  EXPECT_EQ(plan.shards[2].mixture, 0u);
+  EXPECT_EQ(plan.shards[3].mixture, 1u);
+  EXPECT_THAT(plan.shards[3].tensors, ElementsAre(6, 7, 8, 9));
+  // Linear experts start as an LSTM's products do.
+  EXPECT_FLOAT_EQ(Find(plan, layer + "input.expert0.w1").bound, std::sqrt(3.0f / 4));
+  EXPECT_TRUE(Find(plan, layer + "input.expert0.w1").of_expert);
+  EXPECT_THAT(InitialValues(1, Find(plan, layer + "b")),
+              ElementsAre(0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0));
+}
+
 constexpr char kHierarchical[] = R"(
     d_model: 4
     vocabulary: 11

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/job/placement.h"
 #include "tests/job/job_of.h"
 
@@ -236,6 +237,57 @@ TEST(StepMemoryTest, AProjectedLstmKeepsBothWidths) {
   const int64_t lstm =
       row + 4 * (6 * 32 + 2 * 6 * 8 + 8 * 8 + 8 * 4 + 2 * 12 + 2 * 2 * 8);
   EXPECT_EQ(need.activations, Heap(4 * 6 * 10 + 4 * row + lstm));
+}
+
+// d = H = 4, 2 lanes and 3 time steps; 2 of 4 linear experts, 1 of 2 of one hidden layer.
+constexpr char kRecurrent[] =
+    "d_model: 4 vocabulary: 10 layers { recurrent_moe { hidden: 4 "
+    "input { experts: 4 k: 2 groups: 2 gating: GATING_NOISY_TOP_K } "
+    "recurrent { experts: 2 k: 1 hidden: 8 groups: 1 gating: GATING_NOISY_TOP_K } ";
+
+TEST(StepMemoryTest, ARecurrentMoeOnAServer) {
+  const Planned recurrent = Small(absl::StrCat(kRecurrent, "} }"));
+  // Of both: x and dy, 5 numbers of each pair, hidden and dhidden; then the end of the step of the
+  // input mixture, which is larger: x and gated dy of its 24 pairs by expert. 12 tokens in one
+  // call, or 4 in each of three.
+  const MemoryNeed need = recurrent.ExpertServer();
+  const int64_t input = 4 * 12 * (4 + 16) + 4 * 5 * 24;
+  const int64_t steps = 3 * (4 * 4 * (4 + 16) + 2 * 4 * 4 * 8 + 4 * 5 * 4);
+  const int64_t close = 4 * 24 * (4 + 16);
+  // In a wave: the input mixture's x, its y or dy and once more x of 24 pairs, sums of 20 rows;
+  // 12 rows of 16 numbers, decoded and as they come in.
+  const int64_t wave = 4 * 24 * (4 + 16 + 4) + 4 * 20 * 16;
+  const int64_t rows = 4 * (4 * 12 * 16);
+  const int64_t replies = 4 * (20 * (4 + 16) + 24) + 3 * 4 * (4 * (4 + 16) + 4);
+  EXPECT_GT(wave + rows, close);
+  ExpectStep(need, input + steps + wave, replies + rows);
+}
+
+TEST(StepMemoryTest, RecomputationKeepsStatesInsteadOfTimeSteps) {
+  const MemoryNeed all = Small(absl::StrCat(kRecurrent, "} }")).OneWorker();
+  const MemoryNeed two =
+      Small(absl::StrCat(kRecurrent, "kept_states: 2 } }")).OneWorker();
+  // Without: tanh(c) of 6 rows, c and h of 2 more; three numbers for each of the 2 experts and each
+  // row. With: of 2 rows, c and h of twice 2; gates of one time step, 2 states; three numbers for
+  // the rows of one time step.
+  const int64_t without = 4 * (6 * 4 + 2 * (2 + 6) * 4) + 4 * 3 * 6 * 2;
+  const int64_t with =
+      4 * (2 * 4 + 2 * 4 * 4) + 4 * 2 * 16 + 2 * (4 * 2 * 8) + 4 * 3 * 2 * 2;
+  EXPECT_LT(with, without);
+  ExpectMore(all.activations, two.activations, without - with);
+  // No more states than time steps.
+  EXPECT_EQ(
+      Small(absl::StrCat(kRecurrent, "kept_states: 30 } }")).OneWorker().activations,
+      Small(absl::StrCat(kRecurrent, "kept_states: 3 } }")).OneWorker().activations);
+  // The rest of it: logits; what a model has anyway; the layer's output, z and its gradient off the
+  // backend, dr, dc, the state, rows of a time step and from servers.
+  const int64_t row = 4 * 6 * 4;
+  const int64_t layer = row + 2 * (4 * row) + row + 4 * 2 * 4 + 4 * 2 * 8 + 4 * 2 * 16;
+  // Both gates: gradients, choices, input off the backend; the input's logits, raw and noise.
+  const int64_t input = (3 + 2) * (4 * 6 * 4) + 4 * 10 * 6 * 2 + row;
+  const int64_t gate = 2 * (4 * 2 * 2) + 3 * (4 * 10 * 2) + 4 * 2 * 4;
+  EXPECT_EQ(all.activations,
+            Heap(4 * 6 * 10 + 3 * row + 4 * row + layer + input + gate + without));
 }
 
 TEST(StepMemoryTest, TablesCostTheRowsThatAStepTouches) {

@@ -94,7 +94,7 @@ TEST_P(Bfloat16ExpertsTest, ProductsAreThoseOfTheSameNumbersAsFloats) {
       DeviceMatrix y(backend(), e.total, widths[0]), dx(backend(), e.total, widths[0]);
       DeviceMatrix dgate(backend(), 1, e.total);
       backend().ExpertForward(*experts, x.view(), Views<Matrix>(hidden), y.view());
-      backend().ExpertBackward(*experts, dy.view(), gate.data(),
+      backend().ExpertBackward(*experts, ConstMatrix(), dy.view(), gate.data(),
                                Views<ConstMatrix>(hidden), dgate.data(),
                                Views<Matrix>(dhidden), dx.view());
       Result& result = results.emplace_back();

@@ -216,8 +216,9 @@ class Outputs {
         dgate(backend_, 1, total);
     backend_.ExpertForward(experts, x.view(), Views<Matrix>(hidden), y.view());
     Keep("ExpertForward", y);
-    backend_.ExpertBackward(experts, y.view(), gate.data(), Views<ConstMatrix>(hidden),
-                            dgate.data(), Views<Matrix>(dhidden), dx.view());
+    backend_.ExpertBackward(experts, ConstMatrix(), y.view(), gate.data(),
+                            Views<ConstMatrix>(hidden), dgate.data(),
+                            Views<Matrix>(dhidden), dx.view());
     Keep("dgate", dgate);
     for (const DeviceMatrix& gradient : dhidden) Keep("dhidden", gradient);
     Keep("ExpertBackward", dx);

@@ -13,12 +13,15 @@ struct Sizes {
   int64_t d;
   std::vector<int64_t> hidden;  // width of each hidden layer
   int64_t gap;
+  int64_t output = 0;  // width; 0: d
+
+  int64_t o() const { return output > 0 ? output : d; }
 };
 
 std::string Describe(const Sizes& s) {
   std::string text = std::to_string(s.rows.size()) + " experts, d " + std::to_string(s.d);
   for (int64_t width : s.hidden) text += ", h " + std::to_string(width);
-  return text;
+  return text + ", o " + std::to_string(s.o());
 }
 
 // The experts' weights and the rows that they work on.
@@ -28,11 +31,11 @@ struct Batch {
     for (int64_t rows : s.rows) total += rows;
     Random random;
     x = random.Normal(total, s.d);
-    dy = random.Normal(total, s.d);
+    dy = random.Normal(total, s.o());
     gate = random.Normal(1, total);
     std::vector<int64_t> widths = {s.d};
     widths.insert(widths.end(), s.hidden.begin(), s.hidden.end());
-    widths.push_back(s.d);
+    widths.push_back(s.o());
     matrices = s.hidden.size() + 1;
     int64_t end = total;
     for (int64_t rows : s.rows) {
@@ -78,7 +81,13 @@ const Sizes kSizes[] = {{{1}, 1, {1}, 0},
                         {{1}, 1, {1, 1}, 0},
                         {{3, 0, 1, 9}, 33, {20, 41}, 3},
                         {{5, 40}, 30, {300, 270}, 2},
-                        {{1200, 3, 0, 12}, 9, {17, 5, 40, 8}, 1}};
+                        {{1200, 3, 0, 12}, 9, {17, 5, 40, 8}, 1},
+                        {{3, 0, 1, 9}, 33, {20}, 3, 70},
+                        {{5, 40}, 30, {300, 270}, 2, 11},
+                        {{1}, 1, {}, 0},
+                        {{3, 0, 1, 9}, 33, {}, 3, 132},
+                        {{5, 40}, 270, {}, 2, 9},
+                        {{1200, 3}, 9, {}, 1, 36}};
 
 // x W
 Row Product(const Row& x, const HostMatrix& w) {
@@ -121,12 +130,12 @@ TEST_P(ExpertsTest, ForwardAndBackward) {
     Batch b(backend(), s);
     const DeviceMatrix x(backend(), b.x, s.gap), dy(backend(), b.dy, s.gap);
     const DeviceMatrix gate(backend(), b.gate), dgate(backend(), 1, b.total);
-    const DeviceMatrix y(backend(), b.total, s.d, s.gap),
+    const DeviceMatrix y(backend(), b.total, s.o(), s.gap),
         dx(backend(), b.total, s.d, s.gap);
     backend().ExpertForward(b.experts, x.view(), Views<Matrix>(b.hidden), y.view());
-    backend().ExpertBackward(b.experts, dy.view(), gate.data(),
-                             Views<ConstMatrix>(b.hidden), dgate.data(),
-                             Views<Matrix>(b.dhidden), dx.view());
+    backend().ExpertBackward(b.experts, s.hidden.empty() ? x.view() : ConstMatrix(),
+                             dy.view(), gate.data(), Views<ConstMatrix>(b.hidden),
+                             dgate.data(), Views<Matrix>(b.dhidden), dx.view());
     const HostMatrix got_y = y.Get(), got_dgate = dgate.Get(), got_dx = dx.Get();
     const std::vector<HostMatrix> hidden = GetAll(b.hidden), dhidden = GetAll(b.dhidden);
     const size_t depth = s.hidden.size();
@@ -169,14 +178,18 @@ TEST_P(ExpertsTest, ForwardAndBackward) {
 // The gate times the output, and its gradient by x, the gate and every matrix, for one expert.
 TEST_P(ExpertsTest, GradientsAgreeWithFiniteDifferences) {
   const int64_t p = 4, d = 5;
-  for (const std::vector<int64_t>& widths :
-       std::vector<std::vector<int64_t>>{{7}, {7, 6}, {6, 4, 8, 7}}) {
-    const Sizes s{{p}, d, widths, 0};
+  for (const Sizes& s : std::vector<Sizes>{{{p}, d, {7}, 0},
+                                           {{p}, d, {7, 6}, 0},
+                                           {{p}, d, {6, 4, 8, 7}, 0},
+                                           {{p}, d, {6}, 0, 9},
+                                           {{p}, d, {}, 0, 12}}) {
+    const std::vector<int64_t>& widths = s.hidden;
+    const int64_t o = s.o();
     SCOPED_TRACE(Describe(s));
     Batch b(backend(), s);
     HostMatrix gated_dy = b.dy;
     for (int64_t r = 0; r < p; ++r) {
-      for (int64_t i = 0; i < d; ++i) gated_dy(r, i) *= b.gate(0, r);
+      for (int64_t i = 0; i < o; ++i) gated_dy(r, i) *= b.gate(0, r);
     }
     struct Point {
       Row x, gate;
@@ -196,7 +209,7 @@ TEST_P(ExpertsTest, GradientsAgreeWithFiniteDifferences) {
           }
           in = out;
         }
-        for (int64_t i = 0; i < d; ++i) sum += at.gate[r] * in[i] * b.dy(r, i);
+        for (int64_t i = 0; i < o; ++i) sum += at.gate[r] * in[i] * b.dy(r, i);
       }
       return sum;
     };
@@ -205,11 +218,11 @@ TEST_P(ExpertsTest, GradientsAgreeWithFiniteDifferences) {
 
     const DeviceMatrix x(backend(), b.x), dy(backend(), b.dy), gate(backend(), b.gate);
     const DeviceMatrix device_gated_dy(backend(), gated_dy);
-    const DeviceMatrix y(backend(), p, d), dgate(backend(), 1, p), dx(backend(), p, d);
+    const DeviceMatrix y(backend(), p, o), dgate(backend(), 1, p), dx(backend(), p, d);
     const std::vector<ConstMatrix> hidden = Views<ConstMatrix>(b.hidden);
     backend().ExpertForward(b.experts, x.view(), Views<Matrix>(b.hidden), y.view());
-    backend().ExpertBackward(b.experts, dy.view(), gate.data(), hidden, dgate.data(),
-                             Views<Matrix>(b.dhidden), dx.view());
+    backend().ExpertBackward(b.experts, x.view(), dy.view(), gate.data(), hidden,
+                             dgate.data(), Views<Matrix>(b.dhidden), dx.view());
     // At a rate of 1 the gradient is what a matrix loses.
     OptimizerStep step;
     step.adam.rate = 1;

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
 #include "tests/server/made_step.h"
 
@@ -151,7 +152,7 @@ class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
       shards.back()->Initialize();
     }
     layer_ =
-        std::make_unique<ExpertLayer>(*backend_, kWidth, kExperts, std::move(shards));
+        std::make_unique<ExpertLayer>(*backend_, MixturesOf(job)[0], std::move(shards));
     slow_.assign(kExperts, {});
     for (const TensorSpec& tensor : plan_.tensors) {
       for (int e = 0; e < kExperts; ++e) {

@@ -22,18 +22,18 @@ std::vector<float> Download(const Tensor& tensor) {
 
 }  // namespace
 
-LocalExperts::LocalExperts(Backend& backend, const v1::Job& job, int32_t layer)
+LocalExperts::LocalExperts(Backend& backend, const v1::Job& job, const Mixture& mixture)
     : backend_(backend),
-      d_(job.model().d_model()),
-      hidden_(job.model().layers(layer).moe().hidden().begin(),
-              job.model().layers(layer).moe().hidden().end()),
-      waves_(job.training().waves()) {
-  for (int32_t e = 0; e < job.model().layers(layer).moe().experts(); ++e) {
-    int64_t in = d_;
+      in_(mixture.in),
+      out_(mixture.out),
+      hidden_(mixture.moe.hidden().begin(), mixture.moe.hidden().end()),
+      waves_(job.training().waves() * mixture.calls) {
+  for (int32_t e = 0; e < mixture.moe.experts(); ++e) {
+    int64_t in = in_;
     std::vector<Tensor>& weights = weights_.emplace_back();
     std::vector<float*>& pointers = pointers_.emplace_back();
     for (size_t i = 0; i <= hidden_.size(); ++i) {
-      const int64_t out = i < hidden_.size() ? hidden_[i] : d_;
+      const int64_t out = i < hidden_.size() ? hidden_[i] : out_;
       pointers.push_back(weights.emplace_back(backend, in, out).data());
       in = out;
     }
@@ -90,7 +90,7 @@ std::vector<std::vector<float>> LocalExperts::Forward(
         for (int32_t c = call.offset[token]; c < call.offset[token + 1]; ++c) {
           if (call.expert[c] != e) continue;
           w.pairs.push_back({static_cast<int32_t>(r), static_cast<int32_t>(token), c});
-          AppendRow(call.x, static_cast<int64_t>(token), d_, &w.x);
+          AppendRow(call.x, static_cast<int64_t>(token), in_, &w.x);
           w.gate.push_back(call.gate[c]);
         }
       }
@@ -105,18 +105,18 @@ std::vector<std::vector<float>> LocalExperts::Forward(
     }
     w.tokens.push_back(static_cast<int32_t>(call->offset.size()) - 1);
     w.choices.push_back(call->expert.size());
-    result.emplace_back(w.tokens.back() * d_);
+    result.emplace_back(w.tokens.back() * out_);
   }
 
-  const Tensor x = Upload(w.x, d_);
+  const Tensor x = Upload(w.x, in_);
   const std::vector<Tensor> hidden = HiddenTensors(x.rows());
-  Tensor y(backend_, x.rows(), d_);
+  Tensor y(backend_, x.rows(), out_);
   backend_.ExpertForward(RowsOf(w), x.view(), Views<Matrix>(hidden), y.view());
   for (const Tensor& layer : hidden) w.hidden.push_back(Download(layer));
   const std::vector<float> rows = Download(y);
   for (size_t p = 0; p < w.pairs.size(); ++p) {
-    float* to = result[w.pairs[p].replica].data() + w.pairs[p].token * d_;
-    for (int64_t c = 0; c < d_; ++c) to[c] += w.gate[p] * rows[p * d_ + c];
+    float* to = result[w.pairs[p].replica].data() + w.pairs[p].token * out_;
+    for (int64_t c = 0; c < out_; ++c) to[c] += w.gate[p] * rows[p * out_ + c];
   }
   return result;
 }
@@ -125,31 +125,32 @@ LocalExperts::Gradients LocalExperts::Backward(
     int32_t wave, std::span<const std::span<const float>> dy) {
   Wave& w = waves_[wave];
   std::vector<float> rows;
-  for (const Pair& pair : w.pairs) AppendRow(dy[pair.replica], pair.token, d_, &rows);
+  for (const Pair& pair : w.pairs) AppendRow(dy[pair.replica], pair.token, out_, &rows);
   w.gated_dy = rows;
-  for (size_t i = 0; i < rows.size(); ++i) w.gated_dy[i] *= w.gate[i / d_];
+  for (size_t i = 0; i < rows.size(); ++i) w.gated_dy[i] *= w.gate[i / out_];
 
-  const Tensor device_dy = Upload(rows, d_);
+  const Tensor x = Upload(w.x, in_);
+  const Tensor device_dy = Upload(rows, out_);
   const Tensor gate = Upload(w.gate, 1);
   const std::vector<Tensor> hidden = UploadHidden(w.hidden);
   const std::vector<Tensor> dhidden = HiddenTensors(device_dy.rows());
   Tensor dgate(backend_, gate.rows(), 1);
-  Tensor dx(backend_, device_dy.rows(), d_);
-  backend_.ExpertBackward(RowsOf(w), device_dy.view(), gate.data(),
+  Tensor dx(backend_, device_dy.rows(), in_);
+  backend_.ExpertBackward(RowsOf(w), x.view(), device_dy.view(), gate.data(),
                           Views<ConstMatrix>(hidden), dgate.data(),
                           Views<Matrix>(dhidden), dx.view());
   for (const Tensor& layer : dhidden) w.dhidden.push_back(Download(layer));
 
   Gradients result;
-  for (int32_t tokens : w.tokens) result.dx.emplace_back(tokens * d_);
+  for (int32_t tokens : w.tokens) result.dx.emplace_back(tokens * in_);
   for (size_t choices : w.choices) result.dgate.emplace_back(choices);
   const std::vector<float> dx_rows = Download(dx);
   const std::vector<float> dgates = Download(dgate);
   for (size_t p = 0; p < w.pairs.size(); ++p) {
     const Pair& pair = w.pairs[p];
     result.dgate[pair.replica][pair.choice] = dgates[p];
-    float* to = result.dx[pair.replica].data() + pair.token * d_;
-    for (int64_t c = 0; c < d_; ++c) to[c] += dx_rows[p * d_ + c];
+    float* to = result.dx[pair.replica].data() + pair.token * in_;
+    for (int64_t c = 0; c < in_; ++c) to[c] += dx_rows[p * in_ + c];
   }
   return result;
 }
@@ -168,21 +169,21 @@ LocalExperts::Batch LocalExperts::Close() const {
   for (int32_t e = 0; e < experts(); ++e) {
     for (const Wave& wave : waves_) {
       for (int64_t p = wave.begin[e]; p < wave.begin[e + 1]; ++p) {
-        AppendRow(wave.x, p, d_, &x);
+        AppendRow(wave.x, p, in_, &x);
         for (size_t i = 0; i < hidden_.size(); ++i) {
           AppendRow(wave.hidden[i], p, hidden_[i], &hidden[i]);
           AppendRow(wave.dhidden[i], p, hidden_[i], &dhidden[i]);
         }
-        AppendRow(wave.gated_dy, p, d_, &gated_dy);
+        AppendRow(wave.gated_dy, p, out_, &gated_dy);
       }
     }
     batch.experts.push_back(RowsOf(e, begin, rows(e)));
     begin += rows(e);
   }
-  batch.x = Upload(x, d_);
+  batch.x = Upload(x, in_);
   batch.hidden = UploadHidden(hidden);
   batch.dhidden = UploadHidden(dhidden);
-  batch.gated_dy = Upload(gated_dy, d_);
+  batch.gated_dy = Upload(gated_dy, out_);
   return batch;
 }
 

@@ -1,4 +1,4 @@
-// The expert servers' part of one MoE layer, in the test's own process and on its
+// The expert servers' part of one mixture, in the test's own process and on its
 // backend: joins the rows of all replicas as servers do, in (replica, token) order for
 // each expert.
 #pragma once
@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "common/job/mixtures.h"
 #include "common/kernels/backend.h"
 #include "proto/moe/v1/job.pb.h"
 #include "worker/models/replica_model.h"
@@ -15,15 +16,15 @@ namespace moe::testing {
 
 class LocalExperts {
  public:
-  // layer: index into Model.layers.
-  LocalExperts(Backend& backend, const v1::Job& job, int32_t layer);
+  LocalExperts(Backend& backend, const v1::Job& job, const Mixture& mixture);
 
   int32_t experts() const { return static_cast<int32_t>(weights_.size()); }
   // The expert's matrices W_1, W_2, ...
   std::vector<Tensor>& weights(int32_t expert) { return weights_[expert]; }
 
   void BeginStep();
-  // calls: [replicas]. Returns [replicas][T * d].
+  // wave: the batch's place in the step, call * waves + wave. calls: [replicas]. Returns
+  // [replicas][T * out].
   std::vector<std::vector<float>> Forward(int32_t wave,
                                           std::span<const MoeCall* const> calls);
   // Totals over the calls since BeginStep.
@@ -31,10 +32,10 @@ class LocalExperts {
   const std::vector<double>& load() const { return load_; }
 
   struct Gradients {
-    std::vector<std::vector<float>> dx;     // [replicas][T * d]
+    std::vector<std::vector<float>> dx;     // [replicas][T * in]
     std::vector<std::vector<float>> dgate;  // [replicas][p]
   };
-  // dy: [replicas][T * d].
+  // dy: [replicas][T * out].
   Gradients Backward(int32_t wave, std::span<const std::span<const float>> dy);
 
   // At the close, over the rows of all waves.
@@ -57,11 +58,11 @@ class LocalExperts {
   struct Wave {
     std::vector<Pair> pairs;
     std::vector<int64_t> begin;               // [experts + 1] of each expert's pairs
-    std::vector<float> x;                     // [p, d]
+    std::vector<float> x;                     // [p, in]
     std::vector<float> gate;                  // [p]
     std::vector<std::vector<float>> hidden;   // [p, h] of each hidden layer
     std::vector<std::vector<float>> dhidden;  // [p, h]
-    std::vector<float> gated_dy;              // [p, d]
+    std::vector<float> gated_dy;              // [p, out]
     std::vector<int32_t> tokens;              // [replicas]
     std::vector<size_t> choices;              // [replicas] of each call
   };
@@ -81,7 +82,8 @@ class LocalExperts {
   Batch Close() const;
 
   Backend& backend_;
-  const int64_t d_;
+  const int64_t in_;
+  const int64_t out_;
   std::vector<int64_t> hidden_;                // width of each hidden layer
   std::vector<std::vector<Tensor>> weights_;   // [experts][matrices]
   std::vector<std::vector<float*>> pointers_;  // to them

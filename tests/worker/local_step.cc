@@ -18,8 +18,8 @@ bool IsOfServers(const TensorSpec& tensor) {
 }
 
 // matrix: from 0.
-std::string ExpertName(int32_t layer, int32_t expert, size_t matrix) {
-  return absl::StrCat("layer", layer, ".moe.expert", expert, ".w", matrix + 1);
+std::string ExpertName(const Mixture& mixture, int32_t expert, size_t matrix) {
+  return absl::StrCat(mixture.tensors, "expert", expert, ".w", matrix + 1);
 }
 
 std::vector<float> Download(const Tensor& tensor) {
@@ -71,19 +71,19 @@ LocalModel::LocalModel(Backend& backend, const v1::Job& job, bool parallel)
       job_(job),
       parallel_(parallel),
       plan_(MakeModelPlan(job)),
-      parameters_(backend, plan_) {
+      parameters_(backend, plan_),
+      mixtures_(MixturesOf(job)) {
   const v1::Training& training = job.training();
   for (int32_t r = 0; r < training.replicas(); ++r) {
     replicas_.push_back(std::make_unique<ReplicaModel>(
         backend, job_, plan_, parameters_, r, training.lanes(), training.waves(),
         training.unroll()));
   }
-  for (int segment = 0; segment < replicas_[0]->segments() - 1; ++segment) {
-    const int32_t layer = replicas_[0]->moe_layer(segment);
-    experts_.emplace_back(backend, job_, layer);
-    gates_.push_back(job.model().layers(layer).moe().k_primary() > 0
-                         ? std::make_unique<LocalSecondaryGates>(backend, job_, layer)
-                         : nullptr);
+  for (const Mixture& mixture : mixtures_) {
+    experts_.emplace_back(backend, job_, mixture);
+    gates_.push_back(mixture.moe.k_primary() > 0 ? std::make_unique<LocalSecondaryGates>(
+                                                       backend, job_, mixture.id.layer)
+                                                 : nullptr);
   }
 }
 
@@ -95,11 +95,10 @@ void LocalModel::SetParameters(const NamedTensors& parameters) {
                     values.size() * sizeof(float));
   }
   for (size_t i = 0; i < experts_.size(); ++i) {
-    const int32_t layer = replicas_[0]->moe_layer(i);
     for (int32_t e = 0; e < experts_[i].experts(); ++e) {
       std::vector<Tensor>& weights = experts_[i].weights(e);
       for (size_t j = 0; j < weights.size(); ++j) {
-        weights[j].Upload(parameters.at(ExpertName(layer, e, j)));
+        weights[j].Upload(parameters.at(ExpertName(mixtures_[i], e, j)));
       }
     }
     if (gates_[i] == nullptr) continue;
@@ -120,11 +119,10 @@ NamedTensors LocalModel::GetParameters() {
                       values.size() * sizeof(float));
   }
   for (size_t i = 0; i < experts_.size(); ++i) {
-    const int32_t layer = replicas_[0]->moe_layer(i);
     for (int32_t e = 0; e < experts_[i].experts(); ++e) {
       const std::vector<Tensor>& weights = experts_[i].weights(e);
       for (size_t j = 0; j < weights.size(); ++j) {
-        parameters[ExpertName(layer, e, j)] = Download(weights[j]);
+        parameters[ExpertName(mixtures_[i], e, j)] = Download(weights[j]);
       }
     }
     if (gates_[i] == nullptr) continue;
@@ -151,10 +149,10 @@ LocalModel::StepResult LocalModel::Forward(
   for (auto& gates : gates_) {
     if (gates != nullptr) gates->BeginStep();
   }
-  result.choices.resize(experts_.size());
-
   const int32_t waves = job_.training().waves();
   const int segments = replicas_[0]->segments();
+  result.choices.resize(segments - 1);
+  outputs_.assign(segments - 1, std::vector<std::vector<std::vector<float>>>(waves));
   for (int segment = 0; segment < segments; ++segment) {
     for (int32_t wave = 0; wave < waves; ++wave) {
       ForEachReplica([&](int64_t r) {
@@ -170,12 +168,14 @@ LocalModel::StepResult LocalModel::Forward(
         }
       }
       if (segment == segments - 1) continue;
+      const MoeExchange& exchange = replicas_[0]->exchange(segment);
       std::vector<MoeCall> flat;
-      if (gates_[segment] != nullptr) {
-        flat = gates_[segment]->Forward(mode, step, wave, calls);
+      if (gates_[exchange.mixture] != nullptr) {
+        flat = gates_[exchange.mixture]->Forward(mode, step, wave, calls);
         for (size_t r = 0; r < flat.size(); ++r) calls[r] = &flat[r];
       }
-      const auto y = experts_[segment].Forward(wave, calls);
+      const auto& y = outputs_[segment][wave] =
+          experts_[exchange.mixture].Forward(exchange.call * waves + wave, calls);
       result.choices[segment].resize(replicas_.size());
       for (size_t r = 0; r < replicas_.size(); ++r) {
         replicas_[r]->SetMoeOutput(segment, wave, y[r]);
@@ -210,40 +210,56 @@ void LocalModel::ForEachReplica(const std::function<void(int64_t)>& fn) {
   }
 }
 
+void LocalModel::Recompute(int segment, int32_t wave) {
+  const std::vector<int> again = replicas_[0]->recomputed(segment);
+  for (size_t i = 0; i < again.size(); ++i) {
+    ForEachReplica([&](int64_t r) {
+      replicas_[r]->Recompute(segment, wave, i, outputs_[again[i]][wave][r]);
+    });
+  }
+}
+
 void LocalModel::Backward(StepResult* result) {
   const int32_t waves = job_.training().waves();
-  for (int segment = replicas_[0]->segments() - 1; segment >= 0; --segment) {
-    if (segment == replicas_[0]->segments() - 1) {
-      for (int32_t wave = 0; wave < waves; ++wave) {
-        ForEachReplica([&](int64_t r) { replicas_[r]->Backward(segment, wave); });
-      }
-      continue;
-    }
-    LocalExperts& experts = experts_[segment];
-    const v1::Moe& moe = job_.model().layers(replicas_[0]->moe_layer(segment)).moe();
-    LocalSecondaryGates* const gates = gates_[segment].get();
-    std::vector<double> dimportance, dload;
-    if (gates != nullptr) {
-      const BalanceMoments moments = gates->Moments();
+  // By mixture.
+  std::vector<std::vector<double>> dimportance(mixtures_.size()), dload(mixtures_.size());
+  for (size_t m = 0; m < mixtures_.size(); ++m) {
+    const v1::Moe& moe = mixtures_[m].moe;
+    if (gates_[m] != nullptr) {
+      const BalanceMoments moments = gates_[m]->Moments();
       result->balance_loss += moe.w_importance() * CvSquared(moments.importance) +
                               moe.w_load() * CvSquared(moments.load);
-      dimportance.resize(moe.groups());
+      dimportance[m].resize(moe.groups());
     } else {
       result->balance_loss +=
           moe.w_importance() *
-              CvSquared(experts.importance(), moe.w_importance(), &dimportance) +
-          moe.w_load() * CvSquared(experts.load(), moe.w_load(), &dload);
+              CvSquared(experts_[m].importance(), moe.w_importance(), &dimportance[m]) +
+          moe.w_load() * CvSquared(experts_[m].load(), moe.w_load(), &dload[m]);
     }
+  }
+  // [wave][replica] dL/dy of the exchange at hand.
+  std::vector<std::vector<std::vector<float>>> dy(
+      waves, std::vector<std::vector<float>>(replicas_.size()));
+  for (int segment = replicas_[0]->segments() - 1; segment >= 0; --segment) {
     for (int32_t wave = 0; wave < waves; ++wave) {
-      std::vector<std::span<const float>> dy;
-      for (auto& replica : replicas_)
-        dy.push_back(replica->moe_output_gradient(segment, wave));
-      LocalExperts::Gradients gradients = experts.Backward(wave, dy);
-      if (gates != nullptr) dload = gates->Backward(wave, &gradients);
+      if (segment < replicas_[0]->segments() - 1) {
+        const MoeExchange& exchange = replicas_[0]->exchange(segment);
+        const int32_t m = exchange.mixture;
+        LocalExperts::Gradients gradients = experts_[m].Backward(
+            exchange.call * waves + wave,
+            std::vector<std::span<const float>>(dy[wave].begin(), dy[wave].end()));
+        if (gates_[m] != nullptr) dload[m] = gates_[m]->Backward(wave, &gradients);
+        ForEachReplica([&](int64_t r) {
+          replicas_[r]->SetMoeGradient(segment, wave, gradients.dx[r], gradients.dgate[r],
+                                       dimportance[m], dload[m]);
+        });
+      }
+      Recompute(segment, wave);
       ForEachReplica([&](int64_t r) {
-        replicas_[r]->SetMoeGradient(segment, wave, gradients.dx[r], gradients.dgate[r],
-                                     dimportance, dload);
         replicas_[r]->Backward(segment, wave);
+        if (segment == 0) return;
+        const std::span<const float> of_replica = replicas_[r]->moe_output_gradient();
+        dy[wave][r].assign(of_replica.begin(), of_replica.end());
       });
     }
   }
@@ -254,11 +270,10 @@ void LocalModel::Backward(StepResult* result) {
     if (!IsOfServers(tensor)) gradients_[tensor.name] = SumOverReplicas(tensor.name);
   }
   for (size_t i = 0; i < experts_.size(); ++i) {
-    const int32_t layer = replicas_[0]->moe_layer(i);
     for (int32_t e = 0; e < experts_[i].experts(); ++e) {
       const std::vector<Tensor> gradients = experts_[i].WeightGradients(e);
       for (size_t j = 0; j < gradients.size(); ++j) {
-        gradients_[ExpertName(layer, e, j)] = Download(gradients[j]);
+        gradients_[ExpertName(mixtures_[i], e, j)] = Download(gradients[j]);
       }
     }
     if (gates_[i] == nullptr) continue;
@@ -315,11 +330,10 @@ void LocalModel::Update(const OptimizerStep& step, NamedTensors* m, NamedTensors
     UpdateTensor(step, tensor, parameters_.tensor(tensor.name).data, m, v);
   }
   for (size_t i = 0; i < experts_.size(); ++i) {
-    const int32_t layer = replicas_[0]->moe_layer(i);
     std::vector<LocalExperts::Moments> moments(experts_[i].experts());
     for (int32_t e = 0; e < experts_[i].experts(); ++e) {
       for (size_t j = 0; j < experts_[i].weights(e).size(); ++j) {
-        const std::string name = ExpertName(layer, e, j);
+        const std::string name = ExpertName(mixtures_[i], e, j);
         moments[e].m.push_back(Upload(*specs.at(name), m->at(name)));
         moments[e].v.push_back(Upload(*specs.at(name), v->at(name)));
       }
@@ -327,8 +341,8 @@ void LocalModel::Update(const OptimizerStep& step, NamedTensors* m, NamedTensors
     experts_[i].Update(step, moments);
     for (int32_t e = 0; e < experts_[i].experts(); ++e) {
       for (size_t j = 0; j < moments[e].m.size(); ++j) {
-        (*m)[ExpertName(layer, e, j)] = Download(moments[e].m[j]);
-        (*v)[ExpertName(layer, e, j)] = Download(moments[e].v[j]);
+        (*m)[ExpertName(mixtures_[i], e, j)] = Download(moments[e].m[j]);
+        (*v)[ExpertName(mixtures_[i], e, j)] = Download(moments[e].v[j]);
       }
     }
     if (gates_[i] == nullptr) continue;

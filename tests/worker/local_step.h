@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
 #include "proto/moe/v1/job.pb.h"
@@ -51,7 +52,7 @@ class LocalModel {
       std::vector<int32_t> offset;  // [T + 1]
       std::vector<int32_t> expert;  // [p]
     };
-    // [moe layer][replica][wave]
+    // [exchange][replica][wave]
     std::vector<std::vector<std::vector<Choices>>> choices;
   };
   // Forward and backward. batches: [replica][wave].
@@ -64,11 +65,17 @@ class LocalModel {
   void Update(const OptimizerStep& step, NamedTensors* m, NamedTensors* v);
 
   ReplicaModel& replica(int r) { return *replicas_[r]; }
+  const std::vector<Mixture>& mixtures() const { return mixtures_; }
+  // Of the mixture after a segment.
+  const Mixture& mixture(int segment) const {
+    return mixtures_[replicas_[0]->exchange(segment).mixture];
+  }
 
  private:
   StepResult Forward(uint64_t step, PassMode mode,
                      const std::vector<std::vector<LocalBatch>>& batches);
   void Backward(StepResult* result);
+  void Recompute(int segment, int32_t wave);
   void ForEachReplica(const std::function<void(int64_t)>& fn);
   std::vector<float> SumOverReplicas(const std::string& name);
   void UpdateTensor(const OptimizerStep& step, const TensorSpec& tensor, float* value,
@@ -81,10 +88,13 @@ class LocalModel {
   const ModelPlan plan_;
   const DenseParameters parameters_;
   std::vector<std::unique_ptr<ReplicaModel>> replicas_;
-  // By MoE layer; gates: null if it is flat.
+  // By mixture; gates: null if it is flat.
+  const std::vector<Mixture> mixtures_;
   std::vector<LocalExperts> experts_;
   std::vector<std::unique_ptr<LocalSecondaryGates>> gates_;
   NamedTensors gradients_;
+  // [exchange][wave][replica] of the last pass.
+  std::vector<std::vector<std::vector<std::vector<float>>>> outputs_;
 };
 
 }  // namespace moe::testing

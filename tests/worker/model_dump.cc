@@ -12,15 +12,17 @@
 //   c/<r>/<w>/<layer>                   f32 [lanes, hidden] carried in
 //   output/<r>/<w>/<layer>              f32 [lanes, d] carried in
 //   uniform/<layer id>/<r>/<w>          f32 [T, d] dropped if below the rate
-//   noise/<gate>/<r>/<w>                f32 [T, n]; <gate>: layer<l>.moe, hierarchical
-//                                       also layer<l>.moe.group<g>
-//   rows/<layer>/<expert>               i32 [1] rows of the expert
+//   noise/<gate>/<r>/<w>                f32 [T, n]; <gate>: a mixture, hierarchical also
+//                                       <mixture>.group<g>
+//   rows/<mixture>/<expert>             i32 [1] rows of the expert
+// <mixture>: layer<l>.moe | layer<l>.recurrent_moe.input | layer<l>.recurrent_moe.recurrent
 // r: replica, w: wave. "result": loss_sum, balance_loss; "adam": its constants;
 // "own_rate": of tensors that have one.
 #include <cstdint>
 #include <cstring>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -28,6 +30,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
 #include "common/random/random.h"
@@ -74,6 +77,11 @@ std::string Path(const std::string& kind, int64_t a, int64_t b, int64_t c) {
   return Path(kind, a, b) + "/" + std::to_string(c);
 }
 
+// "layer1.moe"
+std::string NameOf(const Mixture& mixture) {
+  return mixture.tensors.substr(0, mixture.tensors.size() - 1);
+}
+
 void AddTensors(const ModelPlan& plan, const std::string& kind,
                 const NamedTensors& tensors, Dump* dump) {
   for (const TensorSpec& spec : plan.tensors) {
@@ -109,10 +117,15 @@ void AddDraws(const v1::Job& job, uint64_t step, uint32_t replica, uint32_t wave
       FillUniform(key(Purpose::kDropout, l + 1), t, std::span(uniform).subspan(t * d, d));
     }
     dump->Add<float>(Path("uniform", l + 1, replica, wave), {rows, d}, uniform);
-    if (l < 0 || !job.model().layers(l).has_moe()) continue;
-    const v1::Moe& moe = job.model().layers(l).moe();
-    const std::string gate = "layer" + std::to_string(l) + ".moe";
-    const RandomKey of_worker = key(Purpose::kGateNoise, l + 1);
+  }
+  for (const Mixture& mixture : MixturesOf(job)) {
+    const v1::Moe& moe = mixture.moe;
+    const std::string gate = NameOf(mixture);
+    const uint32_t l = mixture.id.layer;
+    const RandomKey of_worker =
+        key(mixture.id.mixture == kRecurrentMixture ? Purpose::kRecurrentGateNoise
+                                                    : Purpose::kGateNoise,
+            l + 1);
     if (moe.k_primary() == 0) {
       add_noise(gate, moe.experts(), of_worker);
       continue;
@@ -125,7 +138,7 @@ void AddDraws(const v1::Job& job, uint64_t step, uint32_t replica, uint32_t wave
   }
 }
 
-// As ReplicaModel::SaveState lays it out: by LSTM layer and wave, c, then the output.
+// As ReplicaModel::SaveState lays it out: by layer that has one and wave, c, then the output.
 void AddState(const v1::Job& job, uint32_t replica, const std::string& state,
               Dump* dump) {
   const int64_t lanes = job.training().lanes() / job.training().waves();
@@ -133,8 +146,10 @@ void AddState(const v1::Job& job, uint32_t replica, const std::string& state,
   std::memcpy(values.data(), state.data(), state.size());
   std::span<const float> rest = values;
   for (int l = 0; l < job.model().layers_size(); ++l) {
-    if (!job.model().layers(l).has_lstm()) continue;
-    const int64_t hidden = job.model().layers(l).lstm().hidden();
+    const v1::Layer& layer = job.model().layers(l);
+    if (layer.has_moe()) continue;
+    const int64_t hidden =
+        layer.has_lstm() ? layer.lstm().hidden() : layer.recurrent_moe().hidden();
     for (int32_t w = 0; w < job.training().waves(); ++w) {
       for (const auto& [kind, width] :
            {std::pair("c", hidden),
@@ -179,16 +194,21 @@ void Run(const std::string& name, const std::string& folder) {
   AddTensors(plan, "gradient", result.gradients, &dump);
   dump.json()["result"] = {{"loss_sum", result.loss_sum},
                            {"balance_loss", result.balance_loss}};
+  std::map<std::string, std::vector<int32_t>> rows;  // by mixture
   for (size_t i = 0; i < result.choices.size(); ++i) {
-    const int32_t layer = model.replica(0).moe_layer(static_cast<int>(i));
-    std::vector<int32_t> rows(job.model().layers(layer).moe().experts(), 0);
+    const Mixture& mixture = model.mixture(static_cast<int>(i));
+    std::vector<int32_t>& of_mixture = rows[NameOf(mixture)];
+    of_mixture.resize(mixture.moe.experts());
     for (const auto& of_replica : result.choices[i]) {
       for (const auto& of_wave : of_replica) {
-        for (int32_t expert : of_wave.expert) ++rows[expert];
+        for (int32_t expert : of_wave.expert) ++of_mixture[expert];
       }
     }
-    for (size_t e = 0; e < rows.size(); ++e) {
-      dump.Add<int32_t>(Path("rows", layer, static_cast<int64_t>(e)), {1}, {&rows[e], 1});
+  }
+  for (const auto& [name, of_mixture] : rows) {
+    for (size_t e = 0; e < of_mixture.size(); ++e) {
+      dump.Add<int32_t>("rows/" + name + "/" + std::to_string(e), {1},
+                        {&of_mixture[e], 1});
     }
   }
 

@@ -15,7 +15,7 @@ import numpy
 import torch
 
 JOBS = ["lstm_moe_lstm", "moe_moe", "all_experts", "dense", "deep", "strict", "softmax", "hierarchical",
-        "hierarchical_extremes", "lstm", "projected"]
+        "hierarchical_extremes", "recurrent", "recomputed", "lstm", "projected"]
 TOLERANCE = 1e-4  # of a tensor's largest element
 
 
@@ -49,6 +49,8 @@ class Model:
         self.job = dump.json["job"]
         self.p = {name: dump.get("parameter/" + name).requires_grad_()
                   for name in dump.names("parameter")}
+        # By the name of a mixture, "layer1.moe"; so are all that follow.
+        self.mixtures = {}
         self.importance = {}
         self.load = {}
         # L_batchwise / m (equation 20, in the logarithms of X and T), of the thresholds alone.
@@ -64,10 +66,10 @@ class Model:
             for w in range(training["waves"]):
                 losses.append(self.micro_batch(r, w))
         balance = torch.zeros((), dtype=torch.float64)
-        for layer, importance in self.importance.items():
-            moe = self.job["model"]["layers"][layer]["moe"]
+        for name, importance in self.importance.items():
+            moe = self.mixtures[name]
             balance = balance + moe["w_importance"] * cv_squared(importance)
-            balance = balance + moe["w_load"] * cv_squared(self.load_of(layer))
+            balance = balance + moe["w_load"] * cv_squared(self.load_of(name))
         tokens = training["replicas"] * training["lanes"] * training["unroll"]
         return sum(losses), balance, sum(losses) / tokens + balance + self.batchwise / tokens
 
@@ -78,7 +80,12 @@ class Model:
         x = self.p["embedding"][words]
         x = self.dropout(x, self.job["model"]["embedding_dropout"], 0, r, w)
         for l, layer in enumerate(self.job["model"]["layers"]):
-            y = self.lstm(x, l, r, w, shape) if "lstm" in layer else self.moe(x, l, r, w)
+            if "lstm" in layer:
+                y = self.lstm(x, l, r, w, shape)
+            elif "moe" in layer:
+                y = self.moe(x, layer["moe"], f"layer{l}.moe", r, w)
+            else:
+                y = self.recurrent_moe(x, layer["recurrent_moe"], l, r, w, shape)
             y = self.dropout(y, layer["dropout"], l + 1, r, w)
             x = x + y if layer["residual"] else y
         logits = x @ self.p["softmax.w"].T + self.p["softmax.b"]
@@ -94,19 +101,36 @@ class Model:
         c, output = self.dump.get(f"c/{r}/{w}/{l}"), self.dump.get(f"output/{r}/{w}/{l}")
         outputs = []
         for x_t in x.reshape(*shape, -1):
-            i, f, g, o = (x_t @ wx + output @ wh + b).chunk(4, dim=1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-            output = torch.sigmoid(o) * torch.tanh(c)
+            c, output = self.cell(x_t @ wx + output @ wh + b, c)
             if wp is not None:
                 output = output @ wp
             outputs.append(output)
         return torch.cat(outputs)
 
-    def gate(self, x, name, r, w, k):
-        """Gates and P(x, i) of noisy top-k, [T, n] each."""
+    @staticmethod
+    def cell(z, c):
+        i, f, g, o = z.chunk(4, dim=1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return c, torch.sigmoid(o) * torch.tanh(c)
+
+    def recurrent_moe(self, x, layer, l, r, w, shape):
+        name = f"layer{l}.recurrent_moe"
+        from_x = self.moe(x, layer["input"], f"{name}.input", r, w)
+        c, output = self.dump.get(f"c/{r}/{w}/{l}"), self.dump.get(f"output/{r}/{w}/{l}")
+        outputs = []
+        for t, from_x_t in enumerate(from_x.reshape(*shape, -1)):
+            from_h = self.moe(output, layer["recurrent"], f"{name}.recurrent", r, w,
+                              first=t * len(output))
+            c, output = self.cell(from_x_t + from_h + self.p[f"{name}.b"], c)
+            outputs.append(output)
+        return torch.cat(outputs)
+
+    def gate(self, x, name, r, w, k, first=0):
+        """Gates and P(x, i) of noisy top-k, [T, n] each; x begins with that row of the micro-batch."""
         clean = x @ self.p[name + ".wg"]
         scale = torch.nn.functional.softplus(x @ self.p[name + ".wnoise"])
-        noisy = clean + self.dump.get(f"noise/{name}/{r}/{w}") * scale
+        noise = self.dump.get(f"noise/{name}/{r}/{w}")[first:first + len(x)]
+        noisy = clean + noise * scale
         top = noisy.topk(k, dim=1).indices
         chosen = torch.zeros_like(noisy, dtype=torch.bool).scatter(1, top, True)
         gates = torch.softmax(noisy.masked_fill(~chosen, -torch.inf), dim=1)
@@ -117,42 +141,41 @@ class Model:
         threshold = torch.where(chosen, ordered[:, k:k + 1], ordered[:, k - 1:k])
         return gates, torch.distributions.Normal(0, 1).cdf((clean - threshold) / scale)
 
-    def strictly_balanced(self, x, moe, l):
-        log_g = torch.log_softmax(x @ self.p[f"layer{l}.moe.wg"], dim=1)
+    def strictly_balanced(self, x, moe, name):
+        log_g = torch.log_softmax(x @ self.p[f"{name}.wg"], dim=1)
         m = moe["k"] * len(x) // moe["experts"]
         best = log_g.topk(m, dim=0).indices
         chosen = torch.zeros_like(log_g, dtype=torch.bool).scatter(0, best, True)
         g = log_g.exp() * chosen
         total = g.sum(1, keepdim=True)
         gates = torch.where(total > 0, g / torch.where(total > 0, total, 1.0), 0.0)
-        excess = log_g.detach() - self.p[f"layer{l}.moe.threshold"]
+        excess = log_g.detach() - self.p[f"{name}.threshold"]
         loss = (((excess > 0).double() - chosen.double()) * excess).sum()
         self.batchwise = self.batchwise + loss * len(x) / m
         return gates, chosen.double()
 
-    def moe(self, x, l, r, w):
-        moe = self.job["model"]["layers"][l]["moe"]
-        name = f"layer{l}.moe"
+    def moe(self, x, moe, name, r, w, first=0):
+        self.mixtures[name] = moe
         if moe["gating"] == "GATING_SOFTMAX":
             gates = torch.softmax(x @ self.p[f"{name}.wg"], dim=1)
             load = torch.ones_like(gates)
         elif moe["gating"] == "GATING_STRICTLY_BALANCED":
-            gates, load = self.strictly_balanced(x, moe, l)
+            gates, load = self.strictly_balanced(x, moe, name)
         elif moe["k_primary"] == 0:
-            gates, load = self.gate(x, name, r, w, moe["k"])
+            gates, load = self.gate(x, name, r, w, moe["k"], first)
         else:
             primary, load_primary = self.gate(x, name, r, w, moe["k_primary"])
-            self.add(self.load_primary, l, load_primary.sum(0))
-            self.add(self.rows_of_group, l, (primary > 0).sum(0))
+            self.add(self.load_primary, name, load_primary.sum(0))
+            self.add(self.rows_of_group, name, (primary > 0).sum(0))
             gates, load = [], []
             for g in range(moe["groups"]):
                 own, own_load = self.gate(x, f"{name}.group{g}", r, w, moe["k"])
                 gates.append(primary[:, g:g + 1] * own)
                 load.append(own_load * (primary[:, g:g + 1] > 0))
             gates, load = torch.cat(gates, 1), torch.cat(load, 1)
-        self.add(self.importance, l, gates.sum(0))
-        self.add(self.load, l, load.sum(0))
-        y = torch.zeros_like(x)
+        self.add(self.importance, name, gates.sum(0))
+        self.add(self.load, name, load.sum(0))
+        y = 0
         for e in range(moe["experts"]):
             out = x @ self.p[f"{name}.expert{e}.w1"]
             for matrix in range(2, len(moe["hidden"]) + 2):
@@ -161,15 +184,15 @@ class Model:
         return torch.sigmoid(y) if moe["sigmoid_output"] else y
 
     @staticmethod
-    def add(totals, l, values):
-        totals[l] = totals.get(l, 0) + values
+    def add(totals, name, values):
+        totals[name] = totals.get(name, 0) + values
 
-    def load_of(self, l):
+    def load_of(self, name):
         """Equation 10; hierarchical: equation 14."""
-        if l not in self.load_primary:
-            return self.load[l]
-        share = self.load_primary[l] / self.rows_of_group[l].clamp(min=1)
-        return (self.load[l].reshape(len(share), -1) * share[:, None]).reshape(-1)
+        if name not in self.load_primary:
+            return self.load[name]
+        share = self.load_primary[name] / self.rows_of_group[name].clamp(min=1)
+        return (self.load[name].reshape(len(share), -1) * share[:, None]).reshape(-1)
 
 
 class Comparison:
@@ -185,19 +208,19 @@ class Comparison:
             print(f"{name}: differs by {difference:g}; largest {expected.abs().max():g}")
 
 
-def adam_update(dump, parameters):
+def adam_update(dump, mixtures, parameters):
     adam = dump.json["adam"]
     # The optimizer leaves alone what has no gradient: experts without rows, and the gate of
     # a group without rows.
     for name, parameter in parameters.items():
-        match = re.fullmatch(r"layer(\d+)\.moe\.(expert|group)(\d+)\..*", name)
+        match = re.fullmatch(r"(.*)\.(expert|group)(\d+)\..*", name)
         if match is None:
             continue
-        layer, kind, number = int(match[1]), match[2], int(match[3])
-        moe = dump.json["job"]["model"]["layers"][layer]["moe"]
+        mixture, kind, number = match[1], match[2], int(match[3])
+        moe = mixtures[mixture]
         count = 1 if kind == "expert" else moe["experts"] // moe["groups"]
         experts = range(number * count, (number + 1) * count)
-        if sum(dump.get(f"rows/{layer}/{e}").item() for e in experts) == 0:
+        if sum(dump.get(f"rows/{mixture}/{e}").item() for e in experts) == 0:
             parameter.grad = None
     with torch.no_grad():
         for name, rate in dump.json["own_rate"].items():
@@ -227,7 +250,7 @@ def compare(job, folder):
     for name, parameter in model.p.items():
         expected = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
         comparison.check(f"{job} gradient of {name}", dump.get("gradient/" + name), expected)
-    adam_update(dump, model.p)
+    adam_update(dump, model.mixtures, model.p)
     for name, parameter in model.p.items():
         comparison.check(f"{job} updated {name}", dump.get("updated/" + name), parameter.detach())
     print(f"{job}: {comparison.compared} comparisons, {comparison.failed} failed")

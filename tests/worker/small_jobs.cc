@@ -216,6 +216,82 @@ const std::map<std::string, std::string>& Layers() {
            residual: true
          }
        )pb"},
+      {"recurrent", R"pb(
+         layers {
+           lstm { hidden: 7 }
+           residual: true
+         }
+         layers {
+           recurrent_moe {
+             hidden: 7
+             input {
+               experts: 6
+               k: 2
+               groups: 2
+               gating: GATING_NOISY_TOP_K
+               w_importance: 0.2
+               w_load: 0.3
+             }
+             recurrent {
+               experts: 4
+               k: 2
+               hidden: [ 5, 6 ]
+               groups: 4
+               gating: GATING_NOISY_TOP_K
+               w_importance: 0.3
+               w_load: 0.2
+             }
+             forget_bias: 1
+           }
+           dropout: 0.2
+           residual: true
+         }
+         layers { lstm { hidden: 7 } }
+       )pb"},
+      {"recomputed", R"pb(
+         layers {
+           recurrent_moe {
+             hidden: 7
+             input { experts: 3 k: 3 hidden: 5 groups: 1 gating: GATING_SOFTMAX }
+             recurrent {
+               experts: 5
+               k: 1
+               groups: 5
+               gating: GATING_NOISY_TOP_K
+               w_importance: 0.2
+               w_load: 0.3
+             }
+             kept_states: 1
+           }
+           dropout: 0.1
+         }
+         layers {
+           moe {
+             experts: 4
+             k: 2
+             hidden: 5
+             groups: 2
+             gating: GATING_NOISY_TOP_K
+             w_load: 0.1
+           }
+           residual: true
+         }
+         layers {
+           recurrent_moe {
+             hidden: 7
+             input { experts: 3 k: 2 groups: 3 gating: GATING_NOISY_TOP_K w_load: 0.2 }
+             recurrent {
+               experts: 3
+               k: 3
+               groups: 1
+               gating: GATING_SOFTMAX
+               w_importance: 0.2
+             }
+             kept_states: 2
+           }
+           residual: true
+         }
+       )pb"},
       {"lstm", R"pb(
          layers {
            lstm { hidden: 7 }

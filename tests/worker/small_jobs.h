@@ -21,6 +21,10 @@ namespace moe::testing {
 //   hierarchical_extremes
 //                  a layer in which every token goes everywhere, and one with 1 of 5 groups
 //                  and 1 of 2 experts
+//   recurrent      an LSTM, a recurrent MoE of linear and of deep experts with both balancing losses,
+//                  and an LSTM
+//   recomputed     two recurrent MoEs and a MoE layer between them; one keeps one state, one two;
+//                  one mixture with softmax gating
 //   lstm           no MoE layer
 //   projected      LSTMs with a projection, wider and narrower than the model
 std::vector<std::string> SmallJobNames();

@@ -14,33 +14,33 @@ void Reserve(Backend& backend, int64_t size, Array<T>* array) {
 }  // namespace
 
 ChosenSoftmax::ChosenSoftmax(Backend& backend, const Parameter& wg, int64_t rows,
-                             int32_t waves)
+                             int32_t calls)
     : backend_(backend),
       wg_(wg),
       rows_(rows),
       experts_(wg.value.cols),
-      waves_(waves),
+      calls_(calls),
       dlogits_(backend, rows, experts_) {
-  for (Wave& wave : waves_) {
-    wave.offset = Array<int32_t>(backend, rows + 1);
-    wave.choices.offset.resize(rows + 1);
+  for (Call& call : calls_) {
+    call.offset = Array<int32_t>(backend, rows + 1);
+    call.choices.offset.resize(rows + 1);
   }
 }
 
-void ChosenSoftmax::Forward(int32_t wave, ConstMatrix logits, const uint8_t* chosen) {
-  Wave& w = waves_[wave];
-  const int64_t pairs = backend_.CountChosen(rows_, experts_, chosen, w.offset.data());
-  Reserve(backend_, pairs, &w.expert);
-  Reserve(backend_, pairs, &w.gate);
-  backend_.ChosenSoftmaxForward(logits, chosen, w.offset.data(), w.expert.data(),
-                                w.gate.data());
+void ChosenSoftmax::Forward(int32_t call, ConstMatrix logits, const uint8_t* chosen) {
+  Call& c = calls_[call];
+  const int64_t pairs = backend_.CountChosen(rows_, experts_, chosen, c.offset.data());
+  Reserve(backend_, pairs, &c.expert);
+  Reserve(backend_, pairs, &c.gate);
+  backend_.ChosenSoftmaxForward(logits, chosen, c.offset.data(), c.expert.data(),
+                                c.gate.data());
 
-  Choices& choices = w.choices;
+  Choices& choices = c.choices;
   choices.expert.resize(pairs);
   choices.gate.resize(pairs);
-  w.offset.Download(choices.offset);
-  w.expert.Download(choices.expert);
-  w.gate.Download(choices.gate);
+  c.offset.Download(choices.offset);
+  c.expert.Download(choices.expert);
+  c.gate.Download(choices.gate);
   choices.importance.assign(experts_, 0);
   choices.load.assign(experts_, 0);
   for (int64_t j = 0; j < pairs; ++j) {
@@ -49,10 +49,10 @@ void ChosenSoftmax::Forward(int32_t wave, ConstMatrix logits, const uint8_t* cho
   }
 }
 
-void ChosenSoftmax::Backward(int32_t wave, ConstMatrix x, std::span<const float> dgate,
+void ChosenSoftmax::Backward(int32_t call, ConstMatrix x, std::span<const float> dgate,
                              std::span<const double> dimportance, Matrix dx) {
-  const Wave& w = waves_[wave];
-  const std::vector<int32_t>& expert = w.choices.expert;
+  const Call& c = calls_[call];
+  const std::vector<int32_t>& expert = c.choices.expert;
   CHECK_EQ(dgate.size(), expert.size());
   CHECK_EQ(static_cast<int64_t>(dimportance.size()), experts_);
   // Importance_i is the sum of the gates of expert i, so its gradient is the same for
@@ -63,7 +63,7 @@ void ChosenSoftmax::Backward(int32_t wave, ConstMatrix x, std::span<const float>
   }
   Reserve(backend_, static_cast<int64_t>(dgate.size()), &dgate_);
   dgate_.Upload(host_dgate_);
-  backend_.ChosenSoftmaxBackward(w.offset.data(), w.expert.data(), w.gate.data(),
+  backend_.ChosenSoftmaxBackward(c.offset.data(), c.expert.data(), c.gate.data(),
                                  dgate_.data(), dlogits_.view());
   backend_.Gemm(Transpose::kYes, Transpose::kNo, 1, x, dlogits_.view(), 1, wg_.gradient);
   backend_.Gemm(Transpose::kNo, Transpose::kYes, 1, dlogits_.view(), wg_.value, 1, dx);

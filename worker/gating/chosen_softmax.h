@@ -15,20 +15,21 @@ namespace moe {
 // through what is chosen.
 class ChosenSoftmax {
  public:
-  // rows: T.
-  ChosenSoftmax(Backend& backend, const Parameter& wg, int64_t rows, int32_t waves);
+  // rows: T. calls: of all waves.
+  ChosenSoftmax(Backend& backend, const Parameter& wg, int64_t rows, int32_t calls);
 
   // logits: [T, n] x W_g, up to a constant for each token. chosen: as in
   // common/kernels/backend.h. Load is the number of tokens.
-  void Forward(int32_t wave, ConstMatrix logits, const uint8_t* chosen);
-  const Choices& choices(int32_t wave) const { return waves_[wave].choices; }
+  // call: among all.
+  void Forward(int32_t call, ConstMatrix logits, const uint8_t* chosen);
+  const Choices& choices(int32_t call) const { return calls_[call].choices; }
 
   // As Gate::Backward.
-  void Backward(int32_t wave, ConstMatrix x, std::span<const float> dgate,
+  void Backward(int32_t call, ConstMatrix x, std::span<const float> dgate,
                 std::span<const double> dimportance, Matrix dx);
 
  private:
-  struct Wave {
+  struct Call {
     Array<int32_t> offset;  // [T + 1]
     Array<int32_t> expert;  // [p]
     Array<float> gate;      // [p]
@@ -39,8 +40,8 @@ class ChosenSoftmax {
   const Parameter wg_;
   const int64_t rows_;
   const int64_t experts_;
-  std::vector<Wave> waves_;
-  // Of the wave whose backward is running.
+  std::vector<Call> calls_;
+  // Of the call whose backward is running.
   Array<float> dgate_;  // [p]
   Tensor dlogits_;      // [T, n]
   std::vector<float> host_dgate_;

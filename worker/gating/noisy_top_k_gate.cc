@@ -1,6 +1,7 @@
 #include "worker/gating/noisy_top_k_gate.h"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "common/random/random.h"
@@ -9,75 +10,83 @@
 namespace moe {
 
 NoisyTopKGate::NoisyTopKGate(Backend& backend, uint32_t layer_id,
-                             const Parameters& parameters, int32_t k, int64_t rows,
-                             int32_t waves)
+                             const Parameters& parameters, int32_t k,
+                             const GateCalls& calls)
     : backend_(backend),
       layer_id_(layer_id),
       parameters_(parameters),
       k_(k),
-      rows_(rows),
+      calls_(calls),
+      rows_(calls.rows),
       experts_(parameters.wg.value.cols),
-      dclean_(backend, rows, experts_),
-      draw_(backend, rows, experts_),
-      dgate_(backend, rows * k),
+      choices_(calls.all()),
+      draw_row_(rows_ * calls.calls),
+      dclean_(backend, rows_, experts_),
+      draw_(backend, rows_, experts_),
+      dgate_(backend, rows_ * k),
       dload_(backend, experts_),
-      host_dgate_(rows * k),
+      host_dgate_(rows_ * k),
       host_dload_(experts_) {
   CHECK_LE(k, experts_);
-  for (int32_t w = 0; w < waves; ++w) {
-    Wave& wave = waves_.emplace_back();
-    wave.clean = Tensor(backend, rows, experts_);
-    wave.raw = Tensor(backend, rows, experts_);
-    wave.noise = Tensor(backend, rows, experts_);
-    wave.expert = Array<int32_t>(backend, rows * k);
-    wave.gate = Array<float>(backend, rows * k);
-    wave.threshold = Array<int32_t>(backend, rows * 2);
-    wave.importance = Array<double>(backend, experts_);
-    wave.load = Array<double>(backend, experts_);
-    wave.choices.importance.resize(experts_);
-    wave.choices.load.resize(experts_);
+  std::iota(draw_row_.begin(), draw_row_.end(), 0);
+  for (int32_t i = 0; i < (calls.repeats ? calls.waves : calls.all()); ++i) {
+    Kept& kept = kept_.emplace_back();
+    kept.clean = Tensor(backend, rows_, experts_);
+    kept.raw = Tensor(backend, rows_, experts_);
+    kept.noise = Tensor(backend, rows_, experts_);
+    kept.expert = Array<int32_t>(backend, rows_ * k);
+    kept.gate = Array<float>(backend, rows_ * k);
+    kept.threshold = Array<int32_t>(backend, rows_ * 2);
+    kept.importance = Array<double>(backend, experts_);
+    kept.load = Array<double>(backend, experts_);
+  }
+  for (Choices& choices : choices_) {
+    choices.importance.resize(experts_);
+    choices.load.resize(experts_);
   }
 }
 
-GateBatch NoisyTopKGate::Batch(const Pass& pass, int32_t wave) const {
-  const Wave& w = waves_[wave];
+GateBatch NoisyTopKGate::Batch(const Pass& pass, GateCall at) const {
+  const Kept& kept = kept_[KeptPlaceOf(at)];
   GateBatch batch;
-  batch.clean = w.clean.view();
-  batch.raw = w.raw.view();
-  batch.noise = w.noise.view();
+  batch.clean = kept.clean.view();
+  batch.raw = kept.raw.view();
+  batch.noise = kept.noise.view();
   batch.k = k_;
   batch.with_noise = pass.training();
-  batch.key = pass.Key(Purpose::kGateNoise, layer_id_, wave);
-  batch.expert = w.expert.data();
-  batch.gate = w.gate.data();
-  batch.threshold = w.threshold.data();
-  batch.importance = w.importance.data();
-  batch.load = w.load.data();
+  batch.key = pass.Key(calls_.noise, layer_id_, at.wave);
+  batch.draw_row = std::span(draw_row_).subspan(at.call * rows_, rows_);
+  batch.expert = kept.expert.data();
+  batch.gate = kept.gate.data();
+  batch.threshold = kept.threshold.data();
+  batch.importance = kept.importance.data();
+  batch.load = kept.load.data();
   return batch;
 }
 
-void NoisyTopKGate::Forward(const Pass& pass, int32_t wave, ConstMatrix x,
+void NoisyTopKGate::Forward(const Pass& pass, GateCall at, ConstMatrix x,
                             std::span<const int32_t> target) {
-  Wave& w = waves_[wave];
+  Kept& kept = kept_[KeptPlaceOf(at)];
   backend_.Gemm(Transpose::kNo, Transpose::kNo, 1, x, parameters_.wg.value, 0,
-                w.clean.view());
+                kept.clean.view());
   if (pass.training()) {
     backend_.Gemm(Transpose::kNo, Transpose::kNo, 1, x, parameters_.wnoise.value, 0,
-                  w.raw.view());
+                  kept.raw.view());
   }
-  backend_.NoisyTopKForward(Batch(pass, wave));
+  backend_.NoisyTopKForward(Batch(pass, at));
 
-  w.choices.offset.resize(rows_ + 1);
+  Choices& choices = choices_[calls_.PlaceOf(at)];
+  choices.offset.resize(rows_ + 1);
   for (int64_t t = 0; t <= rows_; ++t) {
-    w.choices.offset[t] = static_cast<int32_t>(t * k_);
+    choices.offset[t] = static_cast<int32_t>(t * k_);
   }
-  w.choices.expert.resize(rows_ * k_);
-  w.choices.gate.resize(rows_ * k_);
-  w.expert.Download(w.choices.expert);
-  w.gate.Download(w.choices.gate);
-  w.importance.Download(w.choices.importance);
-  w.load.Download(w.choices.load);
-  if (!pass.training()) DropPadding(target, &w.choices);
+  choices.expert.resize(rows_ * k_);
+  choices.gate.resize(rows_ * k_);
+  kept.expert.Download(choices.expert);
+  kept.gate.Download(choices.gate);
+  kept.importance.Download(choices.importance);
+  kept.load.Download(choices.load);
+  if (!pass.training()) DropPadding(target, &choices);
 }
 
 void NoisyTopKGate::DropPadding(std::span<const int32_t> target, Choices* choices) const {
@@ -101,7 +110,7 @@ void NoisyTopKGate::DropPadding(std::span<const int32_t> target, Choices* choice
   choices->gate.resize(kept);
 }
 
-void NoisyTopKGate::Backward(const Pass& pass, int32_t wave, ConstMatrix x,
+void NoisyTopKGate::Backward(const Pass& pass, GateCall at, ConstMatrix x,
                              std::span<const float> dgate,
                              std::span<const double> dimportance,
                              std::span<const double> dload, Matrix dx) {
@@ -109,7 +118,7 @@ void NoisyTopKGate::Backward(const Pass& pass, int32_t wave, ConstMatrix x,
   CHECK_EQ(dgate.size(), host_dgate_.size());
   CHECK_EQ(dimportance.size(), host_dload_.size());
   CHECK_EQ(dload.size(), host_dload_.size());
-  const std::vector<int32_t>& expert = waves_[wave].choices.expert;
+  const std::vector<int32_t>& expert = choices(at).expert;
   // Importance_i is the sum of the gates of expert i, so its gradient is the same for
   // each of them.
   for (size_t j = 0; j < dgate.size(); ++j) {
@@ -122,7 +131,7 @@ void NoisyTopKGate::Backward(const Pass& pass, int32_t wave, ConstMatrix x,
     std::copy(dload.begin(), dload.end(), host_dload_.begin());
     dload_.Upload(host_dload_);
   }
-  backend_.NoisyTopKBackward(Batch(pass, wave), dgate_.data(),
+  backend_.NoisyTopKBackward(Batch(pass, at), dgate_.data(),
                              load_matters ? dload_.data() : nullptr, dclean_.view(),
                              draw_.view());
 

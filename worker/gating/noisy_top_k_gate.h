@@ -10,8 +10,8 @@
 
 namespace moe {
 
-// The gate of one MoE layer (eq. 3-5), applied to all rows of a micro-batch at once, and
-// its part in the balancing losses (eq. 6-11).
+// The gate of one mixture (eq. 3-5), applied to all rows of a call at once, and its part in the
+// balancing losses (eq. 6-11). The noise of a token is that of its place in the micro-batch.
 class NoisyTopKGate final : public Gate {
  public:
   struct Parameters {
@@ -19,20 +19,22 @@ class NoisyTopKGate final : public Gate {
     Parameter wnoise;  // [d, n]
   };
 
-  // rows: T.
   NoisyTopKGate(Backend& backend, uint32_t layer_id, const Parameters& parameters,
-                int32_t k, int64_t rows, int32_t waves);
+                int32_t k, const GateCalls& calls);
 
   // In evaluation there is no noise.
-  void Forward(const Pass& pass, int32_t wave, ConstMatrix x,
+  void Forward(const Pass& pass, GateCall at, ConstMatrix x,
                std::span<const int32_t> target) override;
-  const Choices& choices(int32_t wave) const override { return waves_[wave].choices; }
-  void Backward(const Pass& pass, int32_t wave, ConstMatrix x,
+  const Choices& choices(GateCall at) const override {
+    return choices_[calls_.PlaceOf(at)];
+  }
+  void Backward(const Pass& pass, GateCall at, ConstMatrix x,
                 std::span<const float> dgate, std::span<const double> dimportance,
                 std::span<const double> dload, Matrix dx) override;
 
  private:
-  struct Wave {
+  // What Backward needs of a call.
+  struct Kept {
     Tensor clean;              // [T, n]
     Tensor raw;                // [T, n]
     Tensor noise;              // [T, n]
@@ -41,20 +43,25 @@ class NoisyTopKGate final : public Gate {
     Array<int32_t> threshold;  // [T, 2]
     Array<double> importance;  // [n]
     Array<double> load;        // [n]
-    Choices choices;
   };
 
-  GateBatch Batch(const Pass& pass, int32_t wave) const;
+  int32_t KeptPlaceOf(GateCall at) const {
+    return calls_.repeats ? at.wave : calls_.PlaceOf(at);
+  }
+  GateBatch Batch(const Pass& pass, GateCall at) const;
   void DropPadding(std::span<const int32_t> target, Choices* choices) const;
 
   Backend& backend_;
   const uint32_t layer_id_;
   const Parameters parameters_;
   const int32_t k_;
+  const GateCalls calls_;
   const int64_t rows_;
   const int64_t experts_;
-  std::vector<Wave> waves_;
-  // Of the wave whose backward is running.
+  std::vector<Kept> kept_;
+  std::vector<Choices> choices_;   // of all calls
+  std::vector<int32_t> draw_row_;  // 0, 1, .. of all tokens of a micro-batch
+  // Of the call whose backward is running.
   Tensor dclean_;       // [T, n]
   Tensor draw_;         // [T, n]
   Array<float> dgate_;  // [T, k]

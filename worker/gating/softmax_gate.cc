@@ -6,20 +6,20 @@
 
 namespace moe {
 
-SoftmaxGate::SoftmaxGate(Backend& backend, const Parameter& wg, int64_t rows,
-                         int32_t waves)
+SoftmaxGate::SoftmaxGate(Backend& backend, const Parameter& wg, const GateCalls& calls)
     : backend_(backend),
       wg_(wg),
+      calls_(calls),
       bytes_(ChosenBytes(wg.value.cols)),
       all_experts_(bytes_, 0xFF),
-      softmax_(backend, wg, rows, waves),
-      logits_(backend, rows, wg.value.cols),
-      chosen_(backend, rows * bytes_),
-      host_chosen_(rows * bytes_) {
+      softmax_(backend, wg, calls.rows, calls.all()),
+      logits_(backend, calls.rows, wg.value.cols),
+      chosen_(backend, calls.rows * bytes_),
+      host_chosen_(calls.rows * bytes_) {
   all_experts_.back() >>= 8 * bytes_ - wg.value.cols;
 }
 
-void SoftmaxGate::Forward(const Pass& pass, int32_t wave, ConstMatrix x,
+void SoftmaxGate::Forward(const Pass& pass, GateCall at, ConstMatrix x,
                           std::span<const int32_t> target) {
   backend_.Gemm(Transpose::kNo, Transpose::kNo, 1, x, wg_.value, 0, logits_.view());
   std::fill(host_chosen_.begin(), host_chosen_.end(), 0);
@@ -29,15 +29,15 @@ void SoftmaxGate::Forward(const Pass& pass, int32_t wave, ConstMatrix x,
               host_chosen_.begin() + t * bytes_);
   }
   chosen_.Upload(host_chosen_);
-  softmax_.Forward(wave, logits_.view(), chosen_.data());
+  softmax_.Forward(calls_.PlaceOf(at), logits_.view(), chosen_.data());
 }
 
-void SoftmaxGate::Backward(const Pass& pass, int32_t wave, ConstMatrix x,
+void SoftmaxGate::Backward(const Pass& pass, GateCall at, ConstMatrix x,
                            std::span<const float> dgate,
                            std::span<const double> dimportance, std::span<const double>,
                            Matrix dx) {
   CHECK(pass.training());
-  softmax_.Backward(wave, x, dgate, dimportance, dx);
+  softmax_.Backward(calls_.PlaceOf(at), x, dgate, dimportance, dx);
 }
 
 }  // namespace moe

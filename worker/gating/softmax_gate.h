@@ -14,20 +14,23 @@ namespace moe {
 // G(x) = Softmax(x W_g) (eq. 2): every expert for every token, without noise.
 class SoftmaxGate final : public Gate {
  public:
-  // wg: [d, n]. rows: T.
-  SoftmaxGate(Backend& backend, const Parameter& wg, int64_t rows, int32_t waves);
+  // wg: [d, n].
+  SoftmaxGate(Backend& backend, const Parameter& wg, const GateCalls& calls);
 
-  void Forward(const Pass& pass, int32_t wave, ConstMatrix x,
+  void Forward(const Pass& pass, GateCall at, ConstMatrix x,
                std::span<const int32_t> target) override;
-  const Choices& choices(int32_t wave) const override { return softmax_.choices(wave); }
+  const Choices& choices(GateCall at) const override {
+    return softmax_.choices(calls_.PlaceOf(at));
+  }
   // dload plays no part: Load is the number of tokens, whatever the gate says.
-  void Backward(const Pass& pass, int32_t wave, ConstMatrix x,
+  void Backward(const Pass& pass, GateCall at, ConstMatrix x,
                 std::span<const float> dgate, std::span<const double> dimportance,
                 std::span<const double> dload, Matrix dx) override;
 
  private:
   Backend& backend_;
   const Parameter wg_;
+  const GateCalls calls_;
   const int64_t bytes_;  // of a token's choices
   std::vector<uint8_t> all_experts_;
   ChosenSoftmax softmax_;

@@ -30,7 +30,7 @@ StrictlyBalancedGate::StrictlyBalancedGate(Backend& backend, uint32_t layer_id,
   CHECK_EQ(m_ * experts_, k * rows);
 }
 
-void StrictlyBalancedGate::Forward(const Pass& pass, int32_t wave, ConstMatrix x,
+void StrictlyBalancedGate::Forward(const Pass& pass, GateCall at, ConstMatrix x,
                                    std::span<const int32_t> target) {
   backend_.Gemm(Transpose::kNo, Transpose::kNo, 1, x, parameters_.wg.value, 0,
                 log_softmax_.view());
@@ -38,27 +38,28 @@ void StrictlyBalancedGate::Forward(const Pass& pass, int32_t wave, ConstMatrix x
   const float* threshold = parameters_.threshold.value.data;
   if (pass.training()) {
     backend_.ChooseLargest(log_softmax_.view(), m_,
-                           pass.Key(Purpose::kGateTie, layer_id_, wave), chosen_.data());
+                           pass.Key(Purpose::kGateTie, layer_id_, at.wave),
+                           chosen_.data());
     backend_.CountAbove(log_softmax_.view(), threshold, count_.data());
-    count_.Download(above_[wave]);
+    count_.Download(above_[at.wave]);
   } else {
     backend_.ChooseAbove(log_softmax_.view(), threshold, target, chosen_.data());
   }
-  softmax_.Forward(wave, log_softmax_.view(), chosen_.data());
+  softmax_.Forward(at.wave, log_softmax_.view(), chosen_.data());
 }
 
-void StrictlyBalancedGate::Backward(const Pass& pass, int32_t wave, ConstMatrix x,
+void StrictlyBalancedGate::Backward(const Pass& pass, GateCall at, ConstMatrix x,
                                     std::span<const float> dgate,
                                     std::span<const double> dimportance,
                                     std::span<const double>, Matrix dx) {
   CHECK(pass.training());
   CHECK_GT(pass.tokens, 0);
-  softmax_.Backward(wave, x, dgate, dimportance, dx);
+  softmax_.Backward(at.wave, x, dgate, dimportance, dx);
   // The derivative of L_batchwise (eq. 20, in the logarithms of X and T) divided by m, as
   // this micro-batch's share of a mean over the step.
   const double share = static_cast<double>(x.rows) / static_cast<double>(pass.tokens);
   std::vector<float> dthreshold;
-  for (const int32_t above : above_[wave]) {
+  for (const int32_t above : above_[at.wave]) {
     const double relative = static_cast<double>(m_ - above) / static_cast<double>(m_);
     dthreshold.push_back(static_cast<float>(share * std::max(relative, -kMostExcess)));
   }

@@ -26,11 +26,11 @@ class StrictlyBalancedGate final : public Gate {
   StrictlyBalancedGate(Backend& backend, uint32_t layer_id, const Parameters& parameters,
                        int32_t k, int64_t rows, int32_t waves);
 
-  void Forward(const Pass& pass, int32_t wave, ConstMatrix x,
+  void Forward(const Pass& pass, GateCall at, ConstMatrix x,
                std::span<const int32_t> target) override;
-  const Choices& choices(int32_t wave) const override { return softmax_.choices(wave); }
+  const Choices& choices(GateCall at) const override { return softmax_.choices(at.wave); }
   // dload plays no part: in training Load is m, whatever the gate says.
-  void Backward(const Pass& pass, int32_t wave, ConstMatrix x,
+  void Backward(const Pass& pass, GateCall at, ConstMatrix x,
                 std::span<const float> dgate, std::span<const double> dimportance,
                 std::span<const double> dload, Matrix dx) override;
 

@@ -6,12 +6,9 @@ namespace moe {
 
 MoeOutput::MoeOutput(Backend& backend, bool sigmoid, int64_t rows, int64_t cols,
                      int32_t waves)
-    : backend_(backend), sigmoid_(sigmoid), gradients_(waves) {
+    : backend_(backend), sigmoid_(sigmoid), gradient_(rows * cols) {
   if (sigmoid) y_ = Tensor(backend, rows, cols);
-  for (auto& gradient : gradients_) {
-    outputs_.emplace_back(backend, rows, cols);
-    gradient.resize(rows * cols);
-  }
+  for (int32_t w = 0; w < waves; ++w) outputs_.emplace_back(backend, rows, cols);
 }
 
 void MoeOutput::Forward(int32_t wave, std::span<const float> y) {
@@ -27,10 +24,9 @@ void MoeOutput::Forward(int32_t wave, std::span<const float> y) {
 
 std::span<const float> MoeOutput::Backward(int32_t wave, Matrix doutput) {
   CHECK(doutput.contiguous());
-  std::vector<float>& gradient = gradients_[wave];
   if (sigmoid_) backend_.SigmoidBackward(outputs_[wave].view(), doutput, doutput);
-  backend_.Download(doutput.data, gradient.data(), gradient.size() * sizeof(float));
-  return gradient;
+  backend_.Download(doutput.data, gradient_.data(), gradient_.size() * sizeof(float));
+  return gradient_;
 }
 
 }  // namespace moe

@@ -20,16 +20,15 @@ class MoeOutput {
   // [T, d]; valid until the next Forward of the wave.
   ConstMatrix output(int32_t wave) const { return outputs_[wave].view(); }
   // doutput: [T, d], destroyed. Returns dL/dy: host, [T, d], valid until the next
-  // Backward of the wave.
+  // Backward.
   std::span<const float> Backward(int32_t wave, Matrix doutput);
-  std::span<const float> gradient(int32_t wave) const { return gradients_[wave]; }
 
  private:
   Backend& backend_;
   const bool sigmoid_;
   Tensor y_;  // [T, d]
   std::vector<Tensor> outputs_;
-  std::vector<std::vector<float>> gradients_;
+  std::vector<float> gradient_;
 };
 
 }  // namespace moe

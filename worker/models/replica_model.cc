@@ -11,6 +11,8 @@
 #include "worker/layers/lstm.h"
 #include "worker/layers/moe_output.h"
 #include "worker/layers/parameter.h"
+#include "worker/models/mixture_caller.h"
+#include "worker/models/recurrent_moe.h"
 #include "worker/models/word_layers.h"
 
 namespace moe {
@@ -18,26 +20,33 @@ namespace {
 
 // The worker's half of a MoE layer.
 struct MoeLayer {
-  MoeLayer(Backend& backend, const v1::Moe& moe, std::unique_ptr<Gate> gate, int64_t rows,
-           int64_t d, int32_t waves)
-      : gate(std::move(gate)),
-        output(backend, moe.sigmoid_output(), rows, d, waves),
-        x(waves, std::vector<float>(rows * d)),
-        calls(waves) {}
+  MoeLayer(Backend& backend, const v1::Moe& moe, std::unique_ptr<Gate> gate,
+           const GateCalls& calls, int64_t d)
+      : mixture(backend, std::move(gate), calls, d),
+        output(backend, moe.sigmoid_output(), calls.rows, d, calls.waves) {}
 
-  std::unique_ptr<Gate> gate;
+  MixtureCaller mixture;
   MoeOutput output;
-  std::vector<std::vector<float>> x;  // [waves][T, d] host copies of the layer's input
-  std::vector<MoeCall> calls;         // [waves]
 };
 
 struct LayerState {
   LayerState(Backend& backend, int32_t index, const v1::Layer& layer)
       : dropout(backend, LayerId(index), layer.dropout()), residual(layer.residual()) {}
 
-  // One of the two.
+  // What is carried from step to step; null if nothing is.
+  Tensor* state(int32_t wave) const {
+    if (lstm != nullptr) return &lstm->state(wave);
+    return recurrent != nullptr ? &recurrent->state(wave) : nullptr;
+  }
+  const char* kind() const {
+    if (lstm != nullptr) return "lstm";
+    return moe != nullptr ? "moe" : "recurrent_moe";
+  }
+
+  // One of the three.
   std::unique_ptr<Lstm> lstm;
   std::unique_ptr<MoeLayer> moe;
+  std::unique_ptr<RecurrentMoe> recurrent;
   Dropout dropout;
   bool residual;
   std::vector<Tensor> output;  // [waves] of [T, d]
@@ -58,8 +67,8 @@ class ReplicaModel::Impl {
        const DenseParameters& parameters, uint32_t replica, int32_t lanes, int32_t waves,
        int32_t unroll);
 
-  int segments() const { return static_cast<int>(moe_layers_.size()) + 1; }
-  int32_t moe_layer(int segment) const { return moe_layers_.at(segment); }
+  int segments() const { return static_cast<int>(exchanges_.size()) + 1; }
+  const MoeExchange& exchange(int segment) const { return exchanges_.at(segment); }
   DenseParameters& gradients() { return gradients_; }
   double loss_sum(int32_t wave) const { return loss_sum_[wave]; }
   std::span<const float> softmax_input(int32_t wave) const {
@@ -84,18 +93,29 @@ class ReplicaModel::Impl {
   void SetMoeGradient(int segment, int32_t wave, std::span<const float> dx,
                       std::span<const float> dgate, std::span<const double> dimportance,
                       std::span<const double> dload);
+  std::vector<int> recomputed(int segment) const;
+  void Recompute(int segment, int32_t wave, size_t i, std::span<const float> y);
   const MoeCall& moe_call(int segment, int32_t wave) const {
-    return layers_[moe_layer(segment)].moe->calls[wave];
+    const MoeExchange& at = exchange(segment);
+    const LayerState& layer = layers_[at.id.layer];
+    const MixtureCaller& mixture = layer.moe != nullptr ? layer.moe->mixture
+                                   : IsStep(at)         ? layer.recurrent->recurrent()
+                                                        : layer.recurrent->input();
+    return mixture.call({wave, at.call});
   }
-  std::span<const float> moe_output_gradient(int segment, int32_t wave) const {
-    return layers_[moe_layer(segment)].moe->output.gradient(wave);
-  }
+  std::span<const float> moe_output_gradient() const { return moe_output_gradient_; }
   std::string FirstNonFinite(int32_t wave) const;
 
  private:
   // Parameters and gradients of the tensor `name`.
   Parameter Named(const DenseParameters& parameters, const std::string& name) const {
     return {parameters.tensor(name), gradients_.tensor(name)};
+  }
+  // Whether the exchange is that of a time step of a recurrent MoE.
+  static bool IsStep(const MoeExchange& at) { return at.id.mixture == kRecurrentMixture; }
+  // Whether the segment lies within a recurrent MoE.
+  bool Within(int segment) const {
+    return segment < segments() - 1 && IsStep(exchange(segment));
   }
   // The layers that a segment computes whole: [first, last).
   std::pair<int32_t, int32_t> WholeLayers(int segment) const;
@@ -105,7 +125,8 @@ class ReplicaModel::Impl {
   }
   // Dropout and residual: from the layer's own output to output[wave].
   void FinishLayer(int32_t layer, int32_t wave, ConstMatrix y);
-  void ForwardGate(int32_t layer, int32_t wave);
+  // Of the layer whose exchange is the segment's last.
+  void ForwardGate(int segment, int32_t wave);
   size_t StateBytes() const;
 
   Backend& backend_;
@@ -117,7 +138,7 @@ class ReplicaModel::Impl {
   // The same; null without tables.
   TableWordLayers* table_words_ = nullptr;
   std::vector<LayerState> layers_;
-  std::vector<int32_t> moe_layers_;
+  std::vector<MoeExchange> exchanges_;  // by the segment before each
 
   Pass pass_;
   float gradient_scale_ = 0;
@@ -129,6 +150,7 @@ class ReplicaModel::Impl {
   // [waves] of [T, d]: dL/d of the activation that the wave's backward has come to.
   std::vector<Tensor> gradient_;
   Tensor scratch_;  // [T, d]
+  std::span<const float> moe_output_gradient_;
 };
 
 ReplicaModel::Impl::Impl(Backend& backend, const v1::Job& job, const ModelPlan& plan,
@@ -177,54 +199,67 @@ ReplicaModel::Impl::Impl(Backend& backend, const v1::Job& job, const ModelPlan& 
                            .wp = lstm.projection() > 0 ? Named(parameters, prefix + "wp")
                                                        : Parameter()},
           lanes / waves, unroll, waves);
-    } else {
-      CHECK(layer.has_moe()) << "layer " << l;
-      const std::string prefix = absl::StrCat("layer", l, ".moe.");
+    } else if (layer.has_moe()) {
       const auto named = [&](const std::string& name) {
-        return Named(parameters, prefix + name);
+        return Named(parameters, absl::StrCat("layer", l, ".moe.", name));
       };
+      const GateCalls calls = {.rows = rows_, .waves = waves};
       state.moe = std::make_unique<MoeLayer>(
-          backend, layer.moe(),
-          MakeGate(backend, LayerId(l), layer.moe(), named, rows_, waves), rows_, d_,
-          waves);
-      moe_layers_.push_back(l);
+          backend, layer.moe(), MakeGate(backend, LayerId(l), layer.moe(), named, calls),
+          calls, d_);
+    } else {
+      CHECK(layer.has_recurrent_moe()) << "layer " << l;
+      const auto named = [&](const std::string& name) {
+        return Named(parameters, absl::StrCat("layer", l, ".recurrent_moe.", name));
+      };
+      state.recurrent =
+          std::make_unique<RecurrentMoe>(backend, LayerId(l), layer.recurrent_moe(),
+                                         named, lanes / waves, unroll, waves);
+    }
+  }
+  const std::vector<Mixture> mixtures = MixturesOf(job);
+  for (size_t m = 0; m < mixtures.size(); ++m) {
+    for (int32_t call = 0; call < mixtures[m].calls; ++call) {
+      exchanges_.push_back(
+          {.mixture = static_cast<int32_t>(m), .id = mixtures[m].id, .call = call});
     }
   }
 }
 
 std::pair<int32_t, int32_t> ReplicaModel::Impl::WholeLayers(int segment) const {
   CHECK(segment >= 0 && segment < segments()) << segment;
-  const int32_t first = segment == 0 ? 0 : moe_layers_[segment - 1] + 1;
-  const int32_t last = segment < segments() - 1 ? moe_layers_[segment]
-                                                : static_cast<int32_t>(layers_.size());
+  if (Within(segment)) return {0, 0};
+  const uint32_t first = segment == 0 ? 0 : exchange(segment - 1).id.layer + 1;
+  const uint32_t last = segment < segments() - 1 ? exchange(segment).id.layer
+                                                 : static_cast<uint32_t>(layers_.size());
   return {first, last};
 }
 
 size_t ReplicaModel::Impl::StateBytes() const {
   size_t bytes = 0;
   for (const LayerState& layer : layers_) {
-    if (layer.lstm != nullptr)
-      bytes += waves_ * layer.lstm->state(0).size() * sizeof(float);
+    const Tensor* state = layer.state(0);
+    if (state != nullptr) bytes += waves_ * state->size() * sizeof(float);
   }
   return bytes;
 }
 
 void ReplicaModel::Impl::ResetState() {
   for (LayerState& layer : layers_) {
-    if (layer.lstm == nullptr) continue;
-    for (int32_t w = 0; w < waves_; ++w) layer.lstm->state(w).Zero();
+    if (layer.state(0) == nullptr) continue;
+    for (int32_t w = 0; w < waves_; ++w) layer.state(w)->Zero();
   }
 }
 
-// The state's bytes: for each LSTM layer, for each wave, c [lanes of the wave, H], then r
-// [lanes of the wave, R] (lstm.h); floats.
+// The state's bytes: for each LSTM and recurrent MoE, for each wave, c [lanes of the wave, H], then
+// r [lanes of the wave, R] (lstm.h); floats.
 std::string ReplicaModel::Impl::SaveState() const {
   std::string state(StateBytes(), '\0');
   char* at = state.data();
   for (const LayerState& layer : layers_) {
-    if (layer.lstm == nullptr) continue;
+    if (layer.state(0) == nullptr) continue;
     for (int32_t w = 0; w < waves_; ++w) {
-      const Tensor& tensor = layer.lstm->state(w);
+      const Tensor& tensor = *layer.state(w);
       backend_.Download(tensor.data(), at, tensor.size() * sizeof(float));
       at += tensor.size() * sizeof(float);
     }
@@ -240,9 +275,9 @@ absl::Status ReplicaModel::Impl::LoadState(const std::string& state) {
   }
   const char* at = state.data();
   for (LayerState& layer : layers_) {
-    if (layer.lstm == nullptr) continue;
+    if (layer.state(0) == nullptr) continue;
     for (int32_t w = 0; w < waves_; ++w) {
-      Tensor& tensor = layer.lstm->state(w);
+      const Tensor& tensor = *layer.state(w);
       backend_.Upload(at, tensor.data(), tensor.size() * sizeof(float));
       at += tensor.size() * sizeof(float);
     }
@@ -270,9 +305,12 @@ void ReplicaModel::Impl::Forward(int segment, int32_t wave,
     CHECK_EQ(static_cast<int64_t>(target.size()), rows_);
     target_[wave].assign(target.begin(), target.end());
     words_->Embed(pass_, wave, input, embedded_[wave].view());
-  } else {
-    const int32_t moe = moe_layers_[segment - 1];
-    FinishLayer(moe, wave, layers_[moe].moe->output.output(wave));
+  } else if (!Within(segment)) {
+    const uint32_t layer = exchange(segment - 1).id.layer;
+    const LayerState& state = layers_[layer];
+    FinishLayer(static_cast<int32_t>(layer), wave,
+                state.moe != nullptr ? state.moe->output.output(wave)
+                                     : state.recurrent->output(wave));
   }
 
   const auto [first, last] = WholeLayers(segment);
@@ -283,7 +321,7 @@ void ReplicaModel::Impl::Forward(int segment, int32_t wave,
   }
 
   if (segment < segments() - 1) {
-    ForwardGate(last, wave);
+    ForwardGate(segment, wave);
   } else if (pass_.training()) {
     loss_sum_[wave] = words_->Train(Input(last, wave), target_[wave], gradient_scale_,
                                     gradient_[wave].view());
@@ -302,26 +340,30 @@ void ReplicaModel::Impl::FinishLayer(int32_t layer, int32_t wave, ConstMatrix y)
   state.dropout.Forward(pass_, wave, y, residual, state.output[wave].view());
 }
 
-void ReplicaModel::Impl::ForwardGate(int32_t layer, int32_t wave) {
-  MoeLayer& moe = *layers_[layer].moe;
-  const ConstMatrix x = Input(layer, wave);
-  moe.gate->Forward(pass_, wave, x, target_[wave]);
-  backend_.Download(x.data, moe.x[wave].data(), x.size() * sizeof(float));
-
-  const Choices& choices = moe.gate->choices(wave);
-  MoeCall& call = moe.calls[wave];
-  call.layer = layer;
-  call.offset = choices.offset;
-  call.expert = choices.expert;
-  call.gate = choices.gate;
-  call.x = moe.x[wave];
-  call.importance = choices.importance;
-  call.load = choices.load;
+void ReplicaModel::Impl::ForwardGate(int segment, int32_t wave) {
+  const MoeExchange& at = exchange(segment);
+  const auto l = static_cast<int32_t>(at.id.layer);
+  const LayerState& layer = layers_[l];
+  if (layer.moe != nullptr) {
+    layer.moe->mixture.Forward(pass_, wave, Input(l, wave), target_[wave]);
+  } else if (IsStep(at)) {
+    layer.recurrent->ForwardGate(pass_, wave, at.call, target_[wave]);
+  } else {
+    layer.recurrent->ForwardInput(pass_, wave, Input(l, wave), target_[wave]);
+  }
 }
 
 void ReplicaModel::Impl::SetMoeOutput(int segment, int32_t wave,
                                       std::span<const float> y) {
-  layers_[moe_layer(segment)].moe->output.Forward(wave, y);
+  const MoeExchange& at = exchange(segment);
+  const LayerState& layer = layers_[at.id.layer];
+  if (layer.moe != nullptr) {
+    layer.moe->output.Forward(wave, y);
+  } else if (IsStep(at)) {
+    layer.recurrent->Step(wave, at.call, y);
+  } else {
+    layer.recurrent->SetInput(wave, y);
+  }
 }
 
 void ReplicaModel::Impl::Backward(int segment, int32_t wave) {
@@ -339,11 +381,42 @@ void ReplicaModel::Impl::Backward(int segment, int32_t wave) {
     words_->EmbedBackward(pass_, wave, gradient);
     return;
   }
-  // What the residual lets past stays in `gradient`; SetMoeGradient adds the rest.
-  LayerState& layer = layers_[moe_layer(segment - 1)];
-  layer.dropout.Backward(pass_, wave, gradient, scratch_.view());
-  layer.moe->output.Backward(wave, scratch_.view());
-  if (!layer.residual) gradient_[wave].Zero();
+  const MoeExchange& at = exchange(segment - 1);
+  LayerState& layer = layers_[at.id.layer];
+  if (!Within(segment)) {
+    // What the residual lets past stays in `gradient`; SetMoeGradient adds the rest.
+    const Matrix doutput =
+        layer.moe != nullptr ? scratch_.view() : layer.recurrent->output_gradient(wave);
+    layer.dropout.Backward(pass_, wave, gradient, doutput);
+    if (!layer.residual) gradient_[wave].Zero();
+    if (layer.recurrent != nullptr) layer.recurrent->BackwardOutput(wave);
+  }
+  if (layer.moe != nullptr) {
+    moe_output_gradient_ = layer.moe->output.Backward(wave, scratch_.view());
+  } else if (IsStep(at)) {
+    moe_output_gradient_ = layer.recurrent->BackwardStep(wave, at.call);
+  } else {
+    moe_output_gradient_ = layer.recurrent->BackwardInput(wave);
+  }
+}
+
+std::vector<int> ReplicaModel::Impl::recomputed(int segment) const {
+  std::vector<int> segments;
+  if (segment == 0 || !IsStep(exchange(segment - 1))) return segments;
+  const MoeExchange& at = exchange(segment - 1);
+  for (const RecomputeSchedule::Run& run :
+       layers_[at.id.layer].recurrent->again(at.call)) {
+    segments.push_back(segment - 1 - (at.call - run.step));
+  }
+  return segments;
+}
+
+void ReplicaModel::Impl::Recompute(int segment, int32_t wave, size_t i,
+                                   std::span<const float> y) {
+  const MoeExchange& at = exchange(segment - 1);
+  RecurrentMoe& layer = *layers_[at.id.layer].recurrent;
+  const auto runs = layer.again(at.call);
+  layer.Again(pass_, wave, runs[i], /*last=*/i + 1 == runs.size(), y);
 }
 
 void ReplicaModel::Impl::SetMoeGradient(int segment, int32_t wave,
@@ -351,12 +424,19 @@ void ReplicaModel::Impl::SetMoeGradient(int segment, int32_t wave,
                                         std::span<const float> dgate,
                                         std::span<const double> dimportance,
                                         std::span<const double> dload) {
+  const MoeExchange& at = exchange(segment);
+  const LayerState& layer = layers_[at.id.layer];
+  if (IsStep(at)) {
+    layer.recurrent->BackwardGate(pass_, wave, at.call, dx, dgate, dimportance, dload);
+    return;
+  }
   CHECK_EQ(static_cast<int64_t>(dx.size()), rows_ * d_);
-  const int32_t layer = moe_layer(segment);
   scratch_.Upload(dx);
   backend_.Add(scratch_.size(), scratch_.data(), gradient_[wave].data());
-  layers_[layer].moe->gate->Backward(pass_, wave, Input(layer, wave), dgate, dimportance,
-                                     dload, gradient_[wave].view());
+  MixtureCaller& mixture =
+      layer.moe != nullptr ? layer.moe->mixture : layer.recurrent->input();
+  mixture.Backward(pass_, wave, Input(static_cast<int32_t>(at.id.layer), wave), dgate,
+                   dimportance, dload, gradient_[wave].view());
 }
 
 std::string ReplicaModel::Impl::FirstNonFinite(int32_t wave) const {
@@ -364,8 +444,7 @@ std::string ReplicaModel::Impl::FirstNonFinite(int32_t wave) const {
   for (size_t l = 0; l < layers_.size(); ++l) {
     const LayerState& layer = layers_[l];
     if (backend_.AllFinite(layer.output[wave].view())) continue;
-    return absl::StrCat("layer", l, layer.lstm != nullptr ? " (lstm)" : " (moe)",
-                        " output");
+    return absl::StrCat("layer", l, " (", layer.kind(), ") output");
   }
   return "";
 }
@@ -378,7 +457,9 @@ ReplicaModel::ReplicaModel(Backend& backend, const v1::Job& job, const ModelPlan
 ReplicaModel::~ReplicaModel() = default;
 
 int ReplicaModel::segments() const { return impl_->segments(); }
-int32_t ReplicaModel::moe_layer(int segment) const { return impl_->moe_layer(segment); }
+const MoeExchange& ReplicaModel::exchange(int segment) const {
+  return impl_->exchange(segment);
+}
 void ReplicaModel::ResetState() { impl_->ResetState(); }
 std::string ReplicaModel::SaveState() const { return impl_->SaveState(); }
 absl::Status ReplicaModel::LoadState(const std::string& state) {
@@ -406,9 +487,15 @@ void ReplicaModel::SetLossSum(int32_t wave, double loss_sum) {
   impl_->SetLossSum(wave, loss_sum);
 }
 void ReplicaModel::Backward(int segment, int32_t wave) { impl_->Backward(segment, wave); }
-std::span<const float> ReplicaModel::moe_output_gradient(int segment,
-                                                         int32_t wave) const {
-  return impl_->moe_output_gradient(segment, wave);
+std::span<const float> ReplicaModel::moe_output_gradient() const {
+  return impl_->moe_output_gradient();
+}
+std::vector<int> ReplicaModel::recomputed(int segment) const {
+  return impl_->recomputed(segment);
+}
+void ReplicaModel::Recompute(int segment, int32_t wave, size_t i,
+                             std::span<const float> y) {
+  impl_->Recompute(segment, wave, i, y);
 }
 void ReplicaModel::SetMoeGradient(int segment, int32_t wave, std::span<const float> dx,
                                   std::span<const float> dgate,

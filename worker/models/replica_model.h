@@ -1,16 +1,17 @@
 // One replica's language model: embedding, layers, softmax, forward and backward
 // together, wave by wave. The experts are elsewhere: the model is cut into segments at
-// its MoE layers, and the caller carries rows between them.
+// the calls of its mixtures, and the caller carries rows between them.
 //
-// Segment 0 runs from the embedding to the gate of the first MoE layer, segment i from
-// the output of MoE layer i-1 to the gate of MoE layer i, the last one to the softmax and
-// the loss. A model without MoE layers has one segment.
+// Segment 0 runs from the embedding to the gate of the first exchange with the experts, segment i
+// from the output of exchange i-1 to the gate of exchange i, the last one to the softmax and
+// the loss. A model without experts has one segment. A MoE layer has one exchange; a recurrent
+// one has one for its input, and one for each time step.
 //
 // Order of a training step:
 //   BeginStep(s, kTrain)
 //   for each segment, for each wave: [SetMoeOutput] Forward
 //     (after the last segment: the losses, and the softmax's gradient)
-//   for each segment from the last, for each wave: [SetMoeGradient] Backward
+//   for each segment from the last, for each wave: [SetMoeGradient] [Recompute] Backward
 //   then gradients() holds dL/dparameter of this replica, waves added in order.
 // In evaluation only the forward half, with mode kEvaluate: no noise, no dropout.
 //
@@ -29,25 +30,12 @@
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
 #include "proto/moe/v1/job.pb.h"
-#include "worker/layers/pass.h"  // IWYU pragma: export
+#include "worker/layers/pass.h"      // IWYU pragma: export
+#include "worker/models/moe_call.h"  // IWYU pragma: export
 #include "worker/models/parameters.h"
 #include "worker/models/step_tables.h"
 
 namespace moe {
-
-// What the gate of one MoE layer chose for one micro-batch of T tokens: p pairs of token
-// and expert (worker/gating/gate.h); in a hierarchical MoE this is the primary gate, and
-// its experts are the groups. Host memory, owned by the model, valid until the next
-// Forward of the same segment and wave.
-struct MoeCall {
-  int32_t layer = 0;                   // index into Model.layers
-  std::span<const int32_t> offset;     // [T + 1] of each token's pairs
-  std::span<const int32_t> expert;     // [p] ascending within a token
-  std::span<const float> gate;         // [p]
-  std::span<const float> x;            // [T, d_model]
-  std::span<const double> importance;  // [n]
-  std::span<const double> load;        // [n]
-};
 
 class ReplicaModel {
  public:
@@ -59,8 +47,8 @@ class ReplicaModel {
   ~ReplicaModel();
 
   int segments() const;
-  // Index into Model.layers of the MoE layer after segment s; s < segments() - 1.
-  int32_t moe_layer(int segment) const;
+  // The exchange after a segment, which is not the last one.
+  const MoeExchange& exchange(int segment) const;
 
   // The LSTM state that is carried from step to step, over all waves.
   void ResetState();
@@ -80,9 +68,10 @@ class ReplicaModel {
   // nowhere; in evaluation such a row is routed to no expert; in training there are none.
   void Forward(int segment, int32_t wave, std::span<const int32_t> input,
                std::span<const int32_t> target);
-  // After Forward(segment, wave), segment < segments() - 1.
+  // After Forward(segment, wave), segment < segments() - 1; valid until the next Forward of the
+  // same segment and wave.
   const MoeCall& moe_call(int segment, int32_t wave) const;
-  // The MoE layer's combined output, [T, d_model], before the sigmoid; before
+  // The mixture's combined output, [tokens of the call, out], before the sigmoid; before
   // Forward(segment + 1).
   void SetMoeOutput(int segment, int32_t wave, std::span<const float> y);
 
@@ -93,12 +82,18 @@ class ReplicaModel {
   std::span<const float> softmax_input(int32_t wave) const;
   void SetLossSum(int32_t wave, double loss_sum);
 
-  // segment from the last to 0. For segment < segments() - 1 SetMoeGradient comes first.
+  // segment from the last to 0. For segment < segments() - 1 SetMoeGradient comes first, then
+  // Recompute for each of recomputed(segment), in order.
   void Backward(int segment, int32_t wave);
-  // dL/dy of the MoE layer's output [T, d_model]; after Backward(segment + 1, wave). Host
-  // memory, valid until the next Backward of the same segment and wave.
-  std::span<const float> moe_output_gradient(int segment, int32_t wave) const;
-  // dx: [T, d_model] through the experts; dgate: [p] <dL/dy, E_i(x)>; dimportance and
+  // The segments before the exchanges that Recompute wants the output of once more: of layers with
+  // kept_states in the job. The same for all waves and replicas.
+  std::vector<int> recomputed(int segment) const;
+  // y: as given to SetMoeOutput for the i-th of recomputed(segment).
+  void Recompute(int segment, int32_t wave, size_t i, std::span<const float> y);
+  // dL/dy of what the exchange before the segment of the last Backward gave, [tokens of the call,
+  // out]. Host memory, valid until the next Backward.
+  std::span<const float> moe_output_gradient() const;
+  // dx: [tokens of the call, in] through the experts; dgate: [p] <dL/dy, E_i(x)>; dimportance and
   // dload: [n] gradients of the balancing losses with respect to the step's Importance
   // and Load. Hierarchical: dx also through the secondary gates, dgate dL/dG_primary with
   // the importance loss in it, so that dimportance is 0, and dload dL/dLoad_primary.

@@ -32,7 +32,8 @@ StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& pl
       experts_(experts),
       clock_(clock),
       owned_(std::move(owned)),
-      waves_(job.training().waves()) {
+      waves_(job.training().waves()),
+      mixtures_(MixturesOf(job)) {
   const v1::Training& training = job.training();
   for (uint32_t replica : owned_) {
     models_.push_back(std::make_unique<ReplicaModel>(
@@ -40,16 +41,19 @@ StepRunner::StepRunner(Backend& backend, const v1::Job& job, const ModelPlan& pl
         training.unroll()));
   }
   if (job.model().has_tables()) tables_.emplace(backend, job, tables, clock);
-  const int moe_layers = models_.front()->segments() - 1;
-  plans_.resize(moe_layers);
+  const int exchanges = models_.front()->segments() - 1;
+  plans_.resize(exchanges);
   for (auto& plans : plans_) plans.resize(waves_ * owned_.size());
-  chosen_.resize(moe_layers);
+  chosen_.resize(exchanges);
   for (auto& chosen : chosen_) chosen.resize(waves_ * owned_.size());
-  totals_.resize(moe_layers);
-  importance_gradient_.resize(moe_layers);
-  load_gradient_.resize(moe_layers);
-  const int64_t tokens = int64_t{training.lanes()} / waves_ * training.unroll();
-  rows_.assign(owned_.size(), std::vector<float>(tokens * job.model().d_model()));
+  totals_.resize(mixtures_.size());
+  importance_gradient_.resize(mixtures_.size());
+  load_gradient_.resize(mixtures_.size());
+  int64_t most = 0;
+  for (const Mixture& mixture : mixtures_) {
+    most = std::max(most, TokensOf(mixture) * std::max(mixture.in, mixture.out));
+  }
+  rows_.assign(owned_.size(), std::vector<float>(most));
   gates_.resize(owned_.size());
 }
 
@@ -57,13 +61,17 @@ v1::FrameId StepRunner::FrameOf(int segment, int32_t wave) const {
   v1::FrameId id;
   id.set_step(step_);
   id.set_wave(wave);
-  id.set_layer(models_.front()->moe_layer(segment));
+  const MoeExchange& exchange = models_.front()->exchange(segment);
+  id.set_layer(exchange.id.layer);
+  id.set_mixture(exchange.id.mixture);
+  id.set_call(exchange.call);
   id.set_mode(mode_ == PassMode::kTrain ? v1::MODE_TRAIN : v1::MODE_EVALUATE);
   return id;
 }
 
-const v1::Moe& StepRunner::MoeOf(int segment) const {
-  return job_.model().layers(models_.front()->moe_layer(segment)).moe();
+int64_t StepRunner::TokensOf(const Mixture& mixture) const {
+  const v1::Training& training = job_.training();
+  return int64_t{training.lanes()} / waves_ * training.unroll() / mixture.calls;
 }
 
 const RoutingPlan& StepRunner::PlanOf(int segment, int32_t wave, size_t owned) const {
@@ -107,7 +115,7 @@ absl::StatusOr<PassResult> StepRunner::Forward(uint64_t step, PassMode mode,
 
 absl::Status StepRunner::SendForward(int segment, int32_t wave) {
   ActivityScope scope(clock_, Activity::kMoving);
-  const ExpertLayout& layout = experts_.layout(models_.front()->moe_layer(segment));
+  const ExpertLayout& layout = experts_.layout(models_.front()->exchange(segment).id);
   std::vector<ForwardCall> calls;
   for (size_t i = 0; i < owned_.size(); ++i) {
     const MoeCall& call = models_[i]->moe_call(segment, wave);
@@ -126,7 +134,7 @@ absl::Status StepRunner::SendForward(int segment, int32_t wave) {
   return experts_.SendForward(FrameOf(segment, wave), calls);
 }
 
-absl::Status StepRunner::AwaitForward(int segment, int32_t wave) {
+absl::Status StepRunner::AwaitRows(int segment, int32_t wave, BalanceTotals* totals) {
   std::vector<ForwardResult> results;
   for (size_t i = 0; i < owned_.size(); ++i) {
     results.push_back({owned_[i], &PlanOf(segment, wave, i), rows_[i].data()});
@@ -134,12 +142,41 @@ absl::Status StepRunner::AwaitForward(int segment, int32_t wave) {
       results.back().chosen = &chosen_[segment][wave * owned_.size() + i];
     }
   }
-  const bool last_of_step = mode_ == PassMode::kTrain && wave == waves_ - 1;
   ActivityScope scope(clock_, Activity::kMoving);
-  RETURN_IF_ERROR(experts_.AwaitForward(FrameOf(segment, wave), results,
-                                        last_of_step ? &totals_[segment] : nullptr));
-  for (size_t i = 0; i < owned_.size(); ++i)
-    models_[i]->SetMoeOutput(segment, wave, rows_[i]);
+  return experts_.AwaitForward(FrameOf(segment, wave), results, totals);
+}
+
+absl::Status StepRunner::AwaitForward(int segment, int32_t wave) {
+  const MoeExchange& exchange = models_.front()->exchange(segment);
+  const Mixture& mixture = mixtures_[exchange.mixture];
+  const bool last_of_step = mode_ == PassMode::kTrain && wave == waves_ - 1 &&
+                            exchange.call == mixture.calls - 1;
+  RETURN_IF_ERROR(
+      AwaitRows(segment, wave, last_of_step ? &totals_[exchange.mixture] : nullptr));
+  const int64_t size = TokensOf(mixture) * mixture.out;
+  backend_.parallel().For(owned_.size(), [&](int64_t i) {
+    models_[i]->SetMoeOutput(segment, wave, std::span(rows_[i]).first(size));
+  });
+  return absl::OkStatus();
+}
+
+// The next answer is on its way while a model works on one.
+absl::Status StepRunner::Recompute(int segment, int32_t wave) {
+  const std::vector<int> again = models_.front()->recomputed(segment);
+  const auto send = [&](size_t i) {
+    if (i >= again.size()) return absl::OkStatus();
+    return experts_.SendForwardAgain(FrameOf(again[i], wave), owned_);
+  };
+  RETURN_IF_ERROR(send(0));
+  for (size_t i = 0; i < again.size(); ++i) {
+    RETURN_IF_ERROR(send(i + 1));
+    RETURN_IF_ERROR(AwaitRows(again[i], wave, /*totals=*/nullptr));
+    const Mixture& mixture = mixtures_[MixtureOf(again[i])];
+    const int64_t size = TokensOf(mixture) * mixture.out;
+    backend_.parallel().For(owned_.size(), [&](int64_t r) {
+      models_[r]->Recompute(segment, wave, i, std::span(rows_[r]).first(size));
+    });
+  }
   return absl::OkStatus();
 }
 
@@ -157,27 +194,26 @@ absl::Status StepRunner::CheckFinite() const {
 }
 
 absl::Status StepRunner::FormBalanceGradients() {
-  for (size_t segment = 0; segment < totals_.size(); ++segment) {
-    const v1::Moe& moe = MoeOf(segment);
+  for (size_t m = 0; m < mixtures_.size(); ++m) {
+    const v1::Moe& moe = mixtures_[m].moe;
     // A NaN in one column of a gate need not show in the loss.
-    const BalanceMoments& moments = totals_[segment].moments;
+    const BalanceMoments& moments = totals_[m].moments;
     if (!std::isfinite(moments.importance.variance) ||
         !std::isfinite(moments.load.variance)) {
       return absl::DataLossError(
           absl::StrCat("the balance of the experts is not finite at step ", step_,
-                       ": NaN or infinity in the gate of layer ",
-                       models_.front()->moe_layer(segment)));
+                       ": NaN or infinity in the gate of ",
+                       MixtureName(mixtures_[m].id.layer, mixtures_[m].part)));
     }
-    if (Hierarchical(segment)) {
+    if (moe.k_primary() > 0) {
       // The servers form the losses' gradients; what is left for the primary gate comes
       // with the backward replies.
-      importance_gradient_[segment].assign(moe.groups(), 0);
-      load_gradient_[segment].assign(moe.groups(), 0);
+      importance_gradient_[m].assign(moe.groups(), 0);
+      load_gradient_[m].assign(moe.groups(), 0);
       continue;
     }
-    CvSquared(totals_[segment].importance, moe.w_importance(),
-              &importance_gradient_[segment]);
-    CvSquared(totals_[segment].load, moe.w_load(), &load_gradient_[segment]);
+    CvSquared(totals_[m].importance, moe.w_importance(), &importance_gradient_[m]);
+    CvSquared(totals_[m].load, moe.w_load(), &load_gradient_[m]);
   }
   return absl::OkStatus();
 }
@@ -187,6 +223,7 @@ absl::Status StepRunner::Backward() {
   for (int segment = segments - 1; segment >= 0; --segment) {
     for (int32_t wave = 0; wave < waves_; ++wave) {
       if (segment < segments - 1) RETURN_IF_ERROR(AwaitBackward(segment, wave));
+      RETURN_IF_ERROR(Recompute(segment, wave));
       backend_.parallel().For(owned_.size(),
                               [&](int64_t i) { models_[i]->Backward(segment, wave); });
       if (segment > 0) RETURN_IF_ERROR(SendBackward(segment - 1, wave));
@@ -199,14 +236,17 @@ absl::Status StepRunner::SendBackward(int segment, int32_t wave) {
   ActivityScope scope(clock_, Activity::kMoving);
   std::vector<BackwardCall> calls;
   for (size_t i = 0; i < owned_.size(); ++i) {
-    calls.push_back({owned_[i], &PlanOf(segment, wave, i),
-                     models_[i]->moe_output_gradient(segment, wave).data()});
-    if (Hierarchical(segment)) calls.back().moments = &totals_[segment].moments;
+    calls.push_back(
+        {owned_[i], &PlanOf(segment, wave, i), models_[i]->moe_output_gradient().data()});
+    if (Hierarchical(segment)) {
+      calls.back().moments = &totals_[MixtureOf(segment)].moments;
+    }
   }
   return experts_.SendBackward(FrameOf(segment, wave), calls);
 }
 
 absl::Status StepRunner::AwaitBackward(int segment, int32_t wave) {
+  const int32_t m = MixtureOf(segment);
   std::vector<BackwardResult> results;
   for (size_t i = 0; i < owned_.size(); ++i) {
     const RoutingPlan& plan = PlanOf(segment, wave, i);
@@ -214,14 +254,16 @@ absl::Status StepRunner::AwaitBackward(int segment, int32_t wave) {
     results.push_back({owned_[i], &plan, rows_[i].data(), gates_[i].data()});
     // The same for all replicas.
     if (Hierarchical(segment)) {
-      results.back().dload_primary = load_gradient_[segment].data();
+      results.back().dload_primary = load_gradient_[m].data();
     }
   }
   ActivityScope scope(clock_, Activity::kMoving);
   RETURN_IF_ERROR(experts_.AwaitBackward(FrameOf(segment, wave), results));
   for (size_t i = 0; i < owned_.size(); ++i) {
-    models_[i]->SetMoeGradient(segment, wave, rows_[i], gates_[i],
-                               importance_gradient_[segment], load_gradient_[segment]);
+    models_[i]->SetMoeGradient(
+        segment, wave,
+        std::span(rows_[i]).first(TokensOf(mixtures_[m]) * mixtures_[m].in), gates_[i],
+        importance_gradient_[m], load_gradient_[m]);
   }
   return absl::OkStatus();
 }
@@ -239,25 +281,31 @@ PassResult StepRunner::Summarize(std::span<const MicroBatch> batches) const {
     }
     result.losses.push_back(loss);
   }
-  for (int segment = 0; segment < models_.front()->segments() - 1; ++segment) {
+  for (const Mixture& mixture : mixtures_) {
     PassResult::Balance& balance = result.balance.emplace_back();
-    balance.layer = models_.front()->moe_layer(segment);
-    const int32_t experts = MoeOf(segment).experts();
-    balance.assigned.resize(experts);
-    balance.importance.resize(experts);
+    balance.layer = mixture.id.layer;
+    balance.part = mixture.part;
+    balance.assigned.resize(mixture.moe.experts());
+    balance.importance.resize(mixture.moe.experts());
+  }
+  for (int segment = 0; segment < models_.front()->segments() - 1; ++segment) {
+    const MoeExchange& exchange = models_.front()->exchange(segment);
+    const int64_t tokens = TokensOf(mixtures_[exchange.mixture]);
     for (size_t i = 0; i < owned_.size(); ++i) {
       for (int32_t wave = 0; wave < waves_; ++wave) {
         const std::span<const int32_t> offset =
             models_[i]->moe_call(segment, wave).offset;
-        const std::vector<int32_t>& target = batches[i * waves_ + wave].target;
+        const auto target = std::span(batches[i * waves_ + wave].target)
+                                .subspan(exchange.call * tokens, tokens);
         for (size_t t = 0; t < target.size(); ++t) {
-          if (target[t] >= 0 && offset[t] == offset[t + 1]) ++balance.unrouted;
+          if (target[t] < 0 || offset[t] < offset[t + 1]) continue;
+          ++result.balance[exchange.mixture].unrouted;
         }
       }
     }
   }
   ForEachChoice([&](const Choice& choice) {
-    PassResult::Balance& balance = result.balance[choice.segment];
+    PassResult::Balance& balance = result.balance[choice.mixture];
     ++balance.assigned[choice.expert];
     if (mode_ == PassMode::kEvaluate) {
       balance.importance[choice.expert] += choice.gate;
@@ -269,8 +317,10 @@ PassResult StepRunner::Summarize(std::span<const MicroBatch> batches) const {
 void StepRunner::ForEachChoice(const std::function<void(const Choice&)>& fn) const {
   Choice choice;
   for (int segment = 0; segment < models_.front()->segments() - 1; ++segment) {
-    choice.segment = segment;
-    choice.layer = models_.front()->moe_layer(segment);
+    const MoeExchange& exchange = models_.front()->exchange(segment);
+    choice.mixture = exchange.mixture;
+    const auto first =
+        static_cast<int32_t>(exchange.call * TokensOf(mixtures_[exchange.mixture]));
     for (size_t i = 0; i < owned_.size(); ++i) {
       choice.replica = owned_[i];
       for (choice.wave = 0; choice.wave < waves_; ++choice.wave) {
@@ -286,9 +336,9 @@ void StepRunner::ForEachChoice(const std::function<void(const Choice&)>& fn) con
         }
         const MoeCall& call = models_[i]->moe_call(segment, choice.wave);
         const auto tokens = static_cast<int32_t>(call.offset.size()) - 1;
-        for (choice.token = 0; choice.token < tokens; ++choice.token) {
-          for (int32_t j = call.offset[choice.token]; j < call.offset[choice.token + 1];
-               ++j) {
+        for (int32_t t = 0; t < tokens; ++t) {
+          choice.token = first + t;
+          for (int32_t j = call.offset[t]; j < call.offset[t + 1]; ++j) {
             choice.expert = call.expert[j];
             choice.gate = call.gate[j];
             fn(choice);

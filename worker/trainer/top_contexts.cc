@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "absl/strings/str_join.h"
 
@@ -28,9 +29,10 @@ std::string Words(std::span<const int32_t> tokens, int64_t begin, int64_t end,
 
 }  // namespace
 
-void TopContexts::Add(int32_t layer, int32_t expert, float gate, int64_t position) {
+void TopContexts::Add(int32_t layer, const std::string& mixture, int32_t expert,
+                      float gate, int64_t position) {
   if (!Wants(layer) || (options_.expert >= 0 && options_.expert != expert)) return;
-  std::vector<Hit>& hits = hits_[{layer, expert}];
+  std::vector<Hit>& hits = hits_[{layer, mixture, expert}];
   const Hit hit{gate, position};
   const bool full = static_cast<int>(hits.size()) == options_.per_expert;
   if (full && !Before(hit, hits.back())) return;
@@ -52,8 +54,12 @@ std::string TopContexts::ToJson(std::span<const int32_t> tokens,
            {"word", Words(tokens, at, at + 1, vocabulary)},
            {"after", Words(tokens, at + 1, at + 1 + kWordsAfter, vocabulary)}});
     }
-    experts.push_back(
-        {{"layer", key.first}, {"expert", key.second}, {"contexts", contexts}});
+    const auto& [layer, mixture, expert] = key;
+    nlohmann::ordered_json json = {{"layer", layer}};
+    if (!mixture.empty()) json["mixture"] = mixture;
+    json["expert"] = expert;
+    json["contexts"] = std::move(contexts);
+    experts.push_back(std::move(json));
   }
   const nlohmann::ordered_json json = {{"experts", experts}};
   return json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) +

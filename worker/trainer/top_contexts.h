@@ -5,7 +5,7 @@
 #include <map>
 #include <span>
 #include <string>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "worker/data/vocabulary.h"
@@ -28,24 +28,26 @@ class TopContexts {
     // Of the token that the expert was chosen for.
     int64_t position = 0;
   };
-  using LayerAndExpert = std::pair<int32_t, int32_t>;
+  // The layer, the mixture as in LayerBalance, and the expert.
+  using ExpertId = std::tuple<int32_t, std::string, int32_t>;
 
   explicit TopContexts(const Options& options) : options_(options) {}
 
   bool Wants(int32_t layer) const {
     return options_.layer < 0 || options_.layer == layer;
   }
-  void Add(int32_t layer, int32_t expert, float gate, int64_t position);
+  void Add(int32_t layer, const std::string& mixture, int32_t expert, float gate,
+           int64_t position);
   // The highest gate first, equal ones by position. Experts that were never chosen have no entry.
-  const std::map<LayerAndExpert, std::vector<Hit>>& hits() const { return hits_; }
+  const std::map<ExpertId, std::vector<Hit>>& hits() const { return hits_; }
 
-  // {"experts": [{"layer", "expert", "contexts": [{"gate", "position", "before", "word", "after"}]}]};
-  // before and after are some words around the word.
+  // {"experts": [{"layer", "mixture", "expert", "contexts": [{"gate", "position", "before", "word",
+  // "after"}]}]}; mixture only where the layer has two; before and after are some words around the word.
   std::string ToJson(std::span<const int32_t> tokens, const Vocabulary& vocabulary) const;
 
  private:
   const Options options_;
-  std::map<LayerAndExpert, std::vector<Hit>> hits_;
+  std::map<ExpertId, std::vector<Hit>> hits_;
 };
 
 }  // namespace moe

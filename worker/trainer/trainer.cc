@@ -7,6 +7,7 @@
 #include "common/base/moments.h"
 #include "common/base/status_macros.h"
 #include "common/job/learning_rate.h"
+#include "common/job/mixtures.h"
 #include "glog/logging.h"
 
 namespace moe {
@@ -187,6 +188,7 @@ v1::ReportStepRequest Trainer::Report(uint64_t step, const PassResult& pass,
   for (size_t m = 0; m < pass.balance.size(); ++m) {
     v1::LayerBalance* balance = report.add_balance();
     balance->set_layer(pass.balance[m].layer);
+    balance->set_mixture(pass.balance[m].part);
     const BalanceTotals& totals = runner_.totals()[m];
     balance->set_cv_importance(CoefficientOfVariation(totals.moments.importance));
     balance->set_cv_load(CoefficientOfVariation(totals.moments.load));
@@ -217,7 +219,8 @@ absl::Status Trainer::Evaluate(v1::Split split, uint64_t version, TopContexts* c
                                      TokensPerStep(job_.training()), micro_batches_));
     if (contexts != nullptr) {
       runner_.ForEachChoice([&](const StepRunner::Choice& choice) {
-        contexts->Add(choice.layer, choice.expert, choice.gate,
+        const Mixture& mixture = runner_.mixtures()[choice.mixture];
+        contexts->Add(mixture.id.layer, mixture.part, choice.expert, choice.gate,
                       batches.Position(b, choice.replica, choice.wave, choice.token));
       });
     }
@@ -239,6 +242,7 @@ absl::Status Trainer::Evaluate(v1::Split split, uint64_t version, TopContexts* c
   for (const PassResult::Balance& layer : sum.balance) {
     v1::LayerBalance* balance = report.add_balance();
     balance->set_layer(layer.layer);
+    balance->set_mixture(layer.part);
     balance->mutable_assigned()->Add(layer.assigned.begin(), layer.assigned.end());
     balance->mutable_importance()->Add(layer.importance.begin(), layer.importance.end());
     balance->set_unrouted(layer.unrouted);

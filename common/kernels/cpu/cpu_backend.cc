@@ -226,12 +226,12 @@ void CpuBackend::ExpertForward(std::span<const ExpertRows> experts, ConstMatrix 
   cpu::ExpertForward(context_, experts, x, hidden, y);
 }
 
-void CpuBackend::ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix dy,
-                                const float* gate, std::span<const ConstMatrix> hidden,
-                                float* dgate, std::span<const Matrix> dhidden,
-                                Matrix dx) {
+void CpuBackend::ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix x,
+                                ConstMatrix dy, const float* gate,
+                                std::span<const ConstMatrix> hidden, float* dgate,
+                                std::span<const Matrix> dhidden, Matrix dx) {
   const FlushDenormals flush;
-  cpu::ExpertBackward(context_, experts, dy, gate, hidden, dgate, dhidden, dx);
+  cpu::ExpertBackward(context_, experts, x, dy, gate, hidden, dgate, dhidden, dx);
 }
 
 void CpuBackend::ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x,

@@ -79,7 +79,7 @@ class CpuBackend final : public Backend {
 
   void ExpertForward(std::span<const ExpertRows> experts, ConstMatrix x,
                      std::span<const Matrix> hidden, Matrix y) override;
-  void ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix dy,
+  void ExpertBackward(std::span<const ExpertRows> experts, ConstMatrix x, ConstMatrix dy,
                       const float* gate, std::span<const ConstMatrix> hidden,
                       float* dgate, std::span<const Matrix> dhidden, Matrix dx) override;
   void ExpertUpdates(std::span<const ExpertUpdate> updates, ConstMatrix x,

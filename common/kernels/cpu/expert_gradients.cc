@@ -20,12 +20,12 @@ constexpr int64_t kFewOuterRows = 8;
 constexpr int64_t kSliceRows = 16;
 
 // The tiles of dW_1 = x^T dhidden_1, dW_i = hidden_(i-1)^T dhidden_i and dW_(m+1) =
-// hidden_m^T gated_dy; matrices count from 0.
+// hidden_m^T gated_dy, or without a hidden layer x^T gated_dy; matrices count from 0.
 struct Gradients {
   ConstMatrix x;                         // [p, d]
   std::span<const ConstMatrix> hidden;   // m times [p, h]
   std::span<const ConstMatrix> dhidden;  // m times [p, h]
-  ConstMatrix gated_dy;                  // [p, d]
+  ConstMatrix gated_dy;                  // [p, o]
 
   size_t matrices() const { return hidden.size() + 1; }
   ConstMatrix left(size_t matrix) const { return matrix == 0 ? x : hidden[matrix - 1]; }
@@ -128,14 +128,13 @@ void ForTiles(const Context& context, const Gradients& of, const RowLists& lists
 
 Gradients CheckedGradients(ConstMatrix x, std::span<const ConstMatrix> hidden,
                            std::span<const ConstMatrix> dhidden, ConstMatrix gated_dy) {
-  Check(!hidden.empty() && dhidden.size() == hidden.size(),
-        "a hidden layer, and its gradient");
+  Check(dhidden.size() == hidden.size(), "the gradient of each hidden layer");
   for (size_t i = 0; i < hidden.size(); ++i) {
     Check(hidden[i].rows == x.rows && dhidden[i].rows == x.rows &&
               dhidden[i].cols == hidden[i].cols,
           "hidden and dhidden: [p, h]");
   }
-  Check(gated_dy.rows == x.rows && gated_dy.cols == x.cols, "x and gated_dy: [p, d]");
+  Check(gated_dy.rows == x.rows, "x: [p, d], gated_dy: [p, o]");
   return {x, hidden, dhidden, gated_dy};
 }
 

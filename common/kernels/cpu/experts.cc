@@ -89,6 +89,18 @@ void Relu(Matrix x) {
   }
 }
 
+// u [d] = dL/dx without the gate: returns <x, u>, and u becomes gate * u.
+float LinearGateRow(int64_t d, float gate, const float* x, float* u) {
+  const Vec factor = Splat(gate);
+  Vec dot = _mm256_setzero_ps();
+  ForLanes(d, [&](auto lanes, int64_t i) {
+    const Vec gradient = lanes.Load(u + i);
+    dot = _mm256_fmadd_ps(lanes.Load(x + i), gradient, dot);
+    lanes.Store(u + i, _mm256_mul_ps(factor, gradient));
+  });
+  return SumLanes(dot);
+}
+
 // u [h] = dL/dhidden without the gate: returns <hidden, u>, and u becomes gate * u * 1[hidden > 0].
 float GateRow(int64_t h, float gate, const float* hidden, float* u) {
   const Vec zero = _mm256_setzero_ps();
@@ -122,9 +134,8 @@ void ReluBackward(ConstMatrix hidden, Matrix gradient) {
 void ExpertForward(const Context& context, std::span<const ExpertRows> experts,
                    ConstMatrix x, std::span<const Matrix> hidden, Matrix y) {
   const size_t depth = hidden.size();
-  Check(depth > 0, "a hidden layer");
   for (const Matrix& layer : hidden) Check(layer.rows == x.rows, "hidden: [p, h]");
-  Check(y.data == nullptr || (y.rows == x.rows && y.cols == x.cols), "x and y: [p, d]");
+  Check(y.data == nullptr || y.rows == x.rows, "x: [p, d], y: [p, o]");
   ForRowBlocks(context, experts, x, [&](const ExpertRows& e, Range rows) {
     Check(e.matrices() == depth + 1, "a matrix more than hidden layers");
     ConstMatrix in = Rows(x, rows);
@@ -140,20 +151,29 @@ void ExpertForward(const Context& context, std::span<const ExpertRows> experts,
 }
 
 void ExpertBackward(const Context& context, std::span<const ExpertRows> experts,
-                    ConstMatrix dy, const float* gate,
+                    ConstMatrix x, ConstMatrix dy, const float* gate,
                     std::span<const ConstMatrix> hidden, float* dgate,
                     std::span<const Matrix> dhidden, Matrix dx) {
   const size_t depth = hidden.size();
-  Check(depth > 0 && dhidden.size() == depth, "a hidden layer, and its gradient");
+  Check(dhidden.size() == depth, "the gradient of each hidden layer");
+  Check(depth > 0 || (x.rows == dy.rows && x.cols == dx.cols),
+        "x: [p, d], without a hidden layer");
   for (size_t i = 0; i < depth; ++i) {
     Check(hidden[i].rows == dy.rows && dhidden[i].rows == dy.rows &&
               dhidden[i].cols == hidden[i].cols,
           "hidden and dhidden: [p, h]");
   }
-  Check(dx.data == nullptr || (dx.rows == dy.rows && dx.cols == dy.cols),
-        "dy and dx: [p, d]");
+  Check(dx.data == nullptr || dx.rows == dy.rows, "dy: [p, o], dx: [p, d]");
   ForRowBlocks(context, experts, dy, [&](const ExpertRows& e, Range rows) {
     Check(e.matrices() == depth + 1, "a matrix more than hidden layers");
+    if (depth == 0) {
+      Product(context, Transpose::kYes, Rows(dy, rows), e, 0, dx.cols, dy.cols,
+              Rows(dx, rows));
+      for (int64_t r = rows.begin; r < rows.end; ++r) {
+        dgate[r] = LinearGateRow(dx.cols, gate[r], x.row(r), dx.row(r));
+      }
+      return;
+    }
     const ConstMatrix last = hidden.back();
     Matrix gradient = Rows(dhidden.back(), rows);
     Product(context, Transpose::kYes, Rows(dy, rows), e, depth, last.cols, dy.cols,

@@ -13,7 +13,7 @@ namespace moe::cpu {
 void ExpertForward(const Context& context, std::span<const ExpertRows> experts,
                    ConstMatrix x, std::span<const Matrix> hidden, Matrix y);
 void ExpertBackward(const Context& context, std::span<const ExpertRows> experts,
-                    ConstMatrix dy, const float* gate,
+                    ConstMatrix x, ConstMatrix dy, const float* gate,
                     std::span<const ConstMatrix> hidden, float* dgate,
                     std::span<const Matrix> dhidden, Matrix dx);
 void ExpertUpdates(const Context& context, std::span<const ExpertUpdate> updates,

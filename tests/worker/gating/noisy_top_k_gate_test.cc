@@ -36,8 +36,7 @@ class NoisyTopKGateTest : public ::testing::TestWithParam<uint64_t> {
  protected:
   NoisyTopKGate MakeGate(int32_t k) const {
     return NoisyTopKGate(TestBackend(), /*layer_id=*/2, {wg_.view(), wnoise_.view()}, k,
-                         kRows,
-                         /*waves=*/2);
+                         {.rows = kRows, .waves = 2});
   }
 
   void CheckGradients(int32_t k, const LossWeights& weights) {
@@ -174,11 +173,72 @@ TEST_P(NoisyTopKGateTest, EvaluationHasNoNoiseAndSkipsPadding) {
   EXPECT_EQ(choices.load, load);
 }
 
+// Two calls of half the rows each.
+TEST_P(NoisyTopKGateTest, ATokensNoiseIsThatOfItsPlaceInTheMicroBatch) {
+  constexpr int32_t kHalf = kRows / 2;
+  const Pass pass = {.seed = 70 + GetParam(), .step = 4, .replica = 1};
+  NoisyTopKGate whole = MakeGate(2);
+  whole.Forward(pass, 1, x_.view(), {});
+  const Choices& expected = whole.choices(1);
+  const auto in_two = [&](const GateCalls& calls) {
+    NoisyTopKGate gate(TestBackend(), /*layer_id=*/2, {wg_.view(), wnoise_.view()}, 2,
+                       calls);
+    std::vector<Choices> choices;
+    for (int32_t call : {0, 1}) {
+      gate.Forward(pass, {1, call}, x_.Rows(call * kHalf, kHalf), {});
+      choices.push_back(gate.choices({1, call}));
+    }
+    return choices;
+  };
+  const std::vector<Choices> halves = in_two({.rows = kHalf, .waves = 2, .calls = 2});
+  std::vector<int32_t> expert;
+  for (const Choices& half : halves) {
+    expert.insert(expert.end(), half.expert.begin(), half.expert.end());
+  }
+  EXPECT_EQ(expert, expected.expert);
+  for (int32_t e = 0; e < kExperts; ++e) {
+    EXPECT_NEAR(halves[0].importance[e] + halves[1].importance[e], expected.importance[e],
+                1e-5);
+    EXPECT_NEAR(halves[0].load[e] + halves[1].load[e], expected.load[e], 1e-5);
+  }
+  const std::vector<Choices> recurrent = in_two(
+      {.rows = kHalf, .waves = 2, .calls = 2, .noise = Purpose::kRecurrentGateNoise});
+  EXPECT_NE(recurrent[0].gate, halves[0].gate);
+}
+
+TEST_P(NoisyTopKGateTest, ARepeatedForwardBringsBackWhatBackwardNeeds) {
+  constexpr int32_t kHalf = kRows / 2;
+  const Pass pass = {.seed = 70 + GetParam(), .step = 4};
+  const std::vector<double> dimportance(kExperts, 0.5), dload(kExperts, 0.25);
+  std::vector<std::vector<float>> dx;
+  for (const bool repeats : {false, true}) {
+    NoisyTopKGate gate(TestBackend(), /*layer_id=*/2, {wg_.view(), wnoise_.view()}, 2,
+                       {.rows = kHalf, .waves = 1, .calls = 2, .repeats = repeats});
+    for (int32_t call : {0, 1}) {
+      gate.Forward(pass, {0, call}, x_.Rows(call * kHalf, kHalf), {});
+    }
+    const int32_t* const expert = gate.choices({0, 0}).expert.data();
+    for (int32_t call : {1, 0}) {
+      const Matrix x = x_.Rows(call * kHalf, kHalf);
+      if (repeats) gate.Forward(pass, {0, call}, x, {});
+      Tensor gradient(TestBackend(), kHalf, kWidth);
+      gradient.Zero();
+      gate.Backward(pass, {0, call}, x, RandomValues(call, 2 * kHalf), dimportance, dload,
+                    gradient.view());
+      dx.push_back(Values(gradient));
+    }
+    // Who has seen the choices need not look again.
+    EXPECT_EQ(gate.choices({0, 0}).expert.data(), expert);
+  }
+  EXPECT_EQ(dx[0], dx[2]);
+  EXPECT_EQ(dx[1], dx[3]);
+}
+
 INSTANTIATE_TEST_SUITE_P(Seeds, NoisyTopKGateTest, ::testing::Range<uint64_t>(0, 3));
 
 TEST(NoisyTopKGateTieTest, TheLowerExpertWins) {
   TestParameter zero(1, kWidth, kExperts, /*bound=*/0);
-  NoisyTopKGate gate(TestBackend(), 1, {zero.view(), zero.view()}, 2, /*rows=*/1, 1);
+  NoisyTopKGate gate(TestBackend(), 1, {zero.view(), zero.view()}, 2, {.rows = 1});
   const Tensor x = MakeTensor(1, kWidth, RandomValues(1, kWidth));
   gate.Forward({.mode = PassMode::kEvaluate}, 0, x.view(), std::vector<int32_t>{0});
   EXPECT_THAT(gate.choices(0).expert, ElementsAre(0, 1));

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -115,10 +116,10 @@ TEST_P(ReplicaModelAgainstReferenceTest, LossGradientsAndUpdate) {
     std::erase_if(of_touched,
                   [&](const auto& named) { return named.first.starts_with(prefix); });
   };
-  for (int l = 0; l < job_.model().layers_size(); ++l) {
-    const v1::Moe& moe = job_.model().layers(l).moe();
-    const std::vector<int64_t>& rows = expected.rows_of_expert[l];
-    const std::string prefix = "layer" + std::to_string(l) + ".moe.";
+  for (const Mixture& mixture : model_.mixtures()) {
+    const v1::Moe& moe = mixture.moe;
+    const std::string& prefix = mixture.tensors;
+    const std::vector<int64_t>& rows = expected.rows_of_expert.at(prefix);
     for (int e = 0; e < moe.experts(); ++e) {
       if (rows[e] == 0) untouched(prefix + "expert" + std::to_string(e) + ".");
     }
@@ -162,14 +163,18 @@ TEST_P(ReplicaModelAgainstReferenceTest, EvaluationWithPadding) {
                                            reference_.ZeroState(),
                                            /*step=*/0, /*training=*/false);
   EXPECT_NEAR(result.loss_sum, expected.loss_sum, 1e-6 * expected.loss_sum);
-  for (const auto& layer : result.choices) {
-    const std::vector<int32_t>& offset = layer[1][1].offset;
-    for (size_t t = 0; t < batches[1][1].target.size(); ++t) {
-      if (batches[1][1].target[t] >= 0) continue;
-      EXPECT_EQ(offset[t], offset[t + 1]) << t;
+  std::map<int32_t, int32_t> pairs;  // by mixture
+  for (size_t s = 0; s < result.choices.size(); ++s) {
+    const MoeExchange& exchange = model_.replica(0).exchange(static_cast<int>(s));
+    const std::vector<int32_t>& offset = result.choices[s][1][1].offset;
+    const size_t first = exchange.call * (offset.size() - 1);
+    for (size_t t = 0; t + 1 < offset.size(); ++t) {
+      if (batches[1][1].target[first + t] >= 0) continue;
+      EXPECT_EQ(offset[t], offset[t + 1]) << first + t;
     }
-    EXPECT_GT(offset.back(), 0);
+    pairs[exchange.mixture] += offset.back();
   }
+  for (const auto& [mixture, count] : pairs) EXPECT_GT(count, 0) << mixture;
 }
 
 INSTANTIATE_TEST_SUITE_P(Jobs, ReplicaModelAgainstReferenceTest,
@@ -302,7 +307,15 @@ class ReplicaModelTest : public ::testing::Test {
 
 TEST_F(ReplicaModelTest, Segments) {
   EXPECT_EQ(model_.replica(0).segments(), 2);
-  EXPECT_EQ(model_.replica(0).moe_layer(0), 1);
+  EXPECT_EQ(model_.replica(0).exchange(0).id, MixtureId(1));
+  // Before and after an LSTM: the input, and 3 time steps.
+  LocalModel recurrent(TestBackend(), SmallJob("recurrent"));
+  ASSERT_EQ(recurrent.replica(0).segments(), 5);
+  EXPECT_EQ(recurrent.replica(0).exchange(0).id, MixtureId(1, kInputMixture));
+  for (int t = 0; t < 3; ++t) {
+    EXPECT_EQ(recurrent.replica(0).exchange(1 + t).id, MixtureId(1, kRecurrentMixture));
+    EXPECT_EQ(recurrent.replica(0).exchange(1 + t).call, t);
+  }
   LocalModel without(TestBackend(), SmallJob("lstm"));
   EXPECT_EQ(without.replica(0).segments(), 1);
 }
@@ -340,7 +353,7 @@ TEST_F(ReplicaModelTest, NoiseAndDropoutChangeFromStepToStep) {
 }
 
 TEST(ReplicaModelStateTest, ASavedStateContinuesWithTheSameBits) {
-  for (const char* name : {"lstm_moe_lstm", "projected"}) {
+  for (const char* name : {"lstm_moe_lstm", "projected", "recurrent", "recomputed"}) {
     const v1::Job job = SmallJob(name);
     const NamedTensors parameters = RandomParameters(job, 7);
     const Batches batches = RandomBatches(job, 1);
@@ -362,6 +375,29 @@ TEST(ReplicaModelStateTest, ASavedStateContinuesWithTheSameBits) {
 
     resumed.replica(0).ResetState();
     EXPECT_THAT(resumed.replica(0).SaveState(), Each('\0'));
+  }
+}
+
+// Every number of states that are kept, up to more than there are time steps.
+TEST(ReplicaModelRecomputationTest, TheSameBitsHoweverManyStatesAreKept) {
+  v1::Job job = SmallJob("recurrent");
+  job.mutable_training()->set_unroll(7);
+  const NamedTensors parameters = RandomParameters(job, 7);
+  const auto run = [&](int32_t kept_states) {
+    for (v1::Layer& layer : *job.mutable_model()->mutable_layers()) {
+      if (!layer.has_recurrent_moe()) continue;
+      layer.mutable_recurrent_moe()->set_kept_states(kept_states);
+    }
+    LocalModel model(TestBackend(), job);
+    model.SetParameters(parameters);
+    model.Train(0, RandomBatches(job, 9));
+    model.Evaluate(RandomBatches(job, 10));
+    LocalModel::StepResult result = model.Train(1, RandomBatches(job, 1));
+    return std::pair(result.loss, std::move(result.gradients));
+  };
+  const auto expected = run(0);
+  for (int32_t kept_states = 1; kept_states <= 8; ++kept_states) {
+    EXPECT_EQ(run(kept_states), expected) << kept_states;
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <utility>
 
@@ -42,23 +43,25 @@ double KthExcluding(Row v, int k, size_t i) {
   return v[k - 1];
 }
 
-// What the rows of a step come to in one MoE layer of n experts.
-struct LayerTotals {
+// What the rows of a step come to in one mixture of n experts.
+struct MixtureTotals {
+  v1::Moe moe;
   Row importance;                       // [n]
   Row load;                             // [n]; hierarchical: of the groups' own gates
   std::vector<int64_t> rows_of_expert;  // [n]
   Row load_primary;                     // [groups], hierarchical
   std::vector<int64_t> rows_of_group;   // [groups], hierarchical
 
-  explicit LayerTotals(const v1::Moe& moe)
-      : importance(moe.experts()),
+  explicit MixtureTotals(const v1::Moe& of)
+      : moe(of),
+        importance(moe.experts()),
         load(moe.experts()),
         rows_of_expert(moe.experts()),
         load_primary(moe.groups()),
         rows_of_group(moe.groups()) {}
 
   // Eq. 10 or, hierarchical, 14.
-  Row Load(const v1::Moe& moe) const {
+  Row Load() const {
     Row result = load;
     if (moe.k_primary() == 0) return result;
     const size_t per_group = moe.experts() / moe.groups();
@@ -71,6 +74,11 @@ struct LayerTotals {
     return result;
   }
 };
+
+// By the prefix of the mixture's tensors.
+using Totals = std::map<std::string, MixtureTotals>;
+
+std::string LayerName(int l) { return "layer" + std::to_string(l); }
 
 // One pass over one micro-batch of one replica.
 class MicroBatchPass {
@@ -86,9 +94,9 @@ class MicroBatchPass {
         lanes_(job.training().lanes() / job.training().waves()),
         d_(job.model().d_model()) {}
 
-  // Returns the sum of -ln p(target). Adds to totals, [layer].
+  // Returns the sum of -ln p(target). Adds to totals.
   double Run(const MicroBatch& batch, std::vector<std::vector<LaneState>>& state,
-             std::vector<LayerTotals>& totals) {
+             Totals& totals) {
     target_ = batch.target;
     threshold_loss_ = 0;
     std::vector<Row> x;
@@ -100,8 +108,10 @@ class MicroBatchPass {
 
     for (int l = 0; l < job_.model().layers_size(); ++l) {
       const v1::Layer& layer = job_.model().layers(l);
-      std::vector<Row> y =
-          layer.has_lstm() ? LstmLayer(l, x, state[l]) : MoeLayer(l, x, totals[l]);
+      std::vector<Row> y = layer.has_lstm() ? LstmLayer(l, x, state[l])
+                           : layer.has_moe()
+                               ? MoeLayer(l, x, totals.at(LayerName(l) + ".moe."))
+                               : RecurrentMoeLayer(l, x, state[l], totals);
       Dropout(l + 1, layer.dropout(), y);
       if (layer.residual()) {
         for (size_t t = 0; t < y.size(); ++t) {
@@ -154,6 +164,41 @@ class MicroBatchPass {
     }
   }
 
+  // Returns h, and moves the lane's c on.
+  static Row Cell(const Row& from_x, const Row& from_r, const Row& b, LaneState& lane) {
+    const size_t hidden = lane.c.size();
+    const auto gate = [&](size_t kind, size_t u) {
+      const size_t j = kind * hidden + u;
+      return from_x[j] + from_r[j] + b[j];
+    };
+    Row h(hidden);
+    for (size_t u = 0; u < hidden; ++u) {
+      lane.c[u] =
+          Sigmoid(gate(1, u)) * lane.c[u] + Sigmoid(gate(0, u)) * std::tanh(gate(2, u));
+      h[u] = Sigmoid(gate(3, u)) * std::tanh(lane.c[u]);
+    }
+    return h;
+  }
+
+  std::vector<Row> RecurrentMoeLayer(int l, const std::vector<Row>& x,
+                                     std::vector<LaneState>& state, Totals& totals) {
+    const std::string prefix = LayerName(l) + ".recurrent_moe.";
+    const v1::RecurrentMoe& layer = job_.model().layers(l).recurrent_moe();
+    std::vector<Row> y;
+    for (size_t t = 0; t < x.size(); ++t) {
+      LaneState& lane = state[t % lanes_];
+      Row from_x(4 * lane.c.size()), from_r = from_x;
+      AddFlat(layer.input(), prefix + "input.", t, x[t], Key(Purpose::kGateNoise, l + 1),
+              totals.at(prefix + "input."), from_x);
+      AddFlat(layer.recurrent(), prefix + "recurrent.", t, lane.r,
+              Key(Purpose::kRecurrentGateNoise, l + 1), totals.at(prefix + "recurrent."),
+              from_r);
+      lane.r = Cell(from_x, from_r, Named(prefix + "b"), lane);
+      y.push_back(lane.r);
+    }
+    return y;
+  }
+
   std::vector<Row> LstmLayer(int l, const std::vector<Row>& x,
                              std::vector<LaneState>& state) {
     const std::string prefix = "layer" + std::to_string(l) + ".lstm.";
@@ -162,18 +207,7 @@ class MicroBatchPass {
       LaneState& lane = state[t % lanes_];
       const Row from_x = Product(x[t], Named(prefix + "wx"));
       const Row from_r = Product(lane.r, Named(prefix + "wh"));
-      const Row& b = Named(prefix + "b");
-      const size_t hidden = lane.c.size();
-      const auto gate = [&](size_t kind, size_t u) {
-        const size_t j = kind * hidden + u;
-        return from_x[j] + from_r[j] + b[j];
-      };
-      Row h(hidden);
-      for (size_t u = 0; u < hidden; ++u) {
-        lane.c[u] =
-            Sigmoid(gate(1, u)) * lane.c[u] + Sigmoid(gate(0, u)) * std::tanh(gate(2, u));
-        h[u] = Sigmoid(gate(3, u)) * std::tanh(lane.c[u]);
-      }
+      const Row h = Cell(from_x, from_r, Named(prefix + "b"), lane);
       const bool projects = job_.model().layers(l).lstm().projection() > 0;
       lane.r = projects ? Product(h, Named(prefix + "wp")) : h;
       y.push_back(lane.r);
@@ -181,7 +215,7 @@ class MicroBatchPass {
     return y;
   }
 
-  std::vector<Row> MoeLayer(int l, const std::vector<Row>& x, LayerTotals& totals) {
+  std::vector<Row> MoeLayer(int l, const std::vector<Row>& x, MixtureTotals& totals) {
     const v1::Moe& moe = job_.model().layers(l).moe();
     const std::string prefix = "layer" + std::to_string(l) + ".moe.";
     std::vector<Row> strict;
@@ -194,13 +228,8 @@ class MicroBatchPass {
         if (IsCounted(t)) AddGroups(l, prefix, t, x[t], totals, y[t]);
       } else if (moe.gating() == v1::GATING_STRICTLY_BALANCED) {
         AddExperts(prefix, moe, 0, WithoutNoise(strict[t]), 1, x[t], totals, y[t]);
-      } else if (IsCounted(t)) {
-        const Gated gated =
-            moe.gating() == v1::GATING_SOFTMAX
-                ? WithoutNoise(Softmax(Product(x[t], Named(prefix + "wg"))))
-                : NoisyTopK(prefix, x[t], moe.experts(), moe.k(), t,
-                            Key(Purpose::kGateNoise, l + 1));
-        AddExperts(prefix, moe, 0, gated, 1, x[t], totals, y[t]);
+      } else {
+        AddFlat(moe, prefix, t, x[t], Key(Purpose::kGateNoise, l + 1), totals, y[t]);
       }
       if (moe.sigmoid_output()) {
         for (double& value : y[t]) value = Sigmoid(value);
@@ -212,9 +241,19 @@ class MicroBatchPass {
   // In evaluation rows without a target are padding.
   bool IsCounted(size_t t) const { return training_ || target_[t] >= 0; }
 
+  // Noisy top-k and softmax gating.
+  void AddFlat(const v1::Moe& moe, const std::string& prefix, size_t t, const Row& x,
+               RandomKey key, MixtureTotals& totals, Row& y) const {
+    if (!IsCounted(t)) return;
+    const Gated gated = moe.gating() == v1::GATING_SOFTMAX
+                            ? WithoutNoise(Softmax(Product(x, Named(prefix + "wg"))))
+                            : NoisyTopK(prefix, x, moe.experts(), moe.k(), t, key);
+    AddExperts(prefix, moe, 0, gated, 1, x, totals, y);
+  }
+
   // Eq. 12.
   void AddGroups(int l, const std::string& prefix, size_t t, const Row& x,
-                 LayerTotals& totals, Row& y) const {
+                 MixtureTotals& totals, Row& y) const {
     const v1::Moe& moe = job_.model().layers(l).moe();
     const int per_group = moe.experts() / moe.groups();
     const Gated primary = NoisyTopK(prefix, x, moe.groups(), moe.k_primary(), t,
@@ -315,7 +354,7 @@ class MicroBatchPass {
 
   // The experts from `first` on, with their gates times `factor`.
   void AddExperts(const std::string& prefix, const v1::Moe& moe, int first,
-                  const Gated& gated, double factor, const Row& x, LayerTotals& totals,
+                  const Gated& gated, double factor, const Row& x, MixtureTotals& totals,
                   Row& y) const {
     for (size_t i = 0; i < gated.gate.size(); ++i) {
       const double gate = factor * gated.gate[i];
@@ -331,7 +370,7 @@ class MicroBatchPass {
         }
         out = Product(out, Named(expert + ".w" + std::to_string(matrix)));
       }
-      for (int64_t c = 0; c < d_; ++c) y[c] += gate * out[c];
+      for (size_t c = 0; c < y.size(); ++c) y[c] += gate * out[c];
     }
   }
 
@@ -354,9 +393,12 @@ CarriedState ReferenceModel::ZeroState() const {
   const v1::Model& model = job_.model();
   std::vector<std::vector<LaneState>> wave(model.layers_size());
   for (int l = 0; l < model.layers_size(); ++l) {
-    if (!model.layers(l).has_lstm()) continue;
+    const v1::Layer& layer = model.layers(l);
+    if (layer.has_moe()) continue;
     // The output has the model's width.
-    const Row c(model.layers(l).lstm().hidden(), 0.0), r(model.d_model(), 0.0);
+    const Row c(layer.has_lstm() ? layer.lstm().hidden() : layer.recurrent_moe().hidden(),
+                0.0),
+        r(model.d_model(), 0.0);
     wave[l].assign(training.lanes() / training.waves(), {c, r});
   }
   return CarriedState(training.replicas(), {static_cast<size_t>(training.waves()), wave});
@@ -368,8 +410,17 @@ ReferenceModel::Result ReferenceModel::Forward(
   const v1::Model& model = job_.model();
   Result result;
   result.state = state;
-  std::vector<LayerTotals> totals;
-  for (const v1::Layer& layer : model.layers()) totals.emplace_back(layer.moe());
+  Totals totals;
+  for (int l = 0; l < model.layers_size(); ++l) {
+    const v1::Layer& layer = model.layers(l);
+    const std::string name = LayerName(l);
+    if (layer.has_moe()) totals.emplace(name + ".moe.", MixtureTotals(layer.moe()));
+    if (!layer.has_recurrent_moe()) continue;
+    const v1::RecurrentMoe& recurrent = layer.recurrent_moe();
+    totals.emplace(name + ".recurrent_moe.input.", MixtureTotals(recurrent.input()));
+    totals.emplace(name + ".recurrent_moe.recurrent.",
+                   MixtureTotals(recurrent.recurrent()));
+  }
   int64_t tokens = 0;
   for (size_t r = 0; r < batches.size(); ++r) {
     for (size_t w = 0; w < batches[r].size(); ++w) {
@@ -379,12 +430,11 @@ ReferenceModel::Result ReferenceModel::Forward(
       for (int32_t target : batches[r][w].target) tokens += target >= 0;
     }
   }
-  for (int l = 0; l < model.layers_size(); ++l) {
-    result.rows_of_expert.push_back(totals[l].rows_of_expert);
-    if (!model.layers(l).has_moe()) continue;
-    const v1::Moe& moe = model.layers(l).moe();
-    result.balance_loss += double{moe.w_importance()} * CvSquared(totals[l].importance) +
-                           double{moe.w_load()} * CvSquared(totals[l].Load(moe));
+  for (const auto& [prefix, of_mixture] : totals) {
+    result.rows_of_expert[prefix] = of_mixture.rows_of_expert;
+    result.balance_loss +=
+        double{of_mixture.moe.w_importance()} * CvSquared(of_mixture.importance) +
+        double{of_mixture.moe.w_load()} * CvSquared(of_mixture.Load());
   }
   result.loss = result.loss_sum / tokens + result.balance_loss;
   result.threshold_loss /= tokens;

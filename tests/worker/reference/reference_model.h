@@ -23,7 +23,7 @@ struct MicroBatch {
   std::vector<int32_t> target;
 };
 
-// By replica, wave, layer (empty if it is no LSTM): c, then the output r, of each lane.
+// By replica, wave, layer (empty if it carries none): c, then the output r, of each lane.
 struct LaneState {
   std::vector<double> c;
   std::vector<double> r;
@@ -44,8 +44,8 @@ class ReferenceModel {
     // the step. It has a part in the gradients of the thresholds alone, and they in nothing
     // else.
     double threshold_loss = 0;
-    // By layer, empty if it is no MoE: how many rows each expert had.
-    std::vector<std::vector<int64_t>> rows_of_expert;
+    // By mixture, named as the tensors are ("layer1.moe."): how many rows each expert had.
+    std::map<std::string, std::vector<int64_t>> rows_of_expert;
     CarriedState state;
   };
   // batches: [replica][wave]. In training with noise and dropout.

@@ -162,15 +162,19 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
     double loss_sum = 0;
     for (const v1::ReplicaLoss& loss : pass.losses) loss_sum += loss.loss_sum();
     EXPECT_NEAR(loss_sum, expected.loss_sum, 1e-6 * expected.loss_sum);
-    ASSERT_EQ(pass.balance.size(), expected.choices.size());
+    ASSERT_EQ(pass.balance.size(), runner_->mixtures().size());
     for (size_t m = 0; m < pass.balance.size(); ++m) {
       std::vector<uint64_t> assigned(pass.balance[m].assigned.size());
       uint64_t tokens = 0;
-      for (const auto& of_replica : expected.choices[m]) {
-        for (const auto& of_wave : of_replica) {
-          for (int32_t expert : of_wave.expert) ++assigned[expert];
-          for (size_t t = 0; t + 1 < of_wave.offset.size(); ++t) {
-            tokens += of_wave.offset[t] < of_wave.offset[t + 1];
+      for (size_t s = 0; s < expected.choices.size(); ++s) {
+        const int32_t of = runner_->model(0).exchange(static_cast<int>(s)).mixture;
+        if (of != static_cast<int32_t>(m)) continue;
+        for (const auto& of_replica : expected.choices[s]) {
+          for (const auto& of_wave : of_replica) {
+            for (int32_t expert : of_wave.expert) ++assigned[expert];
+            for (size_t t = 0; t + 1 < of_wave.offset.size(); ++t) {
+              tokens += of_wave.offset[t] < of_wave.offset[t + 1];
+            }
           }
         }
       }
@@ -206,8 +210,7 @@ TEST_P(StepRunnerTest, LossesBalanceAndGradients) {
   ExpectSame(*pass, expected, /*importance=*/false);
   double balance_loss = 0;
   for (size_t m = 0; m < runner_->totals().size(); ++m) {
-    const v1::Moe& moe =
-        job_.model().layers(runner_->model(0).moe_layer(static_cast<int>(m))).moe();
+    const v1::Moe& moe = runner_->mixtures()[m].moe;
     const BalanceMoments& moments = runner_->totals()[m].moments;
     balance_loss += moe.w_importance() * CvSquared(moments.importance) +
                     moe.w_load() * CvSquared(moments.load);
