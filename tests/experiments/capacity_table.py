@@ -102,6 +102,7 @@ def main():
     write_csv(path + ".csv", COLUMNS, finished)
     plot(path + ".png", name, finished)
     text = table(rows)
+    steps = f" --steps {finished[0]['step']}" if finished else ""
     with open(path + ".md", "w", encoding="utf-8") as file:
         file.write(
             f"# Capacity at equal compute: {name}\n\n"
@@ -109,7 +110,7 @@ def main():
             "trained on the same text\nin the same way. Parameters and multiply-adds are without "
             "embedding and softmax (`moectl describe`); balance is\nthat of the test text, without "
             f"noise. Jobs: `{stem}/`. Made by\n\n```\ntests/experiments/capacity.sh --data DIR --name "
-            f"{name}\n```\n\n{text}\n{margin(finished)}![plot]({stem}.png)\n")
+            f"{name}{steps}\n```\n\n{text}\n{margin(finished)}![plot]({stem}.png)\n")
     print("\n" + text)
 
 
