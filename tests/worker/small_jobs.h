@@ -23,6 +23,7 @@ namespace moe::testing {
 //                  and 1 of 2 experts
 //   lstm           no MoE layer
 //   projected      LSTMs with a projection, wider and narrower than the model
+//   tables         embedding and softmax as tables; an LSTM and a MoE layer
 std::vector<std::string> SmallJobNames();
 v1::Job SmallJob(const std::string& name);
 
