@@ -35,6 +35,8 @@ class ShardSet {
                                                         const std::string& server);
 
   // ---- constant after Load; any thread
+  // Of all kinds.
+  int64_t size() const { return static_cast<int64_t>(all_.size()); }
   // Null if no group of the layer is here.
   const LayerShape* FindLayer(uint32_t layer) const;
   // Floats of each dense shard.
