@@ -19,9 +19,6 @@ namespace {
 
 using Case = v1::ExchangeRequest;
 
-// Requests for scores that a worker has no answer to yet, for each server.
-constexpr size_t kScoresUnderWay = 4;
-
 std::vector<int32_t> ShardsOf(const ModelPlan& plan, Table table) {
   std::vector<int32_t> shards;
   for (size_t i = 0; i < plan.shards.size(); ++i) {
@@ -187,7 +184,7 @@ absl::StatusOr<std::vector<double>> RemoteTables::Score(
   std::map<uint32_t, double> sums;  // by replica
   std::deque<v1::ScoreRequest> under_way;
   for (size_t next = 0; next < parts || !under_way.empty();) {
-    if (next < parts && under_way.size() < kScoresUnderWay) {
+    if (next < parts && under_way.size() < kMaxScoresUnderWay) {
       const v1::ScoreRequest& score = under_way.emplace_back(part_of(next++));
       for (const int32_t server : softmax_servers_) {
         v1::ExchangeRequest request;

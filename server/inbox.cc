@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "server/refusal.h"
 
@@ -36,6 +37,18 @@ std::vector<uint32_t> ReplicasOf(const Request& request) {
 // "forward step 17 wave 0 layer 1 of worker/w1"
 std::string Of(const std::string& worker, RendezvousKind kind, const RendezvousKey& key) {
   return absl::StrCat(Describe(kind, key), " of ", worker);
+}
+
+// Counts one more of a worker's requests, if it has fewer than `most` that are unanswered.
+absl::Status AddUnanswered(const std::string& worker, const char* what, int64_t most,
+                           std::map<std::string, int64_t>* by_worker) {
+  int64_t& count = (*by_worker)[worker];
+  if (count >= most) {
+    return Untimely(worker, " has ", count, " ", what,
+                    " without an answer already; the next must wait for one");
+  }
+  ++count;
+  return absl::OkStatus();
 }
 
 // What every frame is decoded to; the error names the replica.
@@ -89,7 +102,8 @@ absl::Status Inbox::Handle(const std::string& worker, v1::ExchangeRequest reques
   }
   switch (request.message_case()) {
     case v1::ExchangeRequest::kPull:
-      return Annotate(HandlePull(request.pull(), sink), absl::StrCat("pull of ", worker));
+      return Annotate(HandlePull(worker, request.pull(), sink),
+                      absl::StrCat("pull of ", worker));
     case v1::ExchangeRequest::kForward:
       return Annotate(
           HandleForward(worker, request.forward(), sink),
@@ -148,9 +162,10 @@ absl::Status Inbox::Admit(
   return absl::OkStatus();
 }
 
-absl::Status Inbox::HandlePull(const v1::PullRequest& request,
+absl::Status Inbox::HandlePull(const std::string& worker, const v1::PullRequest& request,
                                const std::shared_ptr<ReplySink>& sink) {
   Pull pull;
+  pull.worker = worker;
   pull.version = request.version();
   pull.shards.assign(request.shards().begin(), request.shards().end());
   std::set<std::string> asked;
@@ -169,13 +184,17 @@ absl::Status Inbox::HandlePull(const v1::PullRequest& request,
       return Bad("no dense or replica shard ", shard, " is on ",
                  conversation_.options().server);
     }
+    if (!asked.insert(shard).second) return Bad("asks for ", shard, " twice");
   }
-  if (pull.version == conversation_.version() + 1) {
+  const bool pending = pull.version == conversation_.version() + 1;
+  if (!pending) RETURN_IF_ERROR(conversation_.CheckVersion(pull.version));
+  // Every shard in a request of its own, of this version and of the next.
+  RETURN_IF_ERROR(AddUnanswered(worker, "pulls", 2 * shards_.size(), &pulls_));
+  if (pending) {
     pending_pulls_.push_back({absl::Now(), std::move(pull), sink});
-    return absl::OkStatus();
+  } else {
+    work_.Pull(std::move(pull), sink);
   }
-  RETURN_IF_ERROR(conversation_.CheckVersion(pull.version));
-  work_.Pull(std::move(pull), sink);
   return absl::OkStatus();
 }
 
@@ -295,6 +314,7 @@ absl::Status Inbox::HandleScore(const std::string& worker,
   RETURN_IF_ERROR(CheckReplicas(worker, ReplicasOf(request)));
   RETURN_IF_ERROR(CheckVersion(request.version()));
   Score score;
+  score.worker = worker;
   score.batch = request.batch();
   score.wave = request.wave();
   score.part = request.part();
@@ -304,6 +324,8 @@ absl::Status Inbox::HandleScore(const std::string& worker,
       DecodeAll<ScoreInput>(request.frames(), [&](const v1::ScoreFrame& frame) {
         return DecodeScore(backend_, shards_.d_model(), shards_.vocabulary(), frame);
       }));
+  absl::MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(AddUnanswered(worker, "scores", kMaxScoresUnderWay, &scores_));
   work_.Score(std::move(score), sink);
   return absl::OkStatus();
 }
@@ -363,6 +385,16 @@ void Inbox::FinishApply(const RendezvousKey& key) {
     response->mutable_apply()->set_version(conversation_.version());
     return response;
   });
+}
+
+void Inbox::FinishPull(const Pull& pull) {
+  absl::MutexLock lock(&mutex_);
+  --pulls_[pull.worker];
+}
+
+void Inbox::FinishScore(const Score& score) {
+  absl::MutexLock lock(&mutex_);
+  --scores_[score.worker];
 }
 
 void Inbox::AwaitScale(uint64_t step) {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -38,6 +39,7 @@ class Inbox {
 
   // A worker's part of an evaluation's softmax.
   struct Score {
+    std::string worker;
     uint64_t batch = 0;
     uint32_t wave = 0;
     uint32_t part = 0;
@@ -51,6 +53,7 @@ class Inbox {
       std::string shard;
       std::vector<int32_t> index;
     };
+    std::string worker;
     uint64_t version = 0;
     std::vector<std::string> shards;
     std::vector<Rows> rows;  // of table shards
@@ -88,6 +91,9 @@ class Inbox {
   void FinishClose(const RendezvousKey& key,
                    const std::vector<v1::TensorSquareSum>& sums);
   void FinishApply(const RendezvousKey& key);
+  // Before their answers are sent, on which their workers may send others.
+  void FinishPull(const Pull& pull);
+  void FinishScore(const Score& score);
   // The closed step's square sums are formed; from here on its scale is welcome.
   void AwaitScale(uint64_t step);
   // Every shard has applied the step in progress: it is over, and the version is the next.
@@ -109,7 +115,7 @@ class Inbox {
   template <typename Part>
   using NewParts = Conversation::NewParts<Part>;
 
-  absl::Status HandlePull(const v1::PullRequest& request,
+  absl::Status HandlePull(const std::string& worker, const v1::PullRequest& request,
                           const std::shared_ptr<ReplySink>& sink);
   absl::Status HandleScore(const std::string& worker, const v1::ScoreRequest& request,
                            const std::shared_ptr<ReplySink>& sink);
@@ -153,6 +159,9 @@ class Inbox {
   mutable absl::Mutex mutex_;
   Conversation conversation_ ABSL_GUARDED_BY(mutex_);
   std::vector<PendingPull> pending_pulls_ ABSL_GUARDED_BY(mutex_);
+  // Unanswered ones, by worker.
+  std::map<std::string, int64_t> pulls_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, int64_t> scores_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace moe

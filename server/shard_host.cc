@@ -171,9 +171,10 @@ absl::Status ShardHost::WriteCut(uint64_t version) const {
   return absl::OkStatus();
 }
 
-void ShardHost::AnswerPull(const Inbox::Pull& pull, ReplySink& sink) const {
+void ShardHost::AnswerPull(const Inbox::Pull& pull, ReplySink& sink) {
   // A step may have been taken since the pull came.
   if (const absl::Status status = inbox_.CheckVersion(pull.version); !status.ok()) {
+    inbox_.FinishPull(pull);
     sink.Send(FailureResponse(generation(), Annotate(status, "pull")));
     return;
   }
@@ -188,12 +189,14 @@ void ShardHost::AnswerPull(const Inbox::Pull& pull, ReplySink& sink) const {
   for (const Inbox::Pull::Rows& rows : pull.rows) {
     add(rows.shard, shards_->Rows(rows.shard, rows.index));
   }
+  inbox_.FinishPull(pull);
   sink.Send(response);
 }
 
-void ShardHost::AnswerScore(const Inbox::Score& score, ReplySink& sink) const {
+void ShardHost::AnswerScore(const Inbox::Score& score, ReplySink& sink) {
   // A step may have been taken since it came.
   if (const absl::Status status = inbox_.CheckVersion(score.version); !status.ok()) {
+    inbox_.FinishScore(score);
     sink.Send(FailureResponse(generation(), Annotate(status, "score")));
     return;
   }
@@ -204,6 +207,7 @@ void ShardHost::AnswerScore(const Inbox::Score& score, ReplySink& sink) const {
   for (const auto& input : score.inputs) {
     *response->mutable_score()->add_replies() = shards_->Score(*input);
   }
+  inbox_.FinishScore(score);
   sink.Send(response);
 }
 

@@ -103,8 +103,8 @@ class ShardHost : private Inbox::Work {
   // Applies closed_ with this gradient scale, and takes the cut.
   absl::Status ApplyStep(double scale);
   absl::Status WriteCut(uint64_t version) const;
-  void AnswerPull(const Inbox::Pull& pull, ReplySink& sink) const;
-  void AnswerScore(const Inbox::Score& score, ReplySink& sink) const;
+  void AnswerPull(const Inbox::Pull& pull, ReplySink& sink);
+  void AnswerScore(const Inbox::Score& score, ReplySink& sink);
   void OnIdle();
   void Fail(const absl::Status& cause);
 

@@ -47,6 +47,8 @@ class ShardSet {
                                                         const Limits& limits);
 
   // ---- constant after Load; any thread
+  // Of all kinds.
+  int64_t size() const { return static_cast<int64_t>(all_.size()); }
   // Null if no group of the mixture is here.
   const LayerShape* FindMixture(MixtureId mixture) const;
   // Floats of each dense shard.

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/log_sum.h"
+#include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "common/io/sha256.h"
 #include "common/tensor/bytes.h"
@@ -18,7 +19,7 @@ namespace moe {
 namespace {
 
 // Rows that are scored, digested or filled with initial values at a time.
-constexpr int64_t kRowBlock = 4096;
+constexpr int64_t kRowBlock = kScoreBlockRows;
 
 std::vector<float> Downloaded(const Tensor& tensor) {
   std::vector<float> host(tensor.size());

@@ -77,7 +77,12 @@ class DescribeCommand final : public Command {
   }
   absl::Status Run(std::ostream& out) override {
     ASSIGN_OR_RETURN(v1::Job job, ReadJobFile(job_));
-    if (vocabulary_ > 0) job.mutable_model()->set_vocabulary(vocabulary_);
+    if (vocabulary_ > 0) {
+      job.mutable_model()->set_vocabulary(vocabulary_);
+      if (job.model().has_tables()) {
+        RETURN_IF_ERROR(CheckCandidates(job.model().tables(), vocabulary_));
+      }
+    }
     const ModelCount count = CountModel(job);
     const ModelStored stored = CountStored(job);
     MemoryNeeds memory;

@@ -11,6 +11,10 @@ inline constexpr int32_t kProtocolVersion = 5;
 
 // Tokens of one replica in one ScoreRequest.
 inline constexpr int kMaxScoreTokens = 512;
+// ScoreRequests of one worker that a server has not answered yet.
+inline constexpr int kMaxScoresUnderWay = 4;
+// Words that a server scores at a time.
+inline constexpr int kScoreBlockRows = 4096;
 
 inline constexpr char kVersion[] = "0.1.0";
 

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/base/string_view.h"
+#include "common/io/input_file.h"
 
 namespace moe {
 namespace {
@@ -67,20 +68,15 @@ std::string TemporaryName(const std::string& path) {
 }  // namespace
 
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return SystemError(errno, "open", path);
-  const absl::Cleanup closer = [fd] { close(fd); };
-  struct stat info;
-  if (fstat(fd, &info) != 0) return SystemError(errno, "read", path);
-
+  ASSIGN_OR_RETURN(const InputFile file, InputFile::Open(path));
+  ASSIGN_OR_RETURN(const struct stat info, file.Stat());
   std::string contents;
   size_t size = 0;
   // One byte more than the file has, to see its end; pipes and /proc give no size.
   contents.resize(static_cast<size_t>(info.st_size) + 1);
   while (true) {
-    const ssize_t got = read(fd, contents.data() + size, contents.size() - size);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return SystemError(errno, "read", path);
+    ASSIGN_OR_RETURN(const size_t got,
+                     file.Read(contents.data() + size, contents.size() - size));
     if (got == 0) break;
     size += got;
     if (size == contents.size()) contents.resize(2 * size + 4096);

@@ -1,17 +1,13 @@
 #include "common/io/sha256.h"
 
-#include <fcntl.h>
 #include <glog/logging.h>
 #include <openssl/evp.h>
-#include <unistd.h>
 
-#include <cerrno>
 #include <vector>
 
-#include "absl/cleanup/cleanup.h"
-#include "absl/status/status.h"
 #include "absl/strings/escaping.h"
-#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "common/io/input_file.h"
 
 namespace moe {
 
@@ -51,15 +47,11 @@ std::string Sha256Hex(std::string_view data) {
 }
 
 absl::StatusOr<std::string> Sha256File(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
-  const absl::Cleanup closer = [fd] { close(fd); };
+  ASSIGN_OR_RETURN(const InputFile file, InputFile::Open(path));
   Sha256 sha256;
   std::vector<char> buffer(1 << 20);
   while (true) {
-    const ssize_t got = read(fd, buffer.data(), buffer.size());
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
+    ASSIGN_OR_RETURN(const size_t got, file.Read(buffer.data(), buffer.size()));
     if (got == 0) return sha256.Hex();
     sha256.Update(buffer.data(), got);
   }

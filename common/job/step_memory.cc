@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/human.h"
+#include "common/base/protocol.h"
 #include "common/job/expert_traffic.h"
 #include "common/job/tensor_state.h"
 #include "common/tensor/replica_tree.h"
@@ -46,6 +47,16 @@ std::string Describe(const MemoryNeed& need) {
   return absl::StrCat(FormatBytes(need.total()), " (", absl::StrJoin(parts, ", "), ")");
 }
 
+int64_t CarriedStateBytes(const v1::Job& job) {
+  int64_t width = 0;
+  for (const v1::Layer& layer : job.model().layers()) {
+    const v1::Lstm& lstm = layer.lstm();
+    width += 2 * layer.recurrent_moe().hidden();
+    width += lstm.hidden() + (lstm.projection() > 0 ? lstm.projection() : lstm.hidden());
+  }
+  return Bytes(static_cast<double>(job.training().lanes() * width));
+}
+
 MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
                                const v1::Placement& placement,
                                std::span<const v1::ReplicaAssignment> replicas,
@@ -67,8 +78,15 @@ MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
   for (const auto& [server, limits] : servers) {
     needs[server] = memory.OfServer(shards[server], by_worker, limits);
   }
+  const auto scores = [](const auto& of_server) {
+    return std::any_of(
+        of_server.second.begin(), of_server.second.end(), [](const ShardSpec& shard) {
+          return shard.kind == ShardKind::kTable && shard.table == Table::kSoftmax;
+        });
+  };
+  const int64_t score_servers = std::count_if(shards.begin(), shards.end(), scores);
   for (const auto& [worker, of_worker] : owned) {
-    needs[worker] = memory.OfWorker(of_worker);
+    needs[worker] = memory.OfWorker(of_worker, score_servers);
   }
   return needs;
 }
@@ -80,33 +98,6 @@ int64_t StepMemory::Rows() const {
 
 int64_t StepMemory::Nodes(std::span<const uint32_t> owned) const {
   return static_cast<int64_t>(MaximalNodes(owned, job_.training().replicas()).size());
-}
-
-int64_t StepMemory::StateBytes() const {
-  int64_t width = 0;
-  for (const v1::Layer& layer : job_.model().layers()) {
-    const v1::Lstm& lstm = layer.lstm();
-    width += 2 * layer.recurrent_moe().hidden();
-    width += lstm.hidden() + (lstm.projection() > 0 ? lstm.projection() : lstm.hidden());
-  }
-  return Bytes(static_cast<double>(job_.training().lanes() * width));
-}
-
-int64_t StepMemory::TouchedBytes(std::span<const ShardSpec> shards,
-                                 int64_t replicas) const {
-  const v1::Training& training = job_.training();
-  const v1::Model& model = job_.model();
-  const int64_t words = replicas * training.lanes() * training.unroll();
-  int64_t bytes = 0;
-  for (const ShardSpec& shard : shards) {
-    if (shard.kind != ShardKind::kTable) continue;
-    const bool softmax = shard.table == Table::kSoftmax;
-    const int64_t touched = std::min<int64_t>(
-        model.vocabulary(), words + (softmax ? model.tables().candidates() : 0));
-    const double share = static_cast<double>(shard.rows) / model.vocabulary();
-    bytes += Bytes(share * static_cast<double>(touched * (model.d_model() + softmax)));
-  }
-  return bytes;
 }
 
 StepMemory::Sizes StepMemory::SizesOf(std::span<const ShardSpec> shards,
@@ -124,7 +115,9 @@ StepMemory::Sizes StepMemory::SizesOf(std::span<const ShardSpec> shards,
       second += static_cast<double>(state.v);
       parameter_bytes += state.parameter_bytes;
     }
-    const Footprint optimizer = ArrayOf(first) + ArrayOf(second);
+    // Each row of a table has its own count of updates, of eight bytes.
+    const Footprint counts = HostFloats(2 * static_cast<double>(shard.rows));
+    const Footprint optimizer = ArrayOf(first) + ArrayOf(second) + counts;
     sizes.parameters += ArrayOf(static_cast<double>(parameter_bytes) / sizeof(float));
     sizes.optimizer += optimizer;
     const int64_t floats = Bytes(static_cast<double>(plan_.SizeOf(shard)));
@@ -148,7 +141,7 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   int64_t states = 0;
   std::map<MixtureId, int32_t> groups;
   for (const ShardSpec& shard : shards) {
-    if (shard.kind == ShardKind::kReplica) states += StateBytes();
+    if (shard.kind == ShardKind::kReplica) states += CarriedStateBytes(job_);
     if (shard.kind == ShardKind::kExpert) {
       ++groups[{static_cast<uint32_t>(shard.layer), shard.mixture}];
     }
@@ -186,24 +179,31 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   close.activations += clips
                            ? dense.parameters
                            : ArrayOf(static_cast<double>(dense.largest) / sizeof(float));
-  close.activations +=
-      ArrayOf(static_cast<double>(TouchedBytes(shards, job_.training().replicas())) /
-              sizeof(float));
+  close.activations += RowSums(shards, clips);
   kept.activations += hidden;
   int64_t nodes = 0;
-  int64_t touched = 0;  // by each worker
+  int64_t pulled = 0;  // rows of tables by each worker, and their gradients
+  int64_t pushed = 0;
   for (const std::vector<uint32_t>& of_worker : owned) {
     nodes += Nodes(of_worker);
-    touched += TouchedBytes(shards, static_cast<int64_t>(of_worker.size()));
+    pulled += traffic_.Bytes(shards, static_cast<int64_t>(of_worker.size()));
+    pushed += traffic_.PushedBytes(shards, of_worker);
   }
-  close.messages = Received(nodes * dense.floats + touched) + states;
+  // Rows as they come in, or while they are joined, beside what they are decoded to.
+  close.messages = Received(nodes * dense.floats) + 2 * pushed + states;
 
-  // Dense shards and rows of tables that all workers pull; a shard's file.
+  // Dense shards and rows of tables that all workers pull; a shard's file; scores.
   const int64_t workers = static_cast<int64_t>(owned.size());
-  const Work pull = {.messages = Sent(workers * dense.floats + touched)};
-  const Work file = {.messages = std::max({dense.file, table.file, expert.file})};
-  Work most = Larger(Larger(pull, file), kept + wave);
-  if (training_) most = Larger(most, kept + close);
+  const Work pull = {.messages = Sent(workers * dense.floats + pulled)};
+  Work file = {.messages = std::max({dense.file, table.file, expert.file})};
+  Work most = Larger(pull, ServerScores(shards, owned));
+  most = Larger(most, kept + wave);
+  if (training_) {
+    // A cut is written before the step is over.
+    file = kept + file;
+    most = Larger(most, kept + close);
+  }
+  most = Larger(most, file);
 
   MemoryNeed need;
   need.program = kProgram;
@@ -213,6 +213,46 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   need.activations = most.activations.with_holes();
   need.messages = most.total() - need.activations;
   return need;
+}
+
+Footprint StepMemory::RowSums(std::span<const ShardSpec> shards, bool clips) const {
+  Footprint sums;
+  Footprint updates;
+  for (const ShardSpec& shard : shards) {
+    const double floats =
+        static_cast<double>(traffic_.Bytes({&shard, 1}, job_.training().replicas())) /
+        sizeof(float);
+    sums += HostFloats(floats);
+    const Footprint update = HostFloats(floats) + ArrayOf(floats);
+    if (clips) {
+      updates += ArrayOf(floats);
+    } else if (updates.size() < update.size()) {
+      updates = update;
+    }
+  }
+  return sums + updates;
+}
+
+StepMemory::Work StepMemory::ServerScores(
+    std::span<const ShardSpec> shards,
+    std::span<const std::vector<uint32_t>> owned) const {
+  int64_t rows = 0;
+  for (const ShardSpec& shard : shards) {
+    if (shard.kind == ShardKind::kTable && shard.table == Table::kSoftmax) {
+      rows = std::max(rows, shard.rows);
+    }
+  }
+  if (rows == 0) return {};
+  const auto tokens = static_cast<double>(std::min<int64_t>(Rows(), kMaxScoreTokens));
+  int64_t replicas = 0;
+  for (const std::vector<uint32_t>& of_worker : owned) {
+    replicas += static_cast<int64_t>(of_worker.size());
+  }
+  // Decoded inputs, and logits of a block of words.
+  const auto x = ArrayOf(tokens * job_.model().d_model());
+  const auto block = static_cast<double>(std::min<int64_t>(rows, kScoreBlockRows));
+  return {.activations = replicas * kMaxScoresUnderWay * x + ArrayOf(tokens * block),
+          .messages = replicas * Received(x.size())};
 }
 
 StepMemory::MixtureWork StepMemory::WorkOf(const Mixture& mixture, int32_t groups,
@@ -271,7 +311,8 @@ StepMemory::MixtureWork StepMemory::WorkOf(const Mixture& mixture, int32_t group
 
 // ---------------------------------------------------------------- workers
 
-MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned) const {
+MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned,
+                                int64_t score_servers) const {
   const int64_t replicas = static_cast<int64_t>(owned.size());
   const Sizes dense = SizesOf(plan_.shards, ShardKind::kDense);
 
@@ -286,17 +327,26 @@ MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned) const {
     frames = std::max({frames, Sent(in) + Received(out), Sent(out) + Received(in)});
   }
   Work work;
-  work.activations = replicas * Activations();
-  // The rows of tables, whose gradients the activations have.
-  const int64_t touched = TouchedBytes(plan_.shards, replicas);
-  work.messages = std::max(frames, Received(dense.floats + touched));
+  work.activations = replicas * Activations() + WorkerRows(owned);
+  // Dense shards come in first, then rows of tables, which are put together.
+  const int64_t pulled = traffic_.Bytes(plan_.shards, replicas);
+  work.messages = std::max({frames, Received(dense.floats), Received(pulled) + pulled,
+                            WorkerScores(replicas, score_servers)});
   if (training_) {
     // Gradients off the backend, which become messages shard by shard; then these on their
     // way.
     const int64_t nodes = Nodes(owned);
+    // Rows of each replica, and of one shard at a time once more, to be joined.
+    int64_t largest = 0;
+    for (const ShardSpec& shard : plan_.shards) {
+      largest = std::max(largest, traffic_.Bytes({&shard, 1}, 1));
+    }
+    const int64_t touched = replicas * (traffic_.Bytes(plan_.shards, 1) + largest);
+    const int64_t pushed = traffic_.PushedBytes(plan_.shards, owned);
     work.messages =
-        std::max({work.messages, replicas * dense.floats + nodes * dense.largest,
-                  Sent(nodes * dense.floats + touched)});
+        std::max({work.messages,
+                  replicas * dense.floats + nodes * dense.largest + touched + pushed,
+                  Sent(nodes * dense.floats + pushed)});
   }
   MemoryNeed need;
   need.program = kProgram;
@@ -313,19 +363,18 @@ Footprint StepMemory::Activations() const {
   const int64_t waves = job_.training().waves();
   // Logits, one wave at a time; words as embedded and their gradient, of each wave; scratch;
   // rows from servers.
-  // With tables: logits of candidates and the target, and the rows and their gradients.
+  // With tables: logits of candidates and the target; in evaluations the softmax's input of each
+  // wave off the backend.
   const v1::Model& model = job_.model();
-  const int32_t words =
-      model.has_tables() ? model.tables().candidates() + 1 : model.vocabulary();
-  const double touched =
-      static_cast<double>(TouchedBytes(plan_.shards, 1)) / sizeof(float);
+  const bool tables = model.has_tables();
+  const int32_t words = tables ? model.tables().candidates() + 1 : model.vocabulary();
   double from_servers = rows * d;
   for (const Mixture& mixture : MixturesOf(job_)) {
     const auto width = static_cast<double>(std::max(mixture.in, mixture.out));
     from_servers = std::max(from_servers, rows / mixture.calls * width);
   }
-  Footprint all = 2 * ArrayOf(touched) + ArrayOf(rows * words) +
-                  (2 * waves + 1) * ArrayOf(rows * d) + HostFloats(from_servers);
+  Footprint all = ArrayOf(rows * words) + (2 * waves + 1) * ArrayOf(rows * d) +
+                  HostFloats(from_servers) + (tables ? waves : 0) * HostFloats(rows * d);
   for (const v1::Layer& layer : job_.model().layers()) {
     all += waves * ArrayOf(rows * d);  // output
     if (layer.has_lstm()) all += OfLstm(layer.lstm());
@@ -362,6 +411,30 @@ Footprint StepMemory::OfRecurrentMoe(const v1::RecurrentMoe& layer) const {
   // What comes from the servers for a time step; what goes to them, off the backend.
   return training.waves() * of_wave + ArrayOf(lanes * 4 * hidden) +
          HostFloats(rows * 4 * hidden);
+}
+
+Footprint StepMemory::WorkerRows(std::span<const uint32_t> owned) const {
+  if (!job_.model().has_tables()) return {};
+  const double d = job_.model().d_model();
+  const v1::Training& training = job_.training();
+  const int64_t vocabulary = job_.model().vocabulary();
+  // Rows of input and target words of each replica; of candidates, once for all.
+  const auto tokens = static_cast<double>(training.lanes() * training.unroll());
+  const double words = DistinctWords(0, vocabulary, tokens, vocabulary);
+  const auto replicas = static_cast<int64_t>(owned.size());
+  const Footprint input = ArrayOf(words * d);
+  if (!training_) return replicas * input;
+  const Footprint target = ArrayOf(words * d) + ArrayOf(words);
+  const double candidates = job_.model().tables().candidates();
+  const Footprint candidate = ArrayOf(candidates * d) + ArrayOf(candidates);
+  return replicas * (2 * (input + target) + candidate) + candidate;
+}
+
+int64_t StepMemory::WorkerScores(int64_t replicas, int64_t servers) const {
+  const int64_t tokens = replicas * std::min<int64_t>(Rows(), kMaxScoreTokens);
+  const int64_t x = Bytes(static_cast<double>(tokens * job_.model().d_model()));
+  // As requests; and on their way to every server.
+  return servers == 0 ? 0 : kMaxScoresUnderWay * x + servers * Sent(x);
 }
 
 Footprint StepMemory::OfLstm(const v1::Lstm& lstm) const {

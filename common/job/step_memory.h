@@ -13,6 +13,7 @@
 #include "common/job/footprint.h"
 #include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
+#include "common/job/table_traffic.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/job.pb.h"
 
@@ -43,6 +44,9 @@ struct MemoryNeed {
 // is less than a hundredth.
 std::string Describe(const MemoryNeed& need);
 
+// That one replica carries from step to step.
+int64_t CarriedStateBytes(const v1::Job& job);
+
 // By member id.
 using MemoryNeeds = std::map<std::string, MemoryNeed>;
 
@@ -70,13 +74,14 @@ class StepMemory {
  public:
   // Both outlive this object.
   StepMemory(const v1::Job& job, const ModelPlan& plan, bool training)
-      : job_(job), plan_(plan), training_(training) {}
+      : job_(job), plan_(plan), training_(training), traffic_(job, training) {}
 
   // owned: of each worker its replicas, ascending.
   MemoryNeed OfServer(std::span<const ShardSpec> shards,
                       std::span<const std::vector<uint32_t>> owned,
                       const ServerLimits& limits) const;
-  MemoryNeed OfWorker(std::span<const uint32_t> owned) const;
+  // score_servers: those with a part of the softmax's table.
+  MemoryNeed OfWorker(std::span<const uint32_t> owned, int64_t score_servers = 0) const;
 
  private:
   // What is there at some moment of a step, beside parameters and gradients.
@@ -118,11 +123,15 @@ class StepMemory {
   int64_t Rows() const;
   // Nodes of the tree over replicas that a worker's gradients come as.
   int64_t Nodes(std::span<const uint32_t> owned) const;
-  // Of the rows of these table shards that `replicas` replicas touch in a step at most, every
-  // word being another one: bytes in messages.
-  int64_t TouchedBytes(std::span<const ShardSpec> shards, int64_t replicas) const;
-  // Bytes that one replica carries from step to step.
-  int64_t StateBytes() const;
+  // The end of a step on a server: sums of the rows of these table shards over all replicas, and
+  // of one shard at a time, with clipping of all, what its update takes.
+  Footprint RowSums(std::span<const ShardSpec> shards, bool clips) const;
+  // Scores under way: on a server from all workers; on the worker of so many replicas.
+  Work ServerScores(std::span<const ShardSpec> shards,
+                    std::span<const std::vector<uint32_t>> owned) const;
+  int64_t WorkerScores(int64_t replicas, int64_t servers) const;
+  // The rows of tables that a worker works with, and their gradients.
+  Footprint WorkerRows(std::span<const uint32_t> owned) const;
   // Of one replica.
   Footprint Activations() const;
   Footprint OfLstm(const v1::Lstm& lstm) const;
@@ -135,6 +144,7 @@ class StepMemory {
   const v1::Job& job_;
   const ModelPlan& plan_;
   const bool training_;
+  const TableTraffic traffic_;
 };
 
 }  // namespace moe

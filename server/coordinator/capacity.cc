@@ -55,37 +55,6 @@ std::string Advice(const MemberRecord& member, const MemoryNeed& need) {
 
 }  // namespace
 
-absl::Status CheckShardSizes(const ModelPlan& plan, int64_t max_bytes) {
-  // What a message has besides the parameters.
-  constexpr int64_t kFraming = 1024;
-  const auto bytes_of = [](int64_t size) {
-    return size * static_cast<int64_t>(sizeof(float));
-  };
-  const int64_t most = max_bytes - kFraming;
-  int dense_shards = 0;
-  for (const ShardSpec& shard : plan.shards) {
-    dense_shards += shard.kind == ShardKind::kDense;
-  }
-  for (const ShardSpec& shard : plan.shards) {
-    const int64_t bytes = bytes_of(plan.SizeOf(shard));
-    if (shard.kind != ShardKind::kDense || bytes <= most) continue;
-    std::string advice = absl::StrCat("raise training.dense_shards, which makes ",
-                                      dense_shards, " shards now");
-    for (const int64_t t : shard.tensors) {
-      const TensorSpec& tensor = plan.tensors[t];
-      if (bytes_of(tensor.size()) <= most) continue;
-      advice = absl::StrCat("more shards can't help, as a tensor lies in one shard and ",
-                            tensor.name, " [", tensor.rows, ", ", tensor.cols,
-                            "] alone is larger; for a large vocabulary set model.tables");
-      break;
-    }
-    return absl::FailedPreconditionError(
-        absl::StrCat("dense shard ", shard.id, " has ", FormatCount(bytes),
-                     " bytes, and a message holds ", FormatCount(most), ": ", advice));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CheckMemory(const std::string& job, const MemoryNeeds& needs,
                          const MemberTable& members) {
   for (const auto& [name, pool] : PoolsOf(needs, members)) {

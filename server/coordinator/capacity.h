@@ -2,19 +2,13 @@
 // anything is allocated: FAILED_PRECONDITION with the figures, and what to change.
 #pragma once
 
-#include <cstdint>
 #include <string>
 
 #include "absl/status/status.h"
-#include "common/job/model_plan.h"
 #include "common/job/step_memory.h"
 #include "server/coordinator/member_table.h"
 
 namespace moe {
-
-// A dense shard must fit into one message of max_bytes: who pulls it gets the whole of it
-// in one.
-absl::Status CheckShardSizes(const ModelPlan& plan, int64_t max_bytes);
 
 // Each member must have what it needs, and the members that share a machine's memory
 // together. Members that didn't say what they have pass. needs: of members of the table.

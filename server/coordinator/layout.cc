@@ -7,6 +7,7 @@
 #include "common/job/placement.h"
 #include "common/net/channel.h"
 #include "server/coordinator/capacity.h"
+#include "server/coordinator/message_sizes.h"
 
 namespace moe {
 
@@ -30,6 +31,10 @@ absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
   const std::vector<std::string> servers = members.Ids(v1::MEMBER_KIND_SERVER);
   layout.placement = MakePlacement(plan, servers);
   layout.replicas = AssignReplicas(job.training().replicas(), layout.workers);
+  if (training) {
+    RETURN_IF_ERROR(CheckStepMessages(layout.job, plan, layout.placement, layout.replicas,
+                                      kMaxMessageBytes));
+  }
   std::map<std::string, ServerLimits> limits;
   for (const std::string& server : servers) {
     const v1::RegisterRequest& registration = members.Find(server)->registration;

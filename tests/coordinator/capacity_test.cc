@@ -12,38 +12,6 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-void AddShard(ModelPlan* plan, ShardKind kind, const std::string& id, int64_t size) {
-  TensorSpec tensor;
-  tensor.name = id;
-  tensor.index = static_cast<int64_t>(plan->tensors.size());
-  tensor.rows = size;
-  tensor.cols = 1;
-  ShardSpec shard;
-  shard.id = id;
-  shard.kind = kind;
-  shard.tensors = {tensor.index};
-  plan->tensors.push_back(tensor);
-  plan->shards.push_back(shard);
-}
-
-TEST(ShardSizesTest, SayWhatToChange) {
-  ModelPlan plan;
-  AddShard(&plan, ShardKind::kExpert, "layer1/group0", 1'000'000);
-  AddShard(&plan, ShardKind::kDense, "dense/0", 1000);
-  AddShard(&plan, ShardKind::kDense, "dense/1", 2000);
-  EXPECT_TRUE(CheckShardSizes(plan, 4 * 2000 + 1024).ok());
-  EXPECT_EQ(CheckShardSizes(plan, 4 * 2000 + 1023).message(),
-            "dense shard dense/1 has 8,000 bytes, and a message holds 7,999: more shards "
-            "can't help, as a tensor lies in one shard and dense/1 [2000, 1] alone is "
-            "larger; for a large vocabulary set model.tables");
-
-  plan.shards[1].tensors.push_back(plan.shards[2].tensors[0]);
-  plan.shards.pop_back();
-  EXPECT_EQ(CheckShardSizes(plan, 4 * 2000 + 1024).message(),
-            "dense shard dense/0 has 12,000 bytes, and a message holds 8,000: raise "
-            "training.dense_shards, which makes 1 shards now");
-}
-
 constexpr int64_t kGib = int64_t{1} << 30;
 
 class CheckMemoryTest : public testing::Test {

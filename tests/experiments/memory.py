@@ -23,6 +23,16 @@ PROGRAMS = os.path.join(ROOT, "bazel-bin")
 MIB = 1 << 20
 STEPS = 10
 
+# More words than the text has: the rows of the others are there, and candidates.
+TABLES = {"d_model: 128": "d_model: 128 vocabulary: 100000 tables { shards: 4 candidates: 8192 }"}
+# Three replicas of a worker are two nodes of the replica tree.
+MANY_CANDIDATES = {
+    "d_model: 128": "d_model: 128 vocabulary: 200000 tables { shards: 8 candidates: 32768 }",
+    "adam {}": "adam {} tables { beta1: 0 second_moment: SECOND_MOMENT_PER_ROW }",
+    "replicas: 2": "replicas: 6",
+    "lanes: 32": "lanes: 8",
+}
+
 # Name: the job file, what is changed in it, servers and workers.
 JOBS = {
     "tiny": ("tiny", {}, 2, 2),
@@ -37,6 +47,8 @@ JOBS = {
     "long": ("kjv-moe", {"lanes: 32": "lanes: 256", "hidden: 256": "hidden: 512"}, 1, 1),
     "long, cut": ("kjv-moe", {"lanes: 32": "lanes: 256", "hidden: 256": "hidden: 512"}, 2, 2),
     "dense only": ("ptb-zaremba-small", {}, 1, 1),
+    "tables": ("kjv-moe", TABLES, 1, 1),
+    "tables, cut": ("kjv-moe", MANY_CANDIDATES, 2, 2),
 }
 
 
@@ -113,9 +125,12 @@ def measure(folder, job, data, servers, workers):
 
 
 def compute(job, words, servers, workers):
+    with open(job, encoding="utf-8") as file:
+        own = "vocabulary:" in file.read()
+    vocabulary = [] if own else ["--vocabulary", str(words)]
     described = subprocess.run(
-        [os.path.join(PROGRAMS, "client/moectl"), "describe", "--json", "--job", job, "--vocabulary",
-         str(words), "--servers", str(servers), "--workers", str(workers), "--threads", "1"],
+        [os.path.join(PROGRAMS, "client/moectl"), "describe", "--json", "--job", job, *vocabulary,
+         "--servers", str(servers), "--workers", str(workers), "--threads", "1"],
         stdout=subprocess.PIPE, check=True)
     return {member["member"]: member for member in json.loads(described.stdout)["memory"]}
 

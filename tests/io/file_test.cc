@@ -7,8 +7,10 @@
 #include <filesystem>
 #include <fstream>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "common/io/input_file.h"
 #include "common/io/mapped_file.h"
 #include "gmock/gmock.h"
 #include "tests/io/limited_file_size.h"
@@ -152,6 +154,39 @@ TEST_F(FileTest, MapsFiles) {
             absl::StatusCode::kNotFound);
   EXPECT_EQ(MappedFile::Open(folder_.string()).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(FileTest, RegularFilesAlone) {
+  ASSERT_EQ(mkfifo(Path("pipe").c_str(), 0600), 0);
+  // At once, though nobody writes into the pipe.
+  const absl::Status pipe = InputFile::OpenRegular(Path("pipe")).status();
+  EXPECT_EQ(pipe.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(pipe.message()),
+              AllOf(HasSubstr(Path("pipe")), HasSubstr("not a regular file")));
+  EXPECT_EQ(InputFile::OpenRegular(folder_.string()).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(InputFile::OpenRegular(Path("missing")).status().code(),
+            absl::StatusCode::kNotFound);
+
+  ASSERT_TRUE(WriteFileAtomically(Path("a"), "contents").ok());
+  absl::StatusOr<InputFile> opened = InputFile::OpenRegular(Path("a"));
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  const InputFile file = *std::move(opened);
+  EXPECT_EQ(file.Stat()->st_size, 8);
+  char bytes[16];
+  EXPECT_EQ(*file.Read(bytes, 5), 5u);
+  EXPECT_EQ(*file.Read(bytes + 5, 11), 3u);
+  EXPECT_EQ(std::string(bytes, 8), "contents");
+  EXPECT_EQ(*file.Read(bytes, 16), 0u);
+}
+
+TEST_F(FileTest, ReadsPipes) {
+  ASSERT_EQ(mkfifo(Path("pipe").c_str(), 0600), 0);
+  std::thread writer([&] { std::ofstream(Path("pipe")) << "through the pipe"; });
+  const auto contents = ReadFile(Path("pipe"));
+  writer.join();
+  ASSERT_TRUE(contents.ok()) << contents.status();
+  EXPECT_EQ(*contents, "through the pipe");
 }
 
 }  // namespace

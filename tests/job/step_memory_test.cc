@@ -2,12 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/job/placement.h"
+#include "common/job/table_traffic.h"
 #include "tests/job/job_of.h"
 
 namespace moe {
@@ -290,25 +293,139 @@ TEST(StepMemoryTest, RecomputationKeepsStatesInsteadOfTimeSteps) {
             Heap(4 * 6 * 10 + 3 * row + 4 * row + layer + input + gate + without));
 }
 
+// ---------------------------------------------------------------- tables
+
+constexpr char kTables[] =
+    "d_model: 4 vocabulary: 100 tables { shards: 2 candidates: 6 } "
+    "layers { lstm { hidden: 4 } }";
+constexpr int64_t kLstm = 4 * (64 + 64 + 16);
+constexpr int64_t kLargestOfLstm = 4 * (64 + 16);
+
+std::vector<ShardSpec> TablesOf(const ModelPlan& plan) {
+  std::vector<ShardSpec> tables;
+  for (const ShardSpec& shard : plan.shards) {
+    if (shard.kind == ShardKind::kTable) tables.push_back(shard);
+  }
+  return tables;
+}
+
 TEST(StepMemoryTest, TablesCostTheRowsThatAStepTouches) {
-  const Planned tables = Small(
-      "d_model: 4 vocabulary: 100 tables { shards: 2 candidates: 6 } "
-      "layers { lstm { hidden: 4 } }");
-  const int64_t lstm = 4 * (64 + 64 + 16);
+  const Planned tables = Small(kTables);
+  const TableTraffic traffic(tables.job, /*training=*/true);
   const MemoryNeed server = tables.OneServer();
-  EXPECT_EQ(server.parameters, 4 * (100 * 4 + 100 * 5) + lstm + 2 * kState);
-  // 12 words of the step, 6 of a replica; beside them the larger dense shard.
-  const int64_t touched = 4 * (12 * 4 + (12 + 6) * 5);
-  const int64_t by_replica = 4 * (6 * 4 + (6 + 6) * 5);
-  ExpectStep(server, touched + 4 * (64 + 16),
-             3 * (2 * lstm + 2 * by_replica) + 2 * kState);
+  EXPECT_EQ(server.parameters, 4 * (100 * 4 + 100 * 5) + kLstm + 2 * kState);
+  // A count of eight bytes for each of the tables' rows.
+  EXPECT_EQ(server.optimizer, 8 * 200);
+  // The sums over both replicas, and one shard's off the backend and on it; beside them the
+  // larger dense shard. Messages: each worker's gradients.
+  int64_t sums = 0;
+  int64_t largest = 0;
+  int64_t largest_of_replica = 0;
+  for (const ShardSpec& shard : TablesOf(tables.plan)) {
+    const int64_t bytes = traffic.Bytes({&shard, 1}, 2);
+    sums += bytes;
+    largest = std::max(largest, bytes);
+    largest_of_replica = std::max(largest_of_replica, traffic.Bytes({&shard, 1}, 1));
+  }
+  const int64_t by_replica = traffic.Bytes(tables.plan.shards, 1);
+  ExpectStep(server, sums + 2 * largest + kLargestOfLstm,
+             3 * 2 * kLstm + 2 * 2 * by_replica + 2 * kState);
 
   const MemoryNeed worker = tables.OneWorker();
-  EXPECT_EQ(worker.parameters, 2 * lstm);
+  EXPECT_EQ(worker.parameters, 2 * kLstm);
   const int64_t row = 4 * 6 * 4;
   const int64_t layer = row + 4 * row + row + 2 * (4 * (2 + 6) * 4) + kState + 4 * 2 * 4;
-  ExpectStep(worker, 2 * by_replica + 4 * 6 * (6 + 1) + 4 * row + layer,
-             3 * (lstm + by_replica));
+  // Rows and gradients of input and target words; gradients of the candidates, and their rows.
+  const double words = DistinctWords(0, 100, 6, 100);
+  const int64_t rows =
+      2 * (2 * std::llround(4 * words) + std::llround(words)) + 2 * (6 * 4 + 6);
+  // The fifth row: the softmax's input in evaluations.
+  ExpectStep(worker, 4 * rows + 4 * 6 * (6 + 1) + 5 * row + layer,
+             std::max({3 * kLstm, 2 * (kLstm + by_replica),
+                       kLstm + kLargestOfLstm + 2 * by_replica + largest_of_replica}));
+}
+
+// The low ranges of words have most of what a step names.
+TEST(StepMemoryTest, FrequentWordsCostMore) {
+  const Planned tables = Small(
+      "d_model: 4 vocabulary: 10000 tables { shards: 4 candidates: 4000 } "
+      "layers { lstm { hidden: 4 } }",
+      "replicas: 4");
+  const TableTraffic traffic(tables.job, /*training=*/true);
+  const std::vector<ShardSpec> shards = TablesOf(tables.plan);
+  ASSERT_EQ(shards.size(), 8u);
+  int64_t before = 0;
+  for (int shard = 7; shard >= 4; --shard) {
+    const int64_t messages =
+        tables.memory
+            .OfServer({&shards[shard], 1},
+                      std::vector<std::vector<uint32_t>>{{0, 3}, {1, 2}}, 1)
+            .messages;
+    // Four nodes of one replica.
+    const int64_t pushed = 4 * traffic.Bytes({&shards[shard], 1}, 1);
+    EXPECT_NEAR(messages, Heap(2 * pushed), 2);
+    EXPECT_GT(messages, before);
+    before = messages;
+  }
+  EXPECT_GT(traffic.Rows(shards[4], 1), 1.9 * traffic.Rows(shards[5], 1));
+}
+
+// A worker with replicas 0 to 2 of 4 pushes two nodes, and each has the candidates.
+TEST(StepMemoryTest, CandidatesCountForEachNodeThatAWorkerPushes) {
+  const Planned tables = Small(
+      "d_model: 4 vocabulary: 10000 tables { shards: 1 candidates: 4000 } "
+      "layers { lstm { hidden: 4 } }",
+      "replicas: 4");
+  const std::vector<ShardSpec> shards = TablesOf(tables.plan);
+  const auto need = [&](std::vector<std::vector<uint32_t>> owned) {
+    return tables.memory.OfServer(shards, owned, 1);
+  };
+  const int64_t candidates = 4 * 4000 * 6;
+  EXPECT_NEAR(need({{0, 1}, {2, 3}}).messages, Heap(2 * 2 * candidates),
+              0.05 * candidates);
+  EXPECT_NEAR(need({{0, 1, 2}, {3}}).messages, Heap(2 * 3 * candidates),
+              0.05 * candidates);
+  EXPECT_NEAR(need({{0, 3}, {1, 2}}).messages, Heap(2 * 4 * candidates),
+              0.05 * candidates);
+  // On the worker as well: each replica off the backend, again where its only shard is joined, and
+  // the nodes as messages.
+  const auto of_worker = [&](std::vector<uint32_t> owned) {
+    return tables.memory.OfWorker(owned).messages;
+  };
+  EXPECT_NEAR(of_worker({0, 1, 2}), Heap((3 * 2 + 2) * candidates), 0.1 * candidates);
+  EXPECT_NEAR(of_worker({0, 1, 2, 3}), Heap((4 * 2 + 1) * candidates), 0.1 * candidates);
+}
+
+TEST(StepMemoryTest, ClippingNeedsAllTablesAtOnce) {
+  v1::Job job = JobOf(kTables, "replicas: 2");
+  job.mutable_optimizer()->set_clip_norm(1);
+  const TableTraffic traffic(job, /*training=*/true);
+  const Planned clipped(job);
+  int64_t sums = 0;
+  for (const ShardSpec& shard : TablesOf(clipped.plan)) {
+    sums += traffic.Bytes({&shard, 1}, 2);
+  }
+  EXPECT_EQ(clipped.OneServer().activations, Heap(2 * sums + kLstm));
+}
+
+// Four requests of each worker, with 512 tokens of each replica at most; logits of 4,096 words.
+TEST(StepMemoryTest, ScoresUnderWay) {
+  const std::string model =
+      "d_model: 64 vocabulary: 10000 tables { shards: 2 candidates: 6 } "
+      "layers { lstm { hidden: 64 } }";
+  v1::Job job = JobOf(model, "replicas: 2");
+  job.mutable_training()->set_lanes(100);
+  job.mutable_training()->set_unroll(20);
+  const Planned evaluated(job, /*training=*/false);
+  const int64_t x = 4 * 512 * 64;
+  const MemoryNeed server = evaluated.memory.OfServer(
+      TablesOf(evaluated.plan), std::vector<std::vector<uint32_t>>{{0}, {1}}, 1);
+  EXPECT_EQ(server.activations, Heap(2 * 4 * x) + 5 * kHugePage);
+  EXPECT_EQ(server.messages, Heap(2 * 4 * x + 2 * 3 * x) - Heap(2 * 4 * x));
+  const std::vector<uint32_t> owned = {0};
+  const int64_t few = evaluated.memory.OfWorker(owned, 4).messages;
+  const int64_t many = evaluated.memory.OfWorker(owned, 8).messages;
+  ExpectMore(many, few, 4 * 2 * x);
 }
 
 // ---------------------------------------------------------------- large arrays, clusters

@@ -1,25 +1,39 @@
 #include "tests/worker/local_step.h"
 
+#include <algorithm>
 #include <cstddef>
+#include <numeric>
 #include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/random/random.h"
+#include "glog/logging.h"
 #include "worker/gating/cv_squared.h"
 
 namespace moe::testing {
 namespace {
 
-// Of an expert shard, and so not the replicas'.
+// Of an expert or table shard, and so not the replicas'.
 bool IsOfServers(const TensorSpec& tensor) {
-  return tensor.name.find(".expert") != std::string::npos ||
+  return tensor.of_table || tensor.name.find(".expert") != std::string::npos ||
          tensor.name.find(".group") != std::string::npos;
 }
 
 // matrix: from 0.
 std::string ExpertName(const Mixture& mixture, int32_t expert, size_t matrix) {
   return absl::StrCat(mixture.tensors, "expert", expert, ".w", matrix + 1);
+}
+
+// Flat, [replica * wave].
+std::vector<MicroBatch> MicroBatches(
+    const std::vector<std::vector<LocalBatch>>& batches) {
+  std::vector<MicroBatch> flat;
+  for (const auto& of_replica : batches) {
+    for (const LocalBatch& batch : of_replica)
+      flat.push_back({batch.input, batch.target});
+  }
+  return flat;
 }
 
 std::vector<float> Download(const Tensor& tensor) {
@@ -72,8 +86,12 @@ LocalModel::LocalModel(Backend& backend, const v1::Job& job, bool parallel)
       parallel_(parallel),
       plan_(MakeModelPlan(job)),
       parameters_(backend, plan_),
-      mixtures_(MixturesOf(job)) {
+      mixtures_(MixturesOf(job)),
+      tables_(job.model().vocabulary(), job.model().d_model()) {
   const v1::Training& training = job.training();
+  if (job.model().has_tables()) {
+    table_pass_ = std::make_unique<TablePass>(backend, job_, tables_, clock_);
+  }
   for (int32_t r = 0; r < training.replicas(); ++r) {
     replicas_.push_back(std::make_unique<ReplicaModel>(
         backend, job_, plan_, parameters_, r, training.lanes(), training.waves(),
@@ -88,6 +106,12 @@ LocalModel::LocalModel(Backend& backend, const v1::Job& job, bool parallel)
 }
 
 void LocalModel::SetParameters(const NamedTensors& parameters) {
+  if (table_pass_ != nullptr) {
+    for (const TensorSpec& tensor : plan_.tensors) {
+      if (tensor.of_table) of_tables_[tensor.name] = parameters.at(tensor.name);
+    }
+    for (const Table table : {Table::kEmbedding, Table::kSoftmax}) SetTable(table);
+  }
   for (const TensorSpec& tensor : plan_.tensors) {
     if (IsOfServers(tensor)) continue;
     const std::vector<float>& values = parameters.at(tensor.name);
@@ -110,7 +134,7 @@ void LocalModel::SetParameters(const NamedTensors& parameters) {
 }
 
 NamedTensors LocalModel::GetParameters() {
-  NamedTensors parameters;
+  NamedTensors parameters = of_tables_;
   for (const TensorSpec& tensor : plan_.tensors) {
     if (IsOfServers(tensor)) continue;
     std::vector<float>& values = parameters[tensor.name];
@@ -144,7 +168,16 @@ LocalModel::StepResult LocalModel::Forward(
       for (int32_t target : batch.target) tokens += target >= 0;
     }
   }
-  for (auto& replica : replicas_) replica->BeginStep(step, mode, tokens);
+  std::span<const StepTables> tables;
+  if (table_pass_ != nullptr) {
+    const auto pulled =
+        table_pass_->Pull(/*version=*/step, mode, step, MicroBatches(batches));
+    CHECK(pulled.ok()) << pulled.status();
+    tables = *pulled;
+  }
+  for (size_t r = 0; r < replicas_.size(); ++r) {
+    replicas_[r]->BeginStep(step, mode, tokens, tables.empty() ? nullptr : &tables[r]);
+  }
   for (LocalExperts& experts : experts_) experts.BeginStep();
   for (auto& gates : gates_) {
     if (gates != nullptr) gates->BeginStep();
@@ -159,6 +192,14 @@ LocalModel::StepResult LocalModel::Forward(
         const LocalBatch& batch = batches[r][wave];
         replicas_[r]->Forward(segment, wave, batch.input, batch.target);
       });
+      if (segment == segments - 1 && table_pass_ != nullptr &&
+          mode == PassMode::kEvaluate) {
+        std::vector<uint32_t> all(replicas_.size());
+        std::iota(all.begin(), all.end(), 0);
+        const absl::Status scored = table_pass_->Score(
+            step, wave, /*version=*/step, replicas_, all, MicroBatches(batches));
+        CHECK(scored.ok()) << scored;
+      }
       std::vector<const MoeCall*> calls;
       for (auto& replica : replicas_) {
         if (segment == segments - 1) {
@@ -269,6 +310,11 @@ void LocalModel::Backward(StepResult* result) {
   for (const TensorSpec& tensor : plan_.tensors) {
     if (!IsOfServers(tensor)) gradients_[tensor.name] = SumOverReplicas(tensor.name);
   }
+  if (table_pass_ != nullptr) {
+    for (const Table table : {Table::kEmbedding, Table::kSoftmax}) {
+      SumRowsOverReplicas(table);
+    }
+  }
   for (size_t i = 0; i < experts_.size(); ++i) {
     for (int32_t e = 0; e < experts_[i].experts(); ++e) {
       const std::vector<Tensor> gradients = experts_[i].WeightGradients(e);
@@ -300,6 +346,51 @@ std::vector<float> LocalModel::SumOverReplicas(const std::string& name) {
   return sum;
 }
 
+void LocalModel::SetTable(Table table) {
+  const int64_t width = tables_.columns(table);
+  std::vector<float> rows(job_.model().vocabulary() * width);
+  for (const ShardSpec& shard : plan_.shards) {
+    if (shard.kind != ShardKind::kTable || shard.table != table) continue;
+    float* out = rows.data() + shard.first_row * width;
+    for (const int64_t t : shard.tensors) {
+      const TensorSpec& tensor = plan_.tensors[t];
+      const std::vector<float>& values = of_tables_.at(tensor.name);
+      for (int64_t r = 0; r < shard.rows; ++r) {
+        std::copy_n(values.begin() + r * tensor.cols, tensor.cols, out + r * width);
+      }
+      out += tensor.cols;
+    }
+  }
+  tables_.Set(table, std::move(rows));
+}
+
+void LocalModel::SumRowsOverReplicas(Table table) {
+  SparseRows sum;
+  for (const auto& replica : replicas_) {
+    AddSum(table == Table::kEmbedding ? replica->EmbeddingGradients()
+                                      : replica->SoftmaxGradients(),
+           &sum);
+  }
+  touched_[table].assign(sum.row.begin(), sum.row.end());
+  const int64_t width = tables_.columns(table);
+  for (const ShardSpec& shard : plan_.shards) {
+    if (shard.kind != ShardKind::kTable || shard.table != table) continue;
+    int64_t column = 0;
+    for (const int64_t t : shard.tensors) {
+      const TensorSpec& tensor = plan_.tensors[t];
+      std::vector<float>& gradient = gradients_[tensor.name];
+      gradient.resize(tensor.size());
+      for (size_t i = 0; i < sum.row.size(); ++i) {
+        const int64_t row = sum.row[i] - shard.first_row;
+        if (row < 0 || row >= shard.rows) continue;
+        std::copy_n(sum.value.begin() + static_cast<int64_t>(i) * width + column,
+                    tensor.cols, gradient.begin() + row * tensor.cols);
+      }
+      column += tensor.cols;
+    }
+  }
+}
+
 Tensor LocalModel::Upload(const TensorSpec& spec,
                           const std::vector<float>& values) const {
   Tensor tensor(backend_, spec.rows, spec.cols);
@@ -322,7 +413,36 @@ void LocalModel::UpdateTensor(const OptimizerStep& step, const TensorSpec& tenso
   (*v)[tensor.name] = Download(second);
 }
 
+void LocalModel::UpdateTables(const OptimizerStep& step, NamedTensors* m,
+                              NamedTensors* v) {
+  for (const ShardSpec& shard : plan_.shards) {
+    if (shard.kind != ShardKind::kTable) continue;
+    std::vector<int32_t> rows;
+    for (const int32_t word : touched_.at(shard.table)) {
+      const int64_t row = word - shard.first_row;
+      if (row >= 0 && row < shard.rows) rows.push_back(static_cast<int32_t>(row));
+    }
+    const std::vector<int64_t> count(rows.size(), step.adam.count);
+    for (const int64_t t : shard.tensors) {
+      const TensorSpec& tensor = plan_.tensors[t];
+      const Tensor all = Upload(tensor, gradients_.at(tensor.name));
+      const Tensor gradient(backend_, static_cast<int64_t>(rows.size()), tensor.cols);
+      backend_.GatherRows(all.view(), rows, /*scale=*/nullptr, gradient.view());
+      const Tensor value = Upload(tensor, of_tables_.at(tensor.name));
+      const Tensor first = Upload(tensor, m->at(tensor.name));
+      const Tensor second = Upload(tensor, v->at(tensor.name));
+      backend_.UpdateRows(step, rows, count, gradient.view(), value.view(), first.view(),
+                          second.view());
+      of_tables_[tensor.name] = Download(value);
+      (*m)[tensor.name] = Download(first);
+      (*v)[tensor.name] = Download(second);
+    }
+  }
+  for (const Table table : {Table::kEmbedding, Table::kSoftmax}) SetTable(table);
+}
+
 void LocalModel::Update(const OptimizerStep& step, NamedTensors* m, NamedTensors* v) {
+  if (table_pass_ != nullptr) UpdateTables(step, m, v);
   std::map<std::string, const TensorSpec*> specs;
   for (const TensorSpec& tensor : plan_.tensors) {
     specs[tensor.name] = &tensor;

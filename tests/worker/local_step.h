@@ -1,5 +1,5 @@
 // Whole training steps in the test's own process: every replica's ReplicaModel, and the
-// experts beside them instead of on servers.
+// experts and tables beside them instead of on servers.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,15 @@
 #include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
 #include "common/kernels/backend.h"
+#include "common/tensor/replica_tree.h"
 #include "proto/moe/v1/job.pb.h"
 #include "tests/worker/local_experts.h"
 #include "tests/worker/local_secondary_gates.h"
+#include "tests/worker/local_tables.h"
 #include "worker/models/parameters.h"
 #include "worker/models/replica_model.h"
+#include "worker/trainer/activity_clock.h"
+#include "worker/trainer/table_pass.h"
 
 namespace moe::testing {
 
@@ -60,8 +64,9 @@ class LocalModel {
   StepResult Evaluate(const std::vector<std::vector<LocalBatch>>& batches);
 
   // One update of every tensor with the gradients of the last Train; each tensor's
-  // moments are `m` and `v` before and after. Experts without rows stay as they are, and
-  // tensors with a rate of their own (common/job/model_plan.h) take a step of SGD.
+  // moments are `m` and `v` before and after. Experts without rows and rows of tables that the
+  // step doesn't name stay as they are, and tensors with a rate of their own
+  // (common/job/model_plan.h) take a step of SGD. step.count is that of every row, too.
   void Update(const OptimizerStep& step, NamedTensors* m, NamedTensors* v);
 
   ReplicaModel& replica(int r) { return *replicas_[r]; }
@@ -78,6 +83,10 @@ class LocalModel {
   void Recompute(int segment, int32_t wave);
   void ForEachReplica(const std::function<void(int64_t)>& fn);
   std::vector<float> SumOverReplicas(const std::string& name);
+  // Between the rows of a table and its shards' tensors.
+  void SetTable(Table table);
+  void SumRowsOverReplicas(Table table);
+  void UpdateTables(const OptimizerStep& step, NamedTensors* m, NamedTensors* v);
   void UpdateTensor(const OptimizerStep& step, const TensorSpec& tensor, float* value,
                     NamedTensors* m, NamedTensors* v);
   Tensor Upload(const TensorSpec& spec, const std::vector<float>& values) const;
@@ -95,6 +104,12 @@ class LocalModel {
   NamedTensors gradients_;
   // [exchange][wave][replica] of the last pass.
   std::vector<std::vector<std::vector<std::vector<float>>>> outputs_;
+  // With tables.
+  NamedTensors of_tables_;  // parameters
+  LocalTables tables_;
+  ActivityClock clock_;
+  std::unique_ptr<TablePass> table_pass_;
+  std::map<Table, std::vector<int32_t>> touched_;  // words of the last Train, ascending
 };
 
 }  // namespace moe::testing

@@ -3,9 +3,7 @@
 //
 //   model_dump JOB FOLDER
 //
-// FOLDER/dump.bin holds the tensors one after the other, little-endian; FOLDER/dump.json
-// the job ("job") and each tensor's name, type, shape and offset in bytes ("tensors").
-// Names:
+// Tensors (dump.h):
 //   parameter/<tensor>, gradient/<tensor>, updated/<tensor>  f32; updated: after Adam
 //   m/<tensor>, v/<tensor>              f32 Adam's moments before
 //   input/<r>/<w>, target/<r>/<w>       i32 [time, lanes]
@@ -15,18 +13,17 @@
 //   noise/<gate>/<r>/<w>                f32 [T, n]; <gate>: a mixture, hierarchical also
 //                                       <mixture>.group<g>
 //   rows/<mixture>/<expert>             i32 [1] rows of the expert
+//   candidates                          i32 [S] with tables; "draws": how many drew them
 // <mixture>: layer<l>.moe | layer<l>.recurrent_moe.input | layer<l>.recurrent_moe.recurrent
-// r: replica, w: wave. "result": loss_sum, balance_loss; "adam": its constants;
+// r: replica, w: wave. "job"; "result": loss_sum, balance_loss; "adam": its constants;
 // "own_rate": of tensors that have one.
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 #include <iostream>
 #include <map>
 #include <memory>
 #include <span>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -37,45 +34,13 @@
 #include "glog/logging.h"
 #include "google/protobuf/util/json_util.h"
 #include "nlohmann/json.hpp"
+#include "tests/worker/dump.h"
 #include "tests/worker/local_step.h"
 #include "tests/worker/small_jobs.h"
+#include "worker/layers/candidates.h"
 
 namespace moe::testing {
 namespace {
-
-class Dump {
- public:
-  template <typename T>
-  void Add(const std::string& name, std::vector<int64_t> shape,
-           std::span<const T> values) {
-    int64_t size = 1;
-    for (int64_t extent : shape) size *= extent;
-    CHECK_EQ(size, static_cast<int64_t>(values.size())) << name;
-    json_["tensors"][name] = {{"type", std::is_same_v<T, float> ? "f32" : "i32"},
-                              {"shape", shape},
-                              {"offset", bytes_.size()}};
-    bytes_.append(reinterpret_cast<const char*>(values.data()), values.size_bytes());
-  }
-  nlohmann::json& json() { return json_; }
-  void Write(const std::string& folder) const {
-    std::ofstream(folder + "/dump.bin", std::ios::binary) << bytes_;
-    std::ofstream json(folder + "/dump.json");
-    json << json_.dump(1);
-    json.flush();
-    CHECK(json.good()) << "cannot write to " << folder;
-  }
-
- private:
-  nlohmann::json json_;
-  std::string bytes_;
-};
-
-std::string Path(const std::string& kind, int64_t a, int64_t b) {
-  return kind + "/" + std::to_string(a) + "/" + std::to_string(b);
-}
-std::string Path(const std::string& kind, int64_t a, int64_t b, int64_t c) {
-  return Path(kind, a, b) + "/" + std::to_string(c);
-}
 
 // "layer1.moe"
 std::string NameOf(const Mixture& mixture) {
@@ -85,8 +50,7 @@ std::string NameOf(const Mixture& mixture) {
 void AddTensors(const ModelPlan& plan, const std::string& kind,
                 const NamedTensors& tensors, Dump* dump) {
   for (const TensorSpec& spec : plan.tensors) {
-    dump->Add<float>(kind + "/" + spec.name, {spec.rows, spec.cols},
-                     tensors.at(spec.name));
+    dump->Add(kind + "/" + spec.name, {spec.rows, spec.cols}, tensors.at(spec.name));
   }
 }
 
@@ -108,7 +72,7 @@ void AddDraws(const v1::Job& job, uint64_t step, uint32_t replica, uint32_t wave
     for (int64_t t = 0; t < rows; ++t) {
       FillNormal(of_gate, t, std::span(noise).subspan(t * n, n));
     }
-    dump->Add<float>(Path("noise/" + gate, replica, wave), {rows, n}, noise);
+    dump->Add(Path("noise/" + gate, replica, wave), {rows, n}, noise);
   };
   for (int l = -1; l < job.model().layers_size(); ++l) {
     const int64_t d = job.model().d_model();
@@ -116,7 +80,7 @@ void AddDraws(const v1::Job& job, uint64_t step, uint32_t replica, uint32_t wave
     for (int64_t t = 0; t < rows; ++t) {
       FillUniform(key(Purpose::kDropout, l + 1), t, std::span(uniform).subspan(t * d, d));
     }
-    dump->Add<float>(Path("uniform", l + 1, replica, wave), {rows, d}, uniform);
+    dump->Add(Path("uniform", l + 1, replica, wave), {rows, d}, uniform);
   }
   for (const Mixture& mixture : MixturesOf(job)) {
     const v1::Moe& moe = mixture.moe;
@@ -154,8 +118,7 @@ void AddState(const v1::Job& job, uint32_t replica, const std::string& state,
       for (const auto& [kind, width] :
            {std::pair("c", hidden),
             std::pair("output", int64_t{job.model().d_model()})}) {
-        dump->Add<float>(Path(kind, replica, w, l), {lanes, width},
-                         rest.first(lanes * width));
+        dump->Add(Path(kind, replica, w, l), {lanes, width}, rest.first(lanes * width));
         rest = rest.subspan(lanes * width);
       }
     }
@@ -182,12 +145,19 @@ void Run(const std::string& name, const std::string& folder) {
     AddState(job, r, model.replica(r).SaveState(), &dump);
     for (uint32_t w = 0; w < batches[r].size(); ++w) {
       const int64_t lanes = job.training().lanes() / job.training().waves();
-      dump.Add<int32_t>(Path("input", r, w), {job.training().unroll(), lanes},
-                        batches[r][w].input);
-      dump.Add<int32_t>(Path("target", r, w), {job.training().unroll(), lanes},
-                        batches[r][w].target);
+      dump.Add(Path("input", r, w), {job.training().unroll(), lanes},
+               batches[r][w].input);
+      dump.Add(Path("target", r, w), {job.training().unroll(), lanes},
+               batches[r][w].target);
       AddDraws(job, kStep, r, w, &dump);
     }
+  }
+
+  if (job.model().has_tables()) {
+    const Candidates drawn = DrawCandidates(job.seed(), kStep, job.model().vocabulary(),
+                                            job.model().tables().candidates());
+    dump.Add("candidates", {job.model().tables().candidates()}, drawn.words);
+    dump.json()["draws"] = drawn.draws;
   }
 
   const LocalModel::StepResult result = model.Train(kStep, batches);
@@ -207,8 +177,7 @@ void Run(const std::string& name, const std::string& folder) {
   }
   for (const auto& [name, of_mixture] : rows) {
     for (size_t e = 0; e < of_mixture.size(); ++e) {
-      dump.Add<int32_t>("rows/" + name + "/" + std::to_string(e), {1},
-                        {&of_mixture[e], 1});
+      dump.Add("rows/" + name + "/" + std::to_string(e), {1}, {&of_mixture[e], 1});
     }
   }
 

@@ -4,39 +4,18 @@ Runs model_dump (argument 1) for every small job, rebuilds the model from the eq
 and compares the losses, every gradient and every updated parameter.
 """
 
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 
-import numpy
 import torch
 
+from torch_comparison import Comparison, Dump, sampled_softmax_loss
+
 JOBS = ["lstm_moe_lstm", "moe_moe", "all_experts", "dense", "deep", "strict", "softmax", "hierarchical",
-        "hierarchical_extremes", "recurrent", "recomputed", "lstm", "projected"]
-TOLERANCE = 1e-4  # of a tensor's largest element
-
-
-class Dump:
-    def __init__(self, folder):
-        with open(os.path.join(folder, "dump.json")) as file:
-            self.json = json.load(file)
-        with open(os.path.join(folder, "dump.bin"), "rb") as file:
-            self.bytes = file.read()
-
-    def get(self, name):
-        entry = self.json["tensors"][name]
-        dtype = {"f32": "<f4", "i32": "<i4"}[entry["type"]]
-        count = int(numpy.prod(entry["shape"]))
-        array = numpy.frombuffer(self.bytes, dtype, count, entry["offset"])
-        tensor = torch.from_numpy(array.reshape(entry["shape"]).copy())
-        return tensor.double() if entry["type"] == "f32" else tensor.long()
-
-    def names(self, kind):
-        return [name[len(kind) + 1:] for name in self.json["tensors"]
-                if name.startswith(kind + "/")]
+        "hierarchical_extremes", "recurrent", "recomputed", "lstm", "projected", "tables"]
 
 
 def cv_squared(v):
@@ -77,7 +56,7 @@ class Model:
         shape = self.dump.get(f"input/{r}/{w}").shape  # time, lanes
         words = self.dump.get(f"input/{r}/{w}").reshape(-1)
         target = self.dump.get(f"target/{r}/{w}").reshape(-1)
-        x = self.p["embedding"][words]
+        x = self.table("embedding", "")[words]
         x = self.dropout(x, self.job["model"]["embedding_dropout"], 0, r, w)
         for l, layer in enumerate(self.job["model"]["layers"]):
             if "lstm" in layer:
@@ -88,8 +67,18 @@ class Model:
                 y = self.recurrent_moe(x, layer["recurrent_moe"], l, r, w, shape)
             y = self.dropout(y, layer["dropout"], l + 1, r, w)
             x = x + y if layer["residual"] else y
-        logits = x @ self.p["softmax.w"].T + self.p["softmax.b"]
-        return torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+        w, b = self.table("softmax", ".w"), self.table("softmax", ".b").reshape(-1)
+        if "tables" in self.job["model"]:
+            return sampled_softmax_loss(x, target, w, b, self.dump.get("candidates"),
+                                        self.dump.json["draws"])
+        return torch.nn.functional.cross_entropy(x @ w.T + b, target, reduction="sum")
+
+    def table(self, name, part):
+        """Of all words, whether the parameter is a table or dense."""
+        if "tables" not in self.job["model"]:
+            return self.p[name + part]
+        shards = range(self.job["model"]["tables"]["shards"])
+        return torch.cat([self.p[f"{name}.rows{i}{part}"] for i in shards])
 
     def dropout(self, x, rate, layer_id, r, w):
         kept = self.dump.get(f"uniform/{layer_id}/{r}/{w}") >= rate
@@ -195,19 +184,6 @@ class Model:
         return (self.load[name].reshape(len(share), -1) * share[:, None]).reshape(-1)
 
 
-class Comparison:
-    def __init__(self):
-        self.compared = 0
-        self.failed = 0
-
-    def check(self, name, actual, expected):
-        self.compared += 1
-        difference = (actual - expected).abs().max().item()
-        if not difference <= TOLERANCE * expected.abs().max().item() + 1e-9:
-            self.failed += 1
-            print(f"{name}: differs by {difference:g}; largest {expected.abs().max():g}")
-
-
 def adam_update(dump, mixtures, parameters):
     adam = dump.json["adam"]
     # The optimizer leaves alone what has no gradient: experts without rows, and the gate of
@@ -228,6 +204,7 @@ def adam_update(dump, mixtures, parameters):
             parameters[name].grad = None
     optimizer = torch.optim.Adam(parameters.values(), lr=adam["rate"],
                                  betas=(adam["beta1"], adam["beta2"]), eps=adam["epsilon"])
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         optimizer.state[parameter] = {
             "step": torch.tensor(float(adam["count"] - 1)),
@@ -235,6 +212,26 @@ def adam_update(dump, mixtures, parameters):
             "exp_avg_sq": dump.get("v/" + name),
         }
     optimizer.step()
+    # Nor what a step doesn't name of a table.
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if (match := re.fullmatch(r"(embedding|softmax)\.rows(\d+).*", name)) is not None:
+                untouched = ~touched_rows(dump, match[1], int(match[2]), parameters)
+                parameter[untouched] = before[name][untouched]
+
+
+def touched_rows(dump, table, shard, parameters):
+    """Which rows of the table's shard the step names."""
+    of_shard = [len(parameters[f"embedding.rows{i}"])
+                for i in range(dump.json["job"]["model"]["tables"]["shards"])]
+    kind = {"embedding": "input/", "softmax": "target/"}[table]
+    words = [dump.get(name).reshape(-1) for name in dump.json["tensors"] if name.startswith(kind)]
+    if table == "softmax":
+        words.append(dump.get("candidates"))
+    touched = torch.zeros(sum(of_shard), dtype=torch.bool)
+    touched[torch.cat(words)] = True
+    assert not touched.all(), f"a step names every row of {table}: nothing shows that others stay"
+    return touched.split(of_shard)[shard]
 
 
 def compare(job, folder):

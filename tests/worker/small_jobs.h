@@ -27,6 +27,7 @@ namespace moe::testing {
 //                  one mixture with softmax gating
 //   lstm           no MoE layer
 //   projected      LSTMs with a projection, wider and narrower than the model
+//   tables         embedding and softmax as tables; an LSTM and a MoE layer
 std::vector<std::string> SmallJobNames();
 v1::Job SmallJob(const std::string& name);
 

@@ -1,13 +1,7 @@
 #include "worker/data/text_file.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cstring>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
@@ -69,14 +63,8 @@ absl::Status TextFile::ForEachLine(const LineFunction& fn) const {
   return identity == identity_ ? absl::OkStatus() : Changed(path_);
 }
 
-absl::StatusOr<TextFile::Identity> TextFile::IdentityOf(int fd, const std::string& path) {
-  struct stat info;
-  if (fstat(fd, &info) != 0)
-    return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cannot read ", path, ": not a regular file"));
-  }
+absl::StatusOr<TextFile::Identity> TextFile::IdentityOf(const InputFile& file) {
+  ASSIGN_OR_RETURN(const struct stat info, file.Stat());
   return Identity{info.st_dev, info.st_ino, info.st_size, info.st_mtim.tv_sec,
                   info.st_mtim.tv_nsec};
 }
@@ -84,10 +72,8 @@ absl::StatusOr<TextFile::Identity> TextFile::IdentityOf(int fd, const std::strin
 absl::Status TextFile::Read(const std::string& path,
                             const std::function<void(std::string_view)>& on_bytes,
                             const LineFunction& on_line, Identity& identity) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
-  const absl::Cleanup closer = [fd] { close(fd); };
-  ASSIGN_OR_RETURN(identity, IdentityOf(fd, path));
+  ASSIGN_OR_RETURN(const InputFile file, InputFile::OpenRegular(path));
+  ASSIGN_OR_RETURN(identity, IdentityOf(file));
 
   std::string buffer(kBlockBytes, '\0');
   size_t held = 0;  // bytes of a line whose end hasn't been read yet
@@ -101,11 +87,10 @@ absl::Status TextFile::Read(const std::string& path,
       }
       buffer.resize(2 * buffer.size());
     }
-    const ssize_t got = read(fd, buffer.data() + held, buffer.size() - held);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
+    ASSIGN_OR_RETURN(const size_t got,
+                     file.Read(buffer.data() + held, buffer.size() - held));
     if (got == 0) break;
-    const std::string_view filled(buffer.data(), held + static_cast<size_t>(got));
+    const std::string_view filled(buffer.data(), held + got);
     on_bytes(filled.substr(held));
     size_t begin = 0;
     for (size_t end = filled.find('\n', held); end != filled.npos;
@@ -118,7 +103,7 @@ absl::Status TextFile::Read(const std::string& path,
   }
   if (held > 0) RETURN_IF_ERROR(on_line({buffer.data(), held}, number));
 
-  ASSIGN_OR_RETURN(const Identity at_end, IdentityOf(fd, path));
+  ASSIGN_OR_RETURN(const Identity at_end, IdentityOf(file));
   return at_end == identity ? absl::OkStatus() : Changed(path);
 }
 

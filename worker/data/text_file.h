@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/io/input_file.h"
 
 namespace moe {
 
@@ -47,7 +48,7 @@ class TextFile {
 
   explicit TextFile(std::string path) : path_(std::move(path)) {}
 
-  static absl::StatusOr<Identity> IdentityOf(int fd, const std::string& path);
+  static absl::StatusOr<Identity> IdentityOf(const InputFile& file);
   // identity: out, if the file was the same from its first byte to its last.
   static absl::Status Read(const std::string& path,
                            const std::function<void(std::string_view)>& on_bytes,

@@ -1,21 +1,17 @@
 #include "worker/data/token_dataset.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <filesystem>
 #include <utility>
 #include <vector>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
 #include "common/io/file.h"
+#include "common/io/input_file.h"
 #include "common/io/sha256.h"
 
 static_assert(std::endian::native == std::endian::little);
@@ -31,14 +27,13 @@ std::span<const int32_t> AsTokens(const MappedFile& file) {
 }
 
 // Fills bytes as far as the file goes; how far.
-absl::StatusOr<size_t> ReadBlock(int fd, std::span<char> bytes, const std::string& path) {
+absl::StatusOr<size_t> ReadBlock(const InputFile& file, std::span<char> bytes) {
   size_t size = 0;
   while (size < bytes.size()) {
-    const ssize_t got = read(fd, bytes.data() + size, bytes.size() - size);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
+    ASSIGN_OR_RETURN(const size_t got,
+                     file.Read(bytes.data() + size, bytes.size() - size));
     if (got == 0) break;
-    size += static_cast<size_t>(got);
+    size += got;
   }
   return size;
 }
@@ -51,16 +46,14 @@ absl::Status CheckTokenFile(const std::string& path, const DatasetMeta::File& ex
     return absl::DataLossError(
         absl::StrCat(path, " is damaged: ", what..., "; prepare the text again"));
   };
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot open ", path));
-  const absl::Cleanup closer = [fd] { close(fd); };
+  ASSIGN_OR_RETURN(const InputFile file, InputFile::OpenRegular(path));
   std::vector<int32_t> block(kBlockTokens);
   const std::span<char> bytes(reinterpret_cast<char*>(block.data()),
                               block.size() * sizeof(int32_t));
   Sha256 sha256;
   size_t size = 0;
   while (true) {
-    ASSIGN_OR_RETURN(const size_t got, ReadBlock(fd, bytes, path));
+    ASSIGN_OR_RETURN(const size_t got, ReadBlock(file, bytes));
     if (got == 0) break;
     const auto end = block.begin() + static_cast<int64_t>(got / sizeof(int32_t));
     const auto bad = std::find_if(block.begin(), end, [vocabulary](int32_t id) {

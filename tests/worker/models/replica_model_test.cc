@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -14,6 +16,7 @@
 #include "tests/worker/reference/reference_model.h"
 #include "tests/worker/small_jobs.h"
 #include "tests/worker/values.h"
+#include "worker/layers/candidates.h"
 
 namespace moe {
 namespace {
@@ -73,6 +76,38 @@ void RandomMoments(const v1::Job& job, NamedTensors* m, NamedTensors* v) {
   }
   for (auto& [name, values] : *v) {
     for (float& value : values) value = 0.001f * (value + 0.6f);
+  }
+}
+
+// Puts back the rows of tables that a step with these batches doesn't name.
+void RestoreUntouchedRows(const v1::Job& job, uint64_t step, const Batches& batches,
+                          const reference::NamedValues& before,
+                          reference::NamedValues* values) {
+  std::map<Table, std::set<int32_t>> touched;
+  for (const auto& of_replica : batches) {
+    for (const LocalBatch& batch : of_replica) {
+      touched[Table::kEmbedding].insert(batch.input.begin(), batch.input.end());
+      touched[Table::kSoftmax].insert(batch.target.begin(), batch.target.end());
+    }
+  }
+  const ModelPlan plan = MakeModelPlan(job);
+  const Candidates drawn = DrawCandidates(job.seed(), step, job.model().vocabulary(),
+                                          job.model().tables().candidates());
+  touched[Table::kSoftmax].insert(drawn.words.begin(), drawn.words.end());
+  for (const ShardSpec& shard : plan.shards) {
+    if (shard.kind != ShardKind::kTable) continue;
+    for (int64_t row = 0; row < shard.rows; ++row) {
+      const auto word = static_cast<int32_t>(shard.first_row + row);
+      if (touched[shard.table].contains(word)) continue;
+      for (const int64_t t : shard.tensors) {
+        const TensorSpec& tensor = plan.tensors[t];
+        std::copy_n(before.at(tensor.name).begin() + row * tensor.cols, tensor.cols,
+                    values->at(tensor.name).begin() + row * tensor.cols);
+      }
+    }
+  }
+  for (const auto& [table, words] : touched) {
+    EXPECT_LT(words.size(), static_cast<size_t>(job.model().vocabulary()));
   }
 }
 
@@ -140,9 +175,15 @@ TEST_P(ReplicaModelAgainstReferenceTest, LossGradientsAndUpdate) {
     }
     of_touched.erase(tensor.name);
   }
+  const auto before_update = std::tuple(updated, reference_m, reference_v);
   reference::AdamUpdate(
       {.rate = 0.05f, .beta1 = 0.9f, .beta2 = 0.99f, .epsilon = 1e-8f, .count = 3},
       of_touched, &updated, &reference_m, &reference_v);
+  if (job_.model().has_tables()) {
+    RestoreUntouchedRows(job_, 5, second, std::get<0>(before_update), &updated);
+    RestoreUntouchedRows(job_, 5, second, std::get<1>(before_update), &reference_m);
+    RestoreUntouchedRows(job_, 5, second, std::get<2>(before_update), &reference_v);
+  }
   model_.Update(
       {.kind = OptimizerStep::Kind::kAdam,
        .adam =

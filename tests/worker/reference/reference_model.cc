@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "common/random/random.h"
+#include "worker/layers/candidates.h"
 
 namespace moe::reference {
 namespace {
@@ -100,7 +101,7 @@ class MicroBatchPass {
     target_ = batch.target;
     threshold_loss_ = 0;
     std::vector<Row> x;
-    const Row& table = Named("embedding");
+    const Row table = Words("embedding", "");
     for (int32_t word : batch.input) {
       x.emplace_back(table.begin() + word * d_, table.begin() + (word + 1) * d_);
     }
@@ -121,8 +122,9 @@ class MicroBatchPass {
       x = std::move(y);
     }
 
-    const Row& w = Named("softmax.w");
-    const Row& b = Named("softmax.b");
+    const Row w = Words("softmax", ".w");
+    const Row b = Words("softmax", ".b");
+    if (training_ && job_.model().has_tables()) return SampledLoss(x, w, b);
     double loss_sum = 0;
     for (size_t t = 0; t < x.size(); ++t) {
       if (batch.target[t] < 0) continue;
@@ -143,6 +145,41 @@ class MicroBatchPass {
 
  private:
   const Row& Named(const std::string& name) const { return parameters_.at(name); }
+  // Of all words, whether the parameter is a table or dense.
+  Row Words(const std::string& table, const std::string& part) const {
+    if (!job_.model().has_tables()) return Named(table + part);
+    Row all;
+    for (int i = 0; i < job_.model().tables().shards(); ++i) {
+      const Row& rows = Named(table + ".rows" + std::to_string(i) + part);
+      all.insert(all.end(), rows.begin(), rows.end());
+    }
+    return all;
+  }
+
+  // The sum of -ln p(target) among the step's candidates and the target, every logit less the
+  // logarithm of the probability that the draws have its word.
+  double SampledLoss(const std::vector<Row>& x, const Row& w, const Row& b) const {
+    const Candidates drawn = DrawCandidates(job_.seed(), step_, job_.model().vocabulary(),
+                                            job_.model().tables().candidates());
+    const auto factor = [&](size_t t, int32_t word) {
+      const double p =
+          (std::log(word + 2.0) - std::log(word + 1.0)) / std::log(b.size() + 1.0);
+      double logit = b[word];
+      for (int64_t c = 0; c < d_; ++c) logit += x[t][c] * w[word * d_ + c];
+      return std::exp(logit) / (1 - std::pow(1 - p, static_cast<double>(drawn.draws)));
+    };
+    double loss_sum = 0;
+    for (size_t t = 0; t < x.size(); ++t) {
+      if (target_[t] < 0) continue;
+      const double of_target = factor(t, target_[t]);
+      double sum = of_target;
+      for (const int32_t word : drawn.words) {
+        if (word != target_[t]) sum += factor(t, word);
+      }
+      loss_sum += std::log(sum / of_target);
+    }
+    return loss_sum;
+  }
 
   RandomKey Key(Purpose purpose, uint32_t layer_id, uint32_t group = 0) const {
     return MakeKey(job_.seed(), purpose,

@@ -2,7 +2,8 @@
 // the other, no code in common with the layers, the kernels or the client. Its gradients
 // are central differences of its own loss. Slow; for tests.
 //
-// Noise and dropout masks come from common/random, with the keys that the worker uses.
+// Noise and dropout masks come from common/random, with the keys that the worker uses; the
+// candidates of a sampled softmax, and how often was drawn, from worker/layers/candidates.h.
 #pragma once
 
 #include <cstdint>

@@ -72,7 +72,7 @@ class LocalStream : public ShardStream {
   const std::shared_ptr<Answers> answers_;
 };
 
-// Two servers share the groups; one worker has all replicas.
+// Two servers share the groups and the tables; one worker has all replicas.
 class StepRunnerTest : public ::testing::TestWithParam<std::string> {
  protected:
   StepRunnerTest()
@@ -85,7 +85,7 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
     for (const ShardSpec& shard : plan_.shards) {
       v1::ShardPlacement& placed = *state.mutable_placement()->add_shards();
       placed.set_shard(shard.id);
-      placed.set_server(absl::StrCat("server/s", shard.group % 2));
+      placed.set_server(absl::StrCat("server/s", (shard.group + shard.first_row) % 2));
     }
     std::vector<uint32_t> owned;
     for (int32_t r = 0; r < job_.training().replicas(); ++r) {
@@ -127,7 +127,7 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
     NamedTensors values = testing::RandomParameters(job_, 7);
     for (const TensorSpec& tensor : plan_.tensors) {
       std::vector<float>& value = values.at(tensor.name);
-      if (tensor.name.find(".expert") == std::string::npos &&
+      if (!tensor.of_table && tensor.name.find(".expert") == std::string::npos &&
           tensor.name.find(".group") == std::string::npos) {
         TestBackend().Upload(value.data(), parameters_.tensor(tensor.name).data,
                              value.size() * sizeof(float));
