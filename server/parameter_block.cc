@@ -245,7 +245,15 @@ absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
   return absl::OkStatus();
 }
 
+void ParameterBlock::PrefetchMapped() const {
+  for (const Held& tensor : tensors_) {
+    if (tensor.slot == nullptr || !tensor.has_memory) continue;
+    tier_->Prefetch(tensor.slot, Slot(tensor.spec, tensor.state).bytes);
+  }
+}
+
 absl::StatusOr<v1::ShardFile> ParameterBlock::Write(const Cut& cut) const {
+  PrefetchMapped();
   std::vector<std::vector<char>> host;
   std::vector<SafetensorsEntry> entries;
   std::map<std::string, std::string> metadata;
@@ -270,6 +278,7 @@ absl::StatusOr<v1::ShardFile> ParameterBlock::Write(const Cut& cut) const {
 }
 
 std::vector<v1::TensorDigest> ParameterBlock::Digests() const {
+  PrefetchMapped();
   std::vector<v1::TensorDigest> digests;
   for (int i = 0; i < tensors(); ++i) {
     if (IsUntouched(tensors_[i])) continue;

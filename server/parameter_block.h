@@ -108,6 +108,7 @@ class ParameterBlock {
     return tensor.spec.of_expert && tensor.count == 0;
   }
   absl::Status Allocate(Held& tensor);
+  void PrefetchMapped() const;
   Part ParametersOf(int i) const;
   // The parameters and what the optimizer keeps of tensor i.
   std::vector<Part> PartsOf(int i) const;

@@ -6,7 +6,7 @@
 
 DATA is a folder of prepare_text with a small held-out part. For each number of experts (default
 131072,65536,4096,256) the hierarchical model of table 8 of Shazeer et al. 2017 trains for N steps
-(default 16) of 128 words on two expert servers, one worker and the coordinator, with bf16 experts in
+(default 8) of 128 words on two expert servers, one worker and the coordinator, with bf16 experts in
 files of at most --disk_gib (default 20) a server. Then once more, stopped in the middle and resumed from
 the checkpoint, to the same digest. Disk: the experts that are touched, 2 MiB each, and as much for a
 checkpoint, and half of that for another one.
@@ -264,7 +264,7 @@ def main():
     parser.add_argument("--out", default="out/larger-than-memory")
     parser.add_argument("--results", default="docs/results")
     parser.add_argument("--experts", default="131072,65536,4096,256")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--disk_gib", type=float, default=20)
     args = parser.parse_args()
     if args.steps < 2 or args.steps % 2:
