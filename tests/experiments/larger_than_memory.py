@@ -185,6 +185,7 @@ def measure(experts, args):
     write_job(job, experts, args.steps)
     Run(folder, args.data, args.disk_gib, resume=True)
     resumed = json.loads(read(os.path.join(folder, "result.json")))
+    # The last one's line comes after its checkpoint.
     steps = sorted(run.losses, key=int)
     words = REPLICAS * LANES * UNROLL
     row = {
@@ -196,8 +197,8 @@ def measure(experts, args):
         "touched": touched,
         "first_step_loss": run.losses[steps[0]],
         "last_step_loss": run.losses[steps[-1]],
-        "seconds_per_step": ((run.seconds[steps[-1]] - run.seconds[steps[0]]) /
-                             (int(steps[-1]) - int(steps[0]))),
+        "seconds_per_step": ((run.seconds[steps[-2]] - run.seconds[steps[0]]) /
+                             (int(steps[-2]) - int(steps[0]))),
         "disk_bytes": run.peaks["disk"],
         "checkpoint_bytes": checkpoint_bytes,
         "server_anonymous_bytes": run.peaks["anonymous"],

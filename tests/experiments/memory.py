@@ -80,8 +80,10 @@ class Cluster:
 
     def start(self, name, program, *flags):
         with open(os.path.join(self.folder, name.replace("/", "-") + ".log"), "w") as log:
-            process = subprocess.Popen([os.path.join(PROGRAMS, program), *flags], stdout=log,
-                                       stderr=log)
+            # It ends with this process, too.
+            process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL",
+                                        os.path.join(PROGRAMS, program), *flags],
+                                       stdout=log, stderr=log)
         self.processes[process.pid] = process
         self.names[process.pid] = name
 
