@@ -253,8 +253,18 @@ def write(rows, results):
           "%.2f" % row["seconds_per_step"], gib(row["disk_bytes"]), gib(row["checkpoint_bytes"]),
           gib(row["server_anonymous_bytes"]), gib(row["worker_bytes"]),
           "yes" if row["digest"] == row["resumed_digest"] else "NO"] for row in rows])
-    with open(stem + ".table.md", "w", encoding="utf-8") as file:
-        file.write(table)
+    with open(stem + ".md", "w", encoding="utf-8") as file:
+        file.write(
+            "# Larger than memory\n\nThe hierarchical models of table 8 in Shazeer et al. 2017 (2 groups "
+            "for each word, 2 experts of each, d = 512,\nh = 1024; experts in bf16, factored second "
+            "moments) on two expert servers and one worker, with one thread each.\nThe servers keep "
+            "experts on disk ([how](../design/capacity.md)). A step has %d words. Perplexities are those "
+            "of the\ntraining text, with a sampled softmax; seconds a step don't count loading, "
+            "evaluation and checkpoints; memory is the\nlargest while training, the servers' without "
+            "the pages of the experts' files. Every run was made once more, stopped\nin the middle and "
+            "resumed from its checkpoint. Made by\n\n```\ntests/experiments/larger_than_memory.py DATA"
+            "\n```\n\n%s\n![plot](larger_than_memory.png)\n"
+            % (REPLICAS * LANES * UNROLL, table))
     print(table)
 
 
