@@ -28,7 +28,7 @@ class SoftmaxGateTest : public ::testing::Test {
  protected:
   const TestParameter wg_{1, kWidth, kExperts};
   const Tensor x_ = MakeTensor(kRows, kWidth, RandomValues(3, kRows* kWidth, 1.5));
-  SoftmaxGate gate_{TestBackend(), wg_.view(), kRows, /*waves=*/2};
+  SoftmaxGate gate_{TestBackend(), wg_.view(), {.rows = kRows, .waves = 2}};
 };
 
 TEST_F(SoftmaxGateTest, EveryExpertForEveryToken) {
