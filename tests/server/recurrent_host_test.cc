@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common/job/job_file.h"
+#include "glog/logging.h"
 #include "tests/server/made_step.h"
 #include "tests/server/shard_host_fixture.h"
 

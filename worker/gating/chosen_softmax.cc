@@ -1,5 +1,7 @@
 #include "worker/gating/chosen_softmax.h"
 
+#include <algorithm>
+
 #include "glog/logging.h"
 
 namespace moe {
@@ -30,8 +32,9 @@ ChosenSoftmax::ChosenSoftmax(Backend& backend, const Parameter& wg, int64_t rows
 void ChosenSoftmax::Forward(int32_t call, ConstMatrix logits, const uint8_t* chosen) {
   Call& c = calls_[call];
   const int64_t pairs = backend_.CountChosen(rows_, experts_, chosen, c.offset.data());
-  Reserve(backend_, pairs, &c.expert);
-  Reserve(backend_, pairs, &c.gate);
+  // At least one, for a call that is all padding may be the first.
+  Reserve(backend_, std::max<int64_t>(pairs, 1), &c.expert);
+  Reserve(backend_, std::max<int64_t>(pairs, 1), &c.gate);
   backend_.ChosenSoftmaxForward(logits, chosen, c.offset.data(), c.expert.data(),
                                 c.gate.data());
 
