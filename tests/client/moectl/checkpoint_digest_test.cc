@@ -29,7 +29,7 @@ class CheckpointDigestTest : public testing::Test {
     for (const v1::ShardFile& shard : manifest_.shards()) {
       tensors.insert(tensors.end(), shard.tensors().begin(), shard.tensors().end());
     }
-    digest_ = ModelDigest(tensors).value();
+    digest_ = ModelDigest(tensors, {}).value();
     manifest_.set_digest(digest_);
   }
 
