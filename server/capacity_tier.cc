@@ -36,16 +36,18 @@ absl::StatusOr<std::unique_ptr<CapacityTier>> CapacityTier::Create(
   unlink(path.c_str());
   if (ftruncate(fd, size) != 0) {
     const absl::Status status = absl::ErrnoToStatus(
-        errno, absl::StrCat("cannot make a file of ", FormatBytes(size), ", none of it on the "
-                            "disk, in ", options.folder));
+        errno, absl::StrCat("cannot make a file of ", FormatBytes(size),
+                            ", none of it on the "
+                            "disk, in ",
+                            options.folder));
     close(fd);
     return status;
   }
   void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (data == MAP_FAILED) {
     const absl::Status status = absl::ErrnoToStatus(
-        errno, absl::StrCat("cannot map ", FormatBytes(size), " of a file in ",
-                            options.folder));
+        errno,
+        absl::StrCat("cannot map ", FormatBytes(size), " of a file in ", options.folder));
     close(fd);
     return status;
   }
@@ -82,11 +84,11 @@ void CapacityTier::Prefetch(char* begin, int64_t bytes) const {
 absl::Status CapacityTier::TakeDisk(char* begin, int64_t bytes) {
   absl::MutexLock lock(&mutex_);
   if (allocated_ + bytes > options_.disk_bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the experts that were touched have ", FormatBytes(allocated_), " in ",
-        options_.folder, ", and another ", FormatBytes(bytes), " would be more than the ",
-        FormatBytes(options_.disk_bytes),
-        " of --disk_gib; raise it, or resume on more servers"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the experts that were touched have ", FormatBytes(allocated_),
+                     " in ", options_.folder, ", and another ", FormatBytes(bytes),
+                     " would be more than the ", FormatBytes(options_.disk_bytes),
+                     " of --disk_gib; raise it, or resume on more servers"));
   }
   // Now, so that a full disk is an error here and no signal when a page is written back.
   const int error = posix_fallocate(fd_, begin - data_, bytes);

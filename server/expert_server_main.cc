@@ -35,17 +35,19 @@ ABSL_FLAG(
     double, memory_gib, 0,
     "Memory that it may use, in GiB; a job that is computed to need more is refused. "
     "0: what the machine has available, shared with the other members there.");
-ABSL_FLAG(std::string, disk_dir, "",
-          "Folder for a file with the parameters and optimizer state of experts, for models "
-          "larger than memory: an expert takes disk from the first step that needs it on. "
-          "The file has no name and ends with the process; checkpoints are elsewhere. "
-          "Empty: experts are kept in memory.");
+ABSL_FLAG(
+    std::string, disk_dir, "",
+    "Folder for a file with the parameters and optimizer state of experts, for models "
+    "larger than memory: an expert takes disk from the first step that needs it on. "
+    "The file has no name and ends with the process; checkpoints are elsewhere. "
+    "Empty: experts are kept in memory.");
 ABSL_FLAG(double, disk_gib, 0,
           "What that file may take of the disk, in GiB; a step that needs more fails the "
           "job before it changes anything. Required with --disk_dir.");
 ABSL_FLAG(
     double, activation_gib, 0,
-    "Memory for hidden activations of experts, in GiB. Those for which there is no room are "
+    "Memory for hidden activations of experts, in GiB. Those for which there is no room "
+    "are "
     "computed again when they are needed, which changes no result. 0: all are kept.");
 ABSL_FLAG(absl::Duration, join_timeout, absl::Seconds(60),
           "How long to wait for a coordinator that isn't there yet.");
@@ -108,8 +110,7 @@ int main(int argc, char** argv) {
     moe::ExitWithUsageError("--disk_gib needs --disk_dir, the folder to take it in");
   }
   if (disk > 0) {
-    options.limits.tier = {.folder = disk_dir,
-                           .disk_bytes = static_cast<int64_t>(disk)};
+    options.limits.tier = {.folder = disk_dir, .disk_bytes = static_cast<int64_t>(disk)};
   }
   options.limits.activation_bytes = static_cast<int64_t>(
       moe::BytesOfGib("activation_gib", absl::GetFlag(FLAGS_activation_gib)));

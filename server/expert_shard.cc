@@ -271,8 +271,8 @@ std::vector<Tensor> ExpertShard::DhiddenAgain(const WaveRows& rows,
   Array<float> dgate(backend_, batch.pairs());
   backend_.GatherRows(rows.dy.view(), batch.source, nullptr, dy.view());
   backend_.ExpertBackward(ExpertsOf(batch, w_, w16_), ConstMatrix(), dy.view(),
-                          batch.gate.data(), Views<ConstMatrix>(hidden), dgate.data(), Views<Matrix>(dhidden),
-                          Matrix());
+                          batch.gate.data(), Views<ConstMatrix>(hidden), dgate.data(),
+                          Views<Matrix>(dhidden), Matrix());
   return dhidden;
 }
 

@@ -142,9 +142,9 @@ OptimizerStep ParameterBlock::NextUpdate(int i, double rate, double scale) {
 
 absl::Status ParameterBlock::Allocate(Held& tensor) {
   if (tensor.has_memory) return absl::OkStatus();
-  RETURN_IF_ERROR(Annotate(
-      tier_->Allocate(tensor.slot, Slot(tensor.spec, tensor.state).bytes),
-      tensor.spec.name));
+  RETURN_IF_ERROR(
+      Annotate(tier_->Allocate(tensor.slot, Slot(tensor.spec, tensor.state).bytes),
+               tensor.spec.name));
   tensor.has_memory = true;
   return absl::OkStatus();
 }

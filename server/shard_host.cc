@@ -39,8 +39,9 @@ class OnDestruction {
 
 absl::StatusOr<std::unique_ptr<ShardHost>> ShardHost::Load(Backend& backend,
                                                            Options options) {
-  ASSIGN_OR_RETURN(std::unique_ptr<ShardSet> shards,
-                   ShardSet::Load(backend, options.state, options.server, options.limits));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<ShardSet> shards,
+      ShardSet::Load(backend, options.state, options.server, options.limits));
   return std::unique_ptr<ShardHost>(
       new ShardHost(backend, std::move(options), std::move(shards)));
 }

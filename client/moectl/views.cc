@@ -185,12 +185,11 @@ std::string ShardsView(std::span<const ServerReport> reports) {
       uint64_t rows = 0;
       for (const v1::ExpertStatus& expert : shard.experts()) rows += expert.last_rows();
       const bool experts = shard.experts_size() > 0;
-      table.AddRow({shard.shard(), report.server.server(), absl::StrCat(shard.version()),
-                    experts ? Count(shard.experts_size()) : "-",
-                    experts ? Count(rows) : "-", FormatBytes(shard.parameter_bytes()),
-                    FormatBytes(shard.optimizer_bytes()),
-                    bytes_or_none(shard.mapped_bytes()),
-                    bytes_or_none(shard.untouched_bytes())});
+      table.AddRow(
+          {shard.shard(), report.server.server(), absl::StrCat(shard.version()),
+           experts ? Count(shard.experts_size()) : "-", experts ? Count(rows) : "-",
+           FormatBytes(shard.parameter_bytes()), FormatBytes(shard.optimizer_bytes()),
+           bytes_or_none(shard.mapped_bytes()), bytes_or_none(shard.untouched_bytes())});
     }
   }
   std::string text = table.ToString();

@@ -244,9 +244,8 @@ absl::StatusOr<std::string> ModelDigest(std::vector<v1::TensorDigest> tensors,
   const auto check_next = [&](uint64_t tensor) {
     if (tensor == digests.size()) return absl::OkStatus();
     return absl::FailedPreconditionError(
-        tensor < digests.size()
-            ? absl::StrCat("tensor ", tensor, " is there twice")
-            : absl::StrCat("tensor ", digests.size(), " is missing"));
+        tensor < digests.size() ? absl::StrCat("tensor ", tensor, " is there twice")
+                                : absl::StrCat("tensor ", digests.size(), " is missing"));
   };
   auto range = untouched.begin();
   const auto add_untouched = [&](uint64_t before) {

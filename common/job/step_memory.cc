@@ -100,8 +100,8 @@ int64_t StepMemory::Nodes(std::span<const uint32_t> owned) const {
   return static_cast<int64_t>(MaximalNodes(owned, job_.training().replicas()).size());
 }
 
-StepMemory::Sizes StepMemory::SizesOf(std::span<const ShardSpec> shards,
-                                      ShardKind kind, bool experts) const {
+StepMemory::Sizes StepMemory::SizesOf(std::span<const ShardSpec> shards, ShardKind kind,
+                                      bool experts) const {
   Sizes sizes;
   for (const ShardSpec& shard : shards) {
     if (shard.kind != kind) continue;
@@ -159,8 +159,8 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
     MixtureWork work = WorkOf(mixture, count, threads);
     // Of sizes that change with every step some are kept for later
     // (common/kernels/cpu/large_blocks.h).
-    for (Footprint* part : {&work.kept.activations, &work.hidden,
-                            &work.wave.activations, &work.close}) {
+    for (Footprint* part :
+         {&work.kept.activations, &work.hidden, &work.wave.activations, &work.close}) {
       part->pages += part->pages / 4;
     }
     const int32_t at_once = threads > 0 && !clips ? std::min(threads, count) : count;

@@ -100,8 +100,8 @@ class StepMemory {
   struct MixtureWork {
     Work kept;         // of all waves, from the forward pass to the end of the step
     Footprint hidden;  // what may be computed again instead; of one group, all waves
-    Work wave;        // in a wave's forward or backward pass
-    Footprint close;  // of one group's activations, at the end of the step
+    Work wave;         // in a wave's forward or backward pass
+    Footprint close;   // of one group's activations, at the end of the step
   };
   // Of the shards of a kind.
   struct Sizes {

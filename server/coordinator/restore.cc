@@ -42,6 +42,9 @@ absl::Status CheckSameJob(const RestorePoint& point, const v1::Job& job) {
     each->mutable_training()->clear_steps();
     each->mutable_training()->clear_epochs();
     each->mutable_training()->clear_evaluate_every();
+    for (v1::Layer& layer : *each->mutable_model()->mutable_layers()) {
+      if (layer.has_recurrent_moe()) layer.mutable_recurrent_moe()->clear_kept_states();
+    }
   }
   google::protobuf::util::MessageDifferencer differencer;
   std::string differences;

@@ -185,10 +185,10 @@ TEST(ModelDigestTest, OrdersTensorsAndMissesNone) {
   using Ranges = std::vector<v1::UntouchedTensors>;
   const std::string digest =
       *ModelDigest(Tensors{tensor(2, "c")}, Ranges{range(3, 2), range(0, 2)});
-  EXPECT_EQ(digest, *ModelDigest(std::vector<std::string>{
-                        Sha256Hex("untouched 0 7"), Sha256Hex("untouched 1 7"),
-                        Sha256Hex("c"), Sha256Hex("untouched 3 7"),
-                        Sha256Hex("untouched 4 7")}));
+  EXPECT_EQ(digest,
+            *ModelDigest(std::vector<std::string>{
+                Sha256Hex("untouched 0 7"), Sha256Hex("untouched 1 7"), Sha256Hex("c"),
+                Sha256Hex("untouched 3 7"), Sha256Hex("untouched 4 7")}));
   EXPECT_EQ(*ModelDigest(Tensors{tensor(2, "c")},
                          Ranges{range(0, 1), range(3, 2), range(1, 1)}),
             digest);
@@ -198,7 +198,8 @@ TEST(ModelDigestTest, OrdersTensorsAndMissesNone) {
        {std::pair(Ranges{range(0, 3)}, "tensor 2 is there twice"),
         std::pair(Ranges{range(0, 1)}, "tensor 1 is missing"),
         std::pair(Ranges{range(0, 2), range(4, 1)}, "tensor 3 is missing"),
-        std::pair(Ranges{range(0, uint64_t{1} << 60)}, "1152921504606846976 untouched")}) {
+        std::pair(Ranges{range(0, uint64_t{1} << 60)},
+                  "1152921504606846976 untouched")}) {
     EXPECT_THAT(
         std::string(ModelDigest(Tensors{tensor(2, "c")}, ranges).status().message()),
         HasSubstr(error));

@@ -305,7 +305,7 @@ INSTANTIATE_TEST_SUITE_P(
               "model.layers[1].recurrent_moe.input.sigmoid_output is true: must be false, "
               "because what the mixture gives is added to the gates of an LSTM"},
         Wrong{"RecurrentMoeExpertHiddenZero",
-              [](v1::Job& job) { RecurrentMoe(job).mutable_recurrent()->add_hidden(0); },
+              [](v1::Job& job) { RecurrentMoe(job).mutable_recurrent()->set_hidden(0, 0); },
               "model.layers[1].recurrent_moe.recurrent.hidden[0] is 0: must be between 1 "
               "and 1048576"},
         Wrong{"RecurrentMoeTooManyChosen",

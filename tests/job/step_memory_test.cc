@@ -359,7 +359,7 @@ TEST(StepMemoryTest, FrequentWordsCostMore) {
     const int64_t messages =
         tables.memory
             .OfServer({&shards[shard], 1},
-                      std::vector<std::vector<uint32_t>>{{0, 3}, {1, 2}}, 1)
+                      std::vector<std::vector<uint32_t>>{{0, 3}, {1, 2}}, {.threads = 1})
             .messages;
     // Four nodes of one replica.
     const int64_t pushed = 4 * traffic.Bytes({&shards[shard], 1}, 1);
@@ -378,7 +378,7 @@ TEST(StepMemoryTest, CandidatesCountForEachNodeThatAWorkerPushes) {
       "replicas: 4");
   const std::vector<ShardSpec> shards = TablesOf(tables.plan);
   const auto need = [&](std::vector<std::vector<uint32_t>> owned) {
-    return tables.memory.OfServer(shards, owned, 1);
+    return tables.memory.OfServer(shards, owned, {.threads = 1});
   };
   const int64_t candidates = 4 * 4000 * 6;
   EXPECT_NEAR(need({{0, 1}, {2, 3}}).messages, Heap(2 * 2 * candidates),
@@ -419,7 +419,8 @@ TEST(StepMemoryTest, ScoresUnderWay) {
   const Planned evaluated(job, /*training=*/false);
   const int64_t x = 4 * 512 * 64;
   const MemoryNeed server = evaluated.memory.OfServer(
-      TablesOf(evaluated.plan), std::vector<std::vector<uint32_t>>{{0}, {1}}, 1);
+      TablesOf(evaluated.plan), std::vector<std::vector<uint32_t>>{{0}, {1}},
+      {.threads = 1});
   EXPECT_EQ(server.activations, Heap(2 * 4 * x) + 5 * kHugePage);
   EXPECT_EQ(server.messages, Heap(2 * 4 * x + 2 * 3 * x) - Heap(2 * 4 * x));
   const std::vector<uint32_t> owned = {0};
@@ -461,7 +462,8 @@ TEST(StepMemoryTest, OfEveryMemberOfACluster) {
   const auto replicas = AssignReplicas(2, {"worker/a", "worker/b"});
   const MemoryNeeds needs = ComputeMemoryNeeds(
       small.job, small.plan, placement, replicas,
-      {{"server/a", {.threads = 1}}, {"server/b", {}}, {"server/c", {}}}, /*training=*/true);
+      {{"server/a", {.threads = 1}}, {"server/b", {}}, {"server/c", {}}},
+      /*training=*/true);
   EXPECT_EQ(needs.size(), 5u);
   EXPECT_EQ(needs.at("server/a").parameters + needs.at("server/b").parameters,
             small.OneServer().parameters);

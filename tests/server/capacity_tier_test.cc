@@ -26,8 +26,8 @@ class CapacityTierTest : public ::testing::Test {
   }
 
   std::unique_ptr<CapacityTier> Make(int64_t disk_pages, int64_t address_pages) {
-    auto tier = CapacityTier::Create({.folder = folder_, .disk_bytes = disk_pages * kPage},
-                                     address_pages * kPage);
+    auto tier = CapacityTier::Create(
+        {.folder = folder_, .disk_bytes = disk_pages * kPage}, address_pages * kPage);
     EXPECT_TRUE(tier.ok()) << tier.status();
     return *std::move(tier);
   }
@@ -71,7 +71,8 @@ TEST_F(CapacityTierTest, LeavesNothingInTheFolder) {
 }
 
 TEST_F(CapacityTierTest, NamesAFolderThatIsNotThere) {
-  const auto tier = CapacityTier::Create({.folder = "/no/folder", .disk_bytes = kPage}, 1);
+  const auto tier =
+      CapacityTier::Create({.folder = "/no/folder", .disk_bytes = kPage}, 1);
   EXPECT_THAT(std::string(tier.status().message()),
               AllOf(HasSubstr("/no/folder"), HasSubstr("No such file")));
 }

@@ -539,9 +539,9 @@ TEST_P(ExpertLayerTest, AFullTierLeavesTheShardsAsTheyWere) {
   std::vector<std::shared_ptr<const ForwardInput>> inputs;
   for (uint32_t r = 0; r < kReplicas; ++r) {
     inputs.push_back(std::make_shared<const ForwardInput>(
-        DecodeForward(*backend_, layer_->shape(), v1::MODE_TRAIN,
-                      testing::ForwardFrameOf(testing::MakeFrame(0, r, 0), r,
-                                              v1::MODE_TRAIN))
+        DecodeForward(
+            *backend_, layer_->shape(), v1::MODE_TRAIN,
+            testing::ForwardFrameOf(testing::MakeFrame(0, r, 0), r, v1::MODE_TRAIN))
             .value()));
   }
   const auto replies = layer_->Forward(v1::MODE_TRAIN, 0, 0, inputs);

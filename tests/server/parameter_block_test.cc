@@ -351,11 +351,14 @@ TEST_F(ParameterBlockTest, UntouchedExpertsHaveNoBytes) {
           EXPECT_TRUE(mapped->has_memory(i));
           EXPECT_EQ(Parameters(*mapped, i), Parameters(*in_memory, i));
           for (auto* moment : {mapped->m(i), mapped->v(i)}) {
-            if (moment != nullptr) { EXPECT_EQ(moment[0], 0); }
+            if (moment != nullptr) {
+              EXPECT_EQ(moment[0], 0);
+            }
           }
         }
         EXPECT_EQ(StatusOf(*mapped).untouched_bytes(), 0u);
-        EXPECT_GT(tier->allocated(), static_cast<int64_t>(StatusOf(*mapped).mapped_bytes()));
+        EXPECT_GT(tier->allocated(),
+                  static_cast<int64_t>(StatusOf(*mapped).mapped_bytes()));
       }
     }
   }
@@ -395,7 +398,9 @@ TEST_F(ParameterBlockTest, FilesHaveWhatWasUpdatedOnlyAndLoadAnywhere) {
     for (int i = 0; i < restored->tensors(); ++i) {
       ASSERT_TRUE(restored->Touch(i).ok());
       EXPECT_EQ(restored->m(i)[0], 0);
-      if (i >= 4) { EXPECT_EQ(Parameters(*restored, i), Parameters(*Make(job), i)); }
+      if (i >= 4) {
+        EXPECT_EQ(Parameters(*restored, i), Parameters(*Make(job), i));
+      }
     }
     EXPECT_EQ(restored->Digests()[1].sha256(), mapped->Digests()[1].sha256());
   }
