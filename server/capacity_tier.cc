@@ -15,18 +15,9 @@
 #include "glog/logging.h"
 
 namespace moe {
-namespace {
-
-int64_t RoundUp(int64_t bytes) {
-  constexpr auto kPage = static_cast<int64_t>(CapacityTier::kPage);
-  return (bytes + kPage - 1) / kPage * kPage;
-}
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<CapacityTier>> CapacityTier::Create(
     Options options, int64_t address_bytes) {
-  const int64_t size = RoundUp(std::max<int64_t>(address_bytes, 1));
+  const int64_t size = InPages(std::max<int64_t>(address_bytes, 1));
   std::string path = absl::StrCat(options.folder, "/experts-XXXXXX");
   const int fd = mkostemp(path.data(), O_CLOEXEC);
   if (fd < 0) {
@@ -64,13 +55,13 @@ CapacityTier::~CapacityTier() {
 
 char* CapacityTier::Reserve(int64_t bytes) {
   char* const begin = data_ + reserved_;
-  reserved_ += RoundUp(bytes);
+  reserved_ += InPages(bytes);
   CHECK_LE(reserved_, size_);
   return begin;
 }
 
 absl::Status CapacityTier::Allocate(char* begin, int64_t bytes) {
-  bytes = RoundUp(bytes);
+  bytes = InPages(bytes);
   RETURN_IF_ERROR(TakeDisk(begin, bytes));
   // All pages at once, which is cheaper than a fault for each. Older kernels don't know it.
   madvise(begin, bytes, MADV_POPULATE_WRITE);
@@ -78,7 +69,7 @@ absl::Status CapacityTier::Allocate(char* begin, int64_t bytes) {
 }
 
 void CapacityTier::Prefetch(char* begin, int64_t bytes) const {
-  madvise(begin, RoundUp(bytes), MADV_WILLNEED);
+  madvise(begin, InPages(bytes), MADV_WILLNEED);
 }
 
 absl::Status CapacityTier::TakeDisk(char* begin, int64_t bytes) {

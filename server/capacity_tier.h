@@ -20,7 +20,8 @@ namespace moe {
 class CapacityTier {
  public:
   // Addresses and sizes are multiples of it.
-  static constexpr size_t kPage = 4096;
+  static constexpr int64_t kPage = 4096;
+  static int64_t InPages(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
   struct Options {
     // Where the file lies; exists.

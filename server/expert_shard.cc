@@ -60,8 +60,8 @@ ExpertShard::ExpertShard(Backend& backend, const ModelPlan& plan, const ShardSpe
       total_rows_(spec.experts) {
   CHECK_EQ(parameters_.tensors(), FirstMatrix(spec.experts));
   for (int i = 0; i < parameters_.tensors(); ++i) {
-    w_.push_back(parameters_.w(i));
-    w16_.push_back(parameters_.w16(i));
+    values_.w.push_back(parameters_.w(i));
+    values_.w16.push_back(parameters_.w16(i));
     m_.push_back(parameters_.m(i));
     v_.push_back(parameters_.v(i));
   }
@@ -81,15 +81,14 @@ void ExpertShard::ForgetStep() {
 }
 
 ExpertRows ExpertShard::RowsOf(int32_t expert, int64_t begin, int64_t rows,
-                               const std::vector<float*>& w,
-                               const std::vector<Bfloat16*>& w16) const {
+                               const Values& values) const {
   ExpertRows of_expert;
   of_expert.begin = begin;
   of_expert.rows = rows;
   if (bfloat16_) {
-    of_expert.w16 = OfExpert(w16, expert);
+    of_expert.w16 = OfExpert(values.w16, expert);
   } else {
-    of_expert.w = OfExpert(w, expert);
+    of_expert.w = OfExpert(values.w, expert);
   }
   return of_expert;
 }
@@ -109,11 +108,10 @@ void ExpertShard::ForExpertsWithRows(const WaveBatch& batch, const Fn& fn) const
 }
 
 std::vector<ExpertRows> ExpertShard::ExpertsOf(const WaveBatch& batch,
-                                               const std::vector<float*>& w,
-                                               const std::vector<Bfloat16*>& w16) const {
+                                               const Values& values) const {
   std::vector<ExpertRows> experts;
   ForExpertsWithRows(batch, [&](int32_t e, int64_t begin, int64_t rows) {
-    experts.push_back(RowsOf(e, begin, rows, w, w16));
+    experts.push_back(RowsOf(e, begin, rows, values));
   });
   return experts;
 }
@@ -129,17 +127,19 @@ absl::Status ExpertShard::Touch(const WaveBatch& batch) {
 }
 
 ExpertShard::Borrowed ExpertShard::Borrow(const WaveBatch& batch) const {
-  Borrowed borrowed{.w = w_, .w16 = w16_, .floats = {}, .halves = {}};
+  Borrowed borrowed{.values = values_, .floats = {}, .halves = {}};
   ForExpertsWithRows(batch, [&](int32_t e, int64_t, int64_t) {
     for (int i = FirstMatrix(e); i < FirstMatrix(e + 1); ++i) {
       if (parameters_.has_memory(i)) continue;
       const int64_t size = parameters_.tensor(i).size();
       if (bfloat16_) {
-        borrowed.w16[i] = borrowed.halves.emplace_back(backend_, size).data();
-        parameters_.GetInitialValues(i, borrowed.w16[i]);
+        Bfloat16*& w16 = borrowed.values.w16[i];
+        w16 = borrowed.halves.emplace_back(backend_, size).data();
+        parameters_.GetInitialValues(i, w16);
       } else {
-        borrowed.w[i] = borrowed.floats.emplace_back(backend_, size).data();
-        parameters_.GetInitialValues(i, borrowed.w[i]);
+        float*& w = borrowed.values.w[i];
+        w = borrowed.floats.emplace_back(backend_, size).data();
+        parameters_.GetInitialValues(i, w);
       }
     }
   });
@@ -226,9 +226,8 @@ absl::StatusOr<std::vector<v1::GroupOutput>> ExpertShard::RunExperts(
     Array<float> pair_gate(backend_, batch.pairs());
     pair_gate.Upload(host_gate);
     backend_.GatherRows(rows.x.view(), batch.source, nullptr, x.view());
-    backend_.ExpertForward(
-        ExpertsOf(batch, train ? w_ : borrowed.w, train ? w16_ : borrowed.w16), x.view(),
-        Views<Matrix>(batch.hidden), y.view());
+    backend_.ExpertForward(ExpertsOf(batch, train ? values_ : borrowed.values), x.view(),
+                           Views<Matrix>(batch.hidden), y.view());
     backend_.CombineRows(y.view(), batch.offset, batch.position, pair_gate.data(),
                          combined.view());
     for (size_t r = 0; r < pairs.size(); ++r) {
@@ -258,7 +257,7 @@ std::vector<Tensor> ExpertShard::HiddenAgain(const WaveRows& rows,
   Tensor x(backend_, batch.pairs(), in_);
   std::vector<Tensor> hidden = HiddenTensors(batch.pairs());
   backend_.GatherRows(rows.x.view(), batch.source, nullptr, x.view());
-  backend_.ExpertForward(ExpertsOf(batch, w_, w16_), x.view(), Views<Matrix>(hidden),
+  backend_.ExpertForward(ExpertsOf(batch, values_), x.view(), Views<Matrix>(hidden),
                          Matrix());
   return hidden;
 }
@@ -270,7 +269,7 @@ std::vector<Tensor> ExpertShard::DhiddenAgain(const WaveRows& rows,
   std::vector<Tensor> dhidden = HiddenTensors(batch.pairs());
   Array<float> dgate(backend_, batch.pairs());
   backend_.GatherRows(rows.dy.view(), batch.source, nullptr, dy.view());
-  backend_.ExpertBackward(ExpertsOf(batch, w_, w16_), ConstMatrix(), dy.view(),
+  backend_.ExpertBackward(ExpertsOf(batch, values_), ConstMatrix(), dy.view(),
                           batch.gate.data(), Views<ConstMatrix>(hidden), dgate.data(),
                           Views<Matrix>(dhidden), Matrix());
   return dhidden;
@@ -344,7 +343,7 @@ std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave, const WaveRo
   Tensor combined(backend_, batch.rows(), in_);
   Array<float> dgate(backend_, batch.pairs());
   backend_.GatherRows(rows.dy.view(), batch.source, nullptr, dy.view());
-  backend_.ExpertBackward(ExpertsOf(batch, w_, w16_), x.view(), dy.view(),
+  backend_.ExpertBackward(ExpertsOf(batch, values_), x.view(), dy.view(),
                           batch.gate.data(),
                           Views<ConstMatrix>(batch.kept ? batch.hidden : again),
                           dgate.data(), Views<Matrix>(dhidden), dx.view());
@@ -380,7 +379,7 @@ const ExpertShard::StepBatch& ExpertShard::Gather(std::span<const WaveRows> wave
     int64_t rows = 0;
     for (const WaveBatch& batch : waves_) rows += batch.begin[e + 1] - batch.begin[e];
     if (rows > 0) {
-      step.experts.push_back(RowsOf(e, begin.back(), rows, w_, w16_));
+      step.experts.push_back(RowsOf(e, begin.back(), rows, values_));
       step.expert.push_back(e);
     }
     begin.push_back(begin.back() + rows);

@@ -111,11 +111,15 @@ class ExpertShard : public Shard {
     Tensor gated_dy;              // [p, out]
   };
 
-  // Initial values of experts that have no memory, for the time of an evaluation's wave.
-  struct Borrowed {
-    // By tensor.
+  // Where the parameters of each tensor of the shard are; one of the two is null.
+  struct Values {
     std::vector<float*> w;
     std::vector<Bfloat16*> w16;
+  };
+  // The shard's own, but for experts that have no memory: theirs are made for the time of an
+  // evaluation's wave.
+  struct Borrowed {
+    Values values;
     std::vector<Array<float>> floats;
     std::vector<Array<Bfloat16>> halves;
   };
@@ -151,12 +155,10 @@ class ExpertShard : public Shard {
   }
   // [rows, h_i] of each hidden layer.
   std::vector<Tensor> HiddenTensors(int64_t rows) const;
-  // w, w16: of each tensor of the shard; outlive the result.
+  // values: outlive the result.
   ExpertRows RowsOf(int32_t expert, int64_t begin, int64_t rows,
-                    const std::vector<float*>& w,
-                    const std::vector<Bfloat16*>& w16) const;
-  std::vector<ExpertRows> ExpertsOf(const WaveBatch& batch, const std::vector<float*>& w,
-                                    const std::vector<Bfloat16*>& w16) const;
+                    const Values& values) const;
+  std::vector<ExpertRows> ExpertsOf(const WaveBatch& batch, const Values& values) const;
   template <typename Fn>
   void ForExpertsWithRows(const WaveBatch& batch, const Fn& fn) const;
   void AddTotals(uint32_t wave, std::span<const GroupPairs* const> pairs);
@@ -173,8 +175,7 @@ class ExpertShard : public Shard {
   ActivationBudget* const activations_;
   ParameterBlock parameters_;
   // Parameters and Adam's moments of each tensor, as ParameterBlock has them.
-  std::vector<float*> w_;
-  std::vector<Bfloat16*> w16_;
+  Values values_;
   std::vector<float*> m_;
   std::vector<float*> v_;
   std::optional<SecondaryGate> gate_;  // hierarchical

@@ -14,9 +14,9 @@
 namespace moe {
 namespace {
 
-// A tensor in the capacity tier: its parameters and behind them its moments.
+// Where the moments of a tensor lie in the capacity tier, behind its parameters, and the end.
 struct Slot {
-  Slot(const TensorSpec& tensor, const TensorState& state) {
+  explicit Slot(const TensorState& state) : bytes(state.parameter_bytes) {
     // Parts that lie a power of two apart share the sets of a cache: the update would be several
     // times slower.
     constexpr int64_t kLine = 64;
@@ -25,7 +25,6 @@ struct Slot {
       return (end + kLine - 1) / kLine * kLine + kGap;
     };
     const auto floats = static_cast<int64_t>(sizeof(float));
-    bytes = tensor.size() * (tensor.bfloat16 ? sizeof(Bfloat16) : sizeof(float));
     if (state.m > 0) {
       m = after(bytes);
       bytes = m + state.m * floats;
@@ -66,8 +65,7 @@ ParameterBlock::ParameterBlock(Backend& backend, const ModelPlan& plan,
     tensor.spec = plan.tensors[t];
     tensor.state = StateOf(optimizer_, tensor.spec);
     if (tier_ != nullptr && tensor.spec.of_expert) {
-      const Slot slot(tensor.spec, tensor.state);
-      tensor.slot = tier_->Reserve(slot.bytes);
+      tensor.slot = tier_->Reserve(Slot(tensor.state).bytes);
       tensor.has_memory = false;
       continue;
     }
@@ -93,7 +91,7 @@ ParameterBlock::ParameterBlock(Backend& backend, const ModelPlan& plan,
   for (Held& tensor : tensors_) {
     const int64_t size = tensor.spec.size();
     if (tensor.slot != nullptr) {
-      const Slot slot(tensor.spec, tensor.state);
+      const Slot slot(tensor.state);
       if (tensor.spec.bfloat16) {
         tensor.w16 = reinterpret_cast<Bfloat16*>(tensor.slot);
       } else {
@@ -115,13 +113,11 @@ ParameterBlock::ParameterBlock(Backend& backend, const ModelPlan& plan,
 
 int64_t ParameterBlock::AddressBytes(const ModelPlan& plan, const ShardSpec& shard,
                                      const v1::Job& job) {
-  constexpr auto kPage = static_cast<int64_t>(CapacityTier::kPage);
   int64_t bytes = 0;
   for (int64_t t : shard.tensors) {
     const TensorSpec& tensor = plan.tensors[t];
     if (!tensor.of_expert) continue;
-    bytes += (Slot(tensor, StateOf(job.optimizer(), tensor)).bytes + kPage - 1) / kPage *
-             kPage;
+    bytes += CapacityTier::InPages(Slot(StateOf(job.optimizer(), tensor)).bytes);
   }
   return bytes;
 }
@@ -143,8 +139,7 @@ OptimizerStep ParameterBlock::NextUpdate(int i, double rate, double scale) {
 absl::Status ParameterBlock::Allocate(Held& tensor) {
   if (tensor.has_memory) return absl::OkStatus();
   RETURN_IF_ERROR(
-      Annotate(tier_->Allocate(tensor.slot, Slot(tensor.spec, tensor.state).bytes),
-               tensor.spec.name));
+      Annotate(tier_->Allocate(tensor.slot, Slot(tensor.state).bytes), tensor.spec.name));
   tensor.has_memory = true;
   return absl::OkStatus();
 }
@@ -152,9 +147,7 @@ absl::Status ParameterBlock::Allocate(Held& tensor) {
 absl::Status ParameterBlock::Touch(int i) {
   Held& tensor = tensors_[i];
   if (tensor.has_memory) {
-    if (tensor.slot != nullptr) {
-      tier_->Prefetch(tensor.slot, Slot(tensor.spec, tensor.state).bytes);
-    }
+    Prefetch(tensor);
     return absl::OkStatus();
   }
   RETURN_IF_ERROR(Allocate(tensor));
@@ -175,13 +168,17 @@ void ParameterBlock::GetInitialValues(int i, void* out) const {
   backend_.Upload(halves.data(), out, halves.size() * sizeof(Bfloat16));
 }
 
+void ParameterBlock::Initialize(int i) {
+  Held& tensor = tensors_[i];
+  tensor.count = 0;
+  if (!tensor.has_memory) return;
+  GetInitialValues(i, tensor.parameters());
+  if (tensor.m != nullptr) backend_.Zero(tensor.m, tensor.state.m * sizeof(float));
+  if (tensor.v != nullptr) backend_.Zero(tensor.v, tensor.state.v * sizeof(float));
+}
+
 void ParameterBlock::Initialize() {
-  for (int i = 0; i < tensors(); ++i) {
-    if (has_memory(i)) GetInitialValues(i, tensors_[i].parameters());
-    tensors_[i].count = 0;
-  }
-  m_.Zero();
-  v_.Zero();
+  for (int i = 0; i < tensors(); ++i) Initialize(i);
 }
 
 ParameterBlock::Part ParameterBlock::ParametersOf(int i) const {
@@ -206,7 +203,6 @@ std::vector<ParameterBlock::Part> ParameterBlock::PartsOf(int i) const {
 }
 
 absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
-  Initialize();
   std::set<std::string> names;
   for (int i = 0; i < tensors(); ++i) {
     Held& tensor = tensors_[i];
@@ -217,6 +213,7 @@ absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
           absl::StrCat(file.path(), ": no update count of ", tensor.spec.name));
     }
     if (IsUntouched(tensor)) {
+      Initialize(i);
       // Older files have them all the same.
       for (const Part& part : PartsOf(i)) names.insert(part.name);
       continue;
@@ -245,32 +242,30 @@ absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
   return absl::OkStatus();
 }
 
-void ParameterBlock::PrefetchMapped() const {
-  for (const Held& tensor : tensors_) {
-    if (tensor.slot == nullptr || !tensor.has_memory) continue;
-    tier_->Prefetch(tensor.slot, Slot(tensor.spec, tensor.state).bytes);
-  }
+void ParameterBlock::Prefetch(const Held& tensor) const {
+  if (tensor.slot == nullptr || !tensor.has_memory) return;
+  tier_->Prefetch(tensor.slot, Slot(tensor.state).bytes);
 }
 
 absl::StatusOr<v1::ShardFile> ParameterBlock::Write(const Cut& cut) const {
-  PrefetchMapped();
-  std::vector<std::vector<char>> host;
+  for (const Held& tensor : tensors_) Prefetch(tensor);
+  std::vector<std::vector<char>> copies;
   std::vector<SafetensorsEntry> entries;
   std::map<std::string, std::string> metadata;
+  std::vector<v1::TensorDigest> digests;
   for (int i = 0; i < tensors(); ++i) {
     metadata[tensor(i).name + "#count"] = absl::StrCat(count(i));
     if (IsUntouched(tensors_[i])) continue;
     for (Part& part : PartsOf(i)) {
-      const void* data = part.data;
-      const size_t bytes = part.bytes();
-      if (tensors_[i].slot == nullptr) data = host.emplace_back(Download(part)).data();
-      entries.push_back(
-          {std::move(part.name), part.dtype(), std::move(part.shape), data, bytes});
+      const std::span<const char> bytes = OnHost(i, part, &copies.emplace_back());
+      if (part.name == tensor(i).name) digests.push_back(DigestOf(i, bytes));
+      entries.push_back({std::move(part.name), part.dtype(), std::move(part.shape),
+                         bytes.data(), bytes.size()});
     }
   }
   ASSIGN_OR_RETURN(v1::ShardFile file,
                    WriteShardFile(cut, shard_, entries, std::move(metadata)));
-  for (v1::TensorDigest& digest : Digests()) *file.add_tensors() = std::move(digest);
+  for (v1::TensorDigest& digest : digests) *file.add_tensors() = std::move(digest);
   for (v1::UntouchedTensors& range : Untouched()) {
     *file.add_untouched() = std::move(range);
   }
@@ -278,19 +273,12 @@ absl::StatusOr<v1::ShardFile> ParameterBlock::Write(const Cut& cut) const {
 }
 
 std::vector<v1::TensorDigest> ParameterBlock::Digests() const {
-  PrefetchMapped();
+  for (const Held& tensor : tensors_) Prefetch(tensor);
   std::vector<v1::TensorDigest> digests;
   for (int i = 0; i < tensors(); ++i) {
     if (IsUntouched(tensors_[i])) continue;
-    const Part part = ParametersOf(i);
-    Sha256 sha;
-    if (tensors_[i].slot != nullptr) {
-      sha.Update(part.data, part.bytes());
-    } else {
-      const std::vector<char> bytes = Download(part);
-      sha.Update(bytes.data(), bytes.size());
-    }
-    digests.push_back(MakeTensorDigest(tensor(i), sha));
+    std::vector<char> copy;
+    digests.push_back(DigestOf(i, OnHost(i, ParametersOf(i), &copy)));
   }
   return digests;
 }
@@ -323,10 +311,20 @@ void ParameterBlock::FillStatus(v1::ShardStatus* status) const {
   status->set_untouched_bytes(untouched);
 }
 
-std::vector<char> ParameterBlock::Download(const Part& part) const {
-  std::vector<char> bytes(part.bytes());
-  backend_.Download(part.data, bytes.data(), bytes.size());
-  return bytes;
+std::span<const char> ParameterBlock::OnHost(int i, const Part& part,
+                                             std::vector<char>* copy) const {
+  if (tensors_[i].slot != nullptr) {
+    return {static_cast<const char*>(part.data), part.bytes()};
+  }
+  copy->resize(part.bytes());
+  backend_.Download(part.data, copy->data(), copy->size());
+  return *copy;
+}
+
+v1::TensorDigest ParameterBlock::DigestOf(int i, std::span<const char> parameters) const {
+  Sha256 sha;
+  sha.Update(parameters.data(), parameters.size());
+  return MakeTensorDigest(tensor(i), sha);
 }
 
 }  // namespace moe

@@ -108,11 +108,14 @@ class ParameterBlock {
     return tensor.spec.of_expert && tensor.count == 0;
   }
   absl::Status Allocate(Held& tensor);
-  void PrefetchMapped() const;
+  void Prefetch(const Held& tensor) const;
+  void Initialize(int i);
   Part ParametersOf(int i) const;
   // The parameters and what the optimizer keeps of tensor i.
   std::vector<Part> PartsOf(int i) const;
-  std::vector<char> Download(const Part& part) const;
+  // The part's bytes where they lie in the tier, else in `copy`.
+  std::span<const char> OnHost(int i, const Part& part, std::vector<char>* copy) const;
+  v1::TensorDigest DigestOf(int i, std::span<const char> parameters) const;
 
   Backend& backend_;
   const std::string shard_;

@@ -66,4 +66,22 @@ std::vector<v1::ReplicaAssignment> AssignReplicas(
   return assignments;
 }
 
+std::map<std::string, std::vector<ShardSpec>> ShardsByServer(
+    const ModelPlan& plan, const v1::Placement& placement) {
+  std::map<std::string, std::vector<ShardSpec>> shards;
+  for (int i = 0; i < placement.shards_size(); ++i) {
+    shards[placement.shards(i).server()].push_back(plan.shards[i]);
+  }
+  return shards;
+}
+
+std::map<std::string, std::vector<uint32_t>> ReplicasByWorker(
+    std::span<const v1::ReplicaAssignment> replicas) {
+  std::map<std::string, std::vector<uint32_t>> owned;
+  for (const v1::ReplicaAssignment& assignment : replicas) {
+    owned[assignment.worker()].push_back(assignment.replica());
+  }
+  return owned;
+}
+
 }  // namespace moe

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -22,5 +24,12 @@ v1::Placement MakePlacement(const ModelPlan& plan,
 // lengths differ by at most one. Ascending by replica.
 std::vector<v1::ReplicaAssignment> AssignReplicas(
     uint32_t replicas, const std::vector<std::string>& workers);
+
+// By server, in the plan's order; placement: of all shards of the plan, in that order.
+std::map<std::string, std::vector<ShardSpec>> ShardsByServer(
+    const ModelPlan& plan, const v1::Placement& placement);
+// By worker, in the order given.
+std::map<std::string, std::vector<uint32_t>> ReplicasByWorker(
+    std::span<const v1::ReplicaAssignment> replicas);
 
 }  // namespace moe

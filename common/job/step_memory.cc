@@ -8,6 +8,7 @@
 #include "common/base/human.h"
 #include "common/base/protocol.h"
 #include "common/job/expert_traffic.h"
+#include "common/job/placement.h"
 #include "common/job/tensor_state.h"
 #include "common/tensor/replica_tree.h"
 
@@ -62,14 +63,8 @@ MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
                                std::span<const v1::ReplicaAssignment> replicas,
                                const std::map<std::string, ServerLimits>& servers,
                                bool training) {
-  std::map<std::string, std::vector<ShardSpec>> shards;
-  for (int i = 0; i < placement.shards_size(); ++i) {
-    shards[placement.shards(i).server()].push_back(plan.shards[i]);
-  }
-  std::map<std::string, std::vector<uint32_t>> owned;
-  for (const v1::ReplicaAssignment& assignment : replicas) {
-    owned[assignment.worker()].push_back(assignment.replica());
-  }
+  std::map<std::string, std::vector<ShardSpec>> shards = ShardsByServer(plan, placement);
+  const std::map<std::string, std::vector<uint32_t>> owned = ReplicasByWorker(replicas);
   std::vector<std::vector<uint32_t>> by_worker;
   for (const auto& [worker, of_worker] : owned) by_worker.push_back(of_worker);
 

@@ -67,12 +67,10 @@ int64_t TableTraffic::Bytes(std::span<const ShardSpec> shards, int64_t replicas)
 int64_t TableTraffic::PushedBytes(std::span<const ShardSpec> shards,
                                   std::span<const uint32_t> owned) const {
   if (!job_.model().has_tables()) return 0;
-  const int64_t replicas = job_.training().replicas();
+  const auto replicas = static_cast<uint32_t>(job_.training().replicas());
   int64_t bytes = 0;
-  for (const TreeNode node : MaximalNodes(owned, static_cast<uint32_t>(replicas))) {
-    const int64_t first = int64_t{node.index} << node.level;
-    const int64_t end = std::min((int64_t{node.index} + 1) << node.level, replicas);
-    bytes += Bytes(shards, end - first);
+  for (const TreeNode node : MaximalNodes(owned, replicas)) {
+    bytes += Bytes(shards, ReplicasOf(node, replicas));
   }
   return bytes;
 }

@@ -51,6 +51,10 @@ std::vector<TreeNode> MaximalNodes(std::span<const uint32_t> owned, uint32_t rep
   return nodes;
 }
 
+uint32_t ReplicasOf(TreeNode node, uint32_t replicas) {
+  return static_cast<uint32_t>(EndReplica(node, replicas) - FirstReplica(node));
+}
+
 void AddSum(const std::vector<float>& other, std::vector<float>* sum) {
   for (size_t i = 0; i < sum->size(); ++i) (*sum)[i] += other[i];
 }

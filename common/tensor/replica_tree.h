@@ -27,6 +27,9 @@ struct TreeNode {
 // replica.
 std::vector<TreeNode> MaximalNodes(std::span<const uint32_t> owned, uint32_t replicas);
 
+// Existing replicas that the node covers.
+uint32_t ReplicasOf(TreeNode node, uint32_t replicas);
+
 // Sums of some rows of a table with any number of columns: value [row.size(), columns].
 struct SparseRows {
   std::vector<uint32_t> row;  // ascending

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
+#include "common/job/placement.h"
 #include "common/job/step_memory.h"
 #include "common/tensor/replica_tree.h"
 
@@ -59,11 +60,10 @@ class StepMessages {
     const auto count = static_cast<int64_t>(nodes.size());
     int64_t rows = 0;
     for (const TreeNode node : nodes) {
-      const uint32_t first = node.index << node.level;
-      const uint32_t end = std::min((node.index + 1) << node.level, replicas);
+      const uint32_t covered = ReplicasOf(node, replicas);
       rows += tables * kPartFraming +
-              RowBytes(Table::kEmbedding, embedding_rows, end - first) +
-              RowBytes(Table::kSoftmax, softmax_rows, end - first);
+              RowBytes(Table::kEmbedding, embedding_rows, covered) +
+              RowBytes(Table::kSoftmax, softmax_rows, covered);
     }
     const int64_t bytes = count * dense + rows + states;
     if (bytes <= most_) return absl::OkStatus();
@@ -143,16 +143,10 @@ absl::Status CheckStepMessages(const v1::Job& job, const ModelPlan& plan,
                                const v1::Placement& placement,
                                std::span<const v1::ReplicaAssignment> replicas,
                                int64_t max_bytes) {
-  std::map<std::string, std::vector<ShardSpec>> shards;
-  for (int i = 0; i < placement.shards_size(); ++i) {
-    shards[placement.shards(i).server()].push_back(plan.shards[i]);
-  }
-  std::map<std::string, std::vector<uint32_t>> owned;
-  for (const v1::ReplicaAssignment& assignment : replicas) {
-    owned[assignment.worker()].push_back(assignment.replica());
-  }
+  const std::map<std::string, std::vector<ShardSpec>> shards =
+      ShardsByServer(plan, placement);
   const StepMessages messages(job, plan, max_bytes - kFraming);
-  for (const auto& [worker, of_worker] : owned) {
+  for (const auto& [worker, of_worker] : ReplicasByWorker(replicas)) {
     RETURN_IF_ERROR(messages.CheckPulls(worker, static_cast<int64_t>(of_worker.size())));
     for (const auto& [server, of_server] : shards) {
       RETURN_IF_ERROR(messages.CheckClose(worker, of_worker, server, of_server));

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 
-from memory import Cluster, PROGRAMS, ROOT
+from cluster import PROGRAMS, ROOT, Cluster
 from results import markdown_table, write_csv
 
 SERVERS = 2
@@ -94,30 +94,15 @@ class Run:
         self.peaks = {}
         self.losses = {}
         self.seconds = {}  # by step, as progress showed it
-        port_file = os.path.join(folder, "address")
-        if os.path.exists(port_file):
-            os.remove(port_file)
+        disk = os.path.join(folder, "disk")
+        os.makedirs(disk, exist_ok=True)
         with Cluster(folder) as cluster:
-            cluster.start("coordinator", "server/coordinator/coordinator", "--job",
-                          os.path.join(folder, "job.textproto"), "--port_file", port_file,
-                          "--listen", "127.0.0.1:0", "--state_dir", os.path.join(folder, "state"),
-                          "--checkpoint_dir", os.path.join(folder, "checkpoints"), "--servers",
-                          str(SERVERS), "--workers", "1", "--result_json",
-                          os.path.join(folder, "result.json"), *(["--resume"] if resume else []))
-            deadline = time.monotonic() + 20
-            while not read(port_file):
-                if time.monotonic() > deadline:
-                    raise SystemExit("the coordinator did not start; its log is in " + folder)
-                time.sleep(0.05)
-            address = read(port_file).strip()
-            disk = os.path.join(folder, "disk")
-            os.makedirs(disk, exist_ok=True)
-            for i in range(SERVERS):
-                cluster.start("server/s%d" % i, "server/expert_server", "--name", "s%d" % i,
-                              "--threads", "1", "--coordinator", address, "--disk_dir", disk,
-                              "--disk_gib", str(disk_gib), "--rendezvous_timeout", "10m")
-            cluster.start("worker/w0", "worker/worker", "--name", "w0", "--data", data,
-                          "--threads", "1", "--coordinator", address)
+            cluster.start_all(
+                os.path.join(folder, "job.textproto"), data, SERVERS, 1,
+                ["--result_json", os.path.join(folder, "result.json")] +
+                (["--resume"] if resume else []),
+                ["--disk_dir", disk, "--disk_gib", str(disk_gib), "--rendezvous_timeout", "10m"],
+                ["--threads", "1"])
             self.begin = time.monotonic()
             while self.watch(cluster, folder):
                 time.sleep(0.2)

@@ -14,12 +14,10 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 
+from cluster import PROGRAMS, ROOT, Cluster
 from results import markdown_table
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PROGRAMS = os.path.join(ROOT, "bazel-bin")
 MIB = 1 << 20
 STEPS = 10
 
@@ -62,67 +60,9 @@ def job_text(config, edits):
     return re.sub(r"every_steps: \d+", "every_steps: %d" % (STEPS // 2), text)
 
 
-class Cluster:
-    """The processes of a run. Used with `with`: none of them outlives it."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.processes = {}  # by pid
-        self.names = {}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *unused):
-        for pid, process in self.processes.items():
-            if pid in self.names:
-                process.kill()
-
-    def start(self, name, program, *flags):
-        with open(os.path.join(self.folder, name.replace("/", "-") + ".log"), "w") as log:
-            # It ends with this process, too.
-            process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL",
-                                        os.path.join(PROGRAMS, program), *flags],
-                                       stdout=log, stderr=log)
-        self.processes[process.pid] = process
-        self.names[process.pid] = name
-
-    def wait(self):
-        """Largest resident bytes of each process, by name."""
-        used = {}
-        failed = []
-        while self.names:
-            pid, status, usage = os.wait4(-1, 0)
-            name = self.names.pop(pid)
-            used[name] = usage.ru_maxrss * 1024
-            if status != 0:
-                failed.append(name)
-        if failed:
-            raise SystemExit("%s failed; logs are in %s" % (", ".join(failed), self.folder))
-        return used
-
-
 def measure(folder, job, data, servers, workers):
-    port_file = os.path.join(folder, "address")
     with Cluster(folder) as cluster:
-        cluster.start("coordinator", "server/coordinator/coordinator", "--job", job, "--port_file",
-                      port_file, "--listen", "127.0.0.1:0", "--state_dir",
-                      os.path.join(folder, "state"), "--checkpoint_dir",
-                      os.path.join(folder, "checkpoints"), "--servers", str(servers), "--workers",
-                      str(workers))
-        deadline = time.monotonic() + 20
-        while not os.path.exists(port_file):
-            if time.monotonic() > deadline:
-                raise SystemExit("the coordinator did not start; its log is in " + folder)
-            time.sleep(0.05)
-        with open(port_file, encoding="utf-8") as file:
-            address = file.read().strip()
-        for i in range(servers):
-            cluster.start("server/s%d" % i, "server/expert_server", "--name", "s%d" % i,
-                          "--threads", "1", "--coordinator", address)
-        for i in range(workers):
-            cluster.start("worker/w%d" % i, "worker/worker", "--name", "w%d" % i, "--data", data,
-                          "--coordinator", address)
+        cluster.start_all(job, data, servers, workers)
         return cluster.wait()
 
 

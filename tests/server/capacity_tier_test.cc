@@ -16,7 +16,7 @@ namespace {
 
 using ::testing::HasSubstr;
 
-constexpr auto kPage = static_cast<int64_t>(CapacityTier::kPage);
+constexpr int64_t kPage = CapacityTier::kPage;
 
 class CapacityTierTest : public ::testing::Test {
  protected:
