@@ -1,9 +1,10 @@
 #include "server/expert_server.h"
 
-#include <random>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "glog/logging.h"
@@ -13,6 +14,7 @@ namespace {
 
 // For workers to read why it's over before their streams are cut.
 constexpr absl::Duration kParting = absl::Seconds(1);
+constexpr absl::Duration kLook = absl::Milliseconds(1);
 
 }  // namespace
 
@@ -39,10 +41,11 @@ ExpertServer::ExpertServer(Options options, std::unique_ptr<Backend> backend)
     : options_(std::move(options)),
       backend_(std::move(backend)),
       id_(absl::StrCat("server/", options_.name)),
-      shard_service_({.server = id_,
-                      .host = [this] { return host(); },
-                      .on_lost = [this](const std::string&,
-                                        const absl::Status& why) { OnFailed(why); }}),
+      shard_service_(
+          {.server = id_,
+           .host = [this] { return host(); },
+           .on_lost = [this](uint64_t generation,
+                             const absl::Status& why) { OnFailed(generation, why); }}),
       status_service_(id_, [this] { return host(); }) {}
 
 ExpertServer::~ExpertServer() {
@@ -54,6 +57,7 @@ Member::Options ExpertServer::Registration() const {
   Member::Options member;
   member.coordinator = options_.coordinator;
   member.join_timeout = options_.join_timeout;
+  member.coordinator_timeout = options_.coordinator_timeout;
   v1::RegisterRequest& registration = member.registration;
   registration.set_kind(v1::MEMBER_KIND_SERVER);
   registration.set_name(options_.name);
@@ -82,8 +86,9 @@ void ExpertServer::Stop() {
 
 void ExpertServer::Run() {
   absl::Status result = Serve();
-  shard_service_.GiveUp(result.ok() ? absl::CancelledError("the job is finished")
-                                    : result);
+  shard_service_.GiveUp(
+      std::numeric_limits<uint64_t>::max(),
+      result.ok() ? absl::CancelledError("the job is finished") : result);
   member_->Leave();
   rpc_->Shutdown(kParting);
   absl::MutexLock lock(&mutex_);
@@ -93,43 +98,64 @@ void ExpertServer::Run() {
 }
 
 absl::Status ExpertServer::Serve() {
-  uint64_t generation = 0;
+  // The generation whose shards are here.
+  uint64_t served = 0;
   std::string reason = "the cluster to be complete";
   while (true) {
-    ASSIGN_OR_RETURN(const v1::ClusterState state,
-                     member_->WaitFor(reason, absl::InfiniteDuration(),
-                                      [&](const v1::ClusterState& state) {
-                                        return state.generation() > generation &&
-                                               (state.phase() == v1::PHASE_LOADING ||
-                                                state.phase() == v1::PHASE_RUNNING);
-                                      }));
+    ASSIGN_OR_RETURN(
+        const v1::ClusterState state,
+        member_->WaitFor(reason, absl::InfiniteDuration(),
+                         [&](const v1::ClusterState& state) {
+                           return served != 0 ? state.generation() != served ||
+                                                    !member_->generation_health().ok()
+                                              : state.phase() == v1::PHASE_LOADING ||
+                                                    state.phase() == v1::PHASE_RUNNING;
+                         }));
     if (state.phase() == v1::PHASE_FINISHED) return absl::OkStatus();
     if (state.phase() == v1::PHASE_FAILED) return absl::AbortedError(state.failure());
-    generation = state.generation();
+    if (served != 0) {
+      Drop(served, state.recovery());
+      served = 0;
+      reason = "the cluster to be complete again";
+      continue;
+    }
+    served = state.generation();
+    member_->Enter(served);
     absl::StatusOr<std::unique_ptr<ShardHost>> host = Load(state);
     if (!host.ok()) {
       const absl::Status cause =
           Annotate(host.status(), absl::StrCat(id_, " can't load its shards"));
-      member_->Fail(std::string(cause.message()));
+      member_->Fail(cause);
+      // Of a generation that is over it doesn't matter.
+      if (!member_->generation_health().ok() && member_->health().ok()) continue;
       return cause;
     }
     {
       absl::MutexLock lock(&mutex_);
       host_ = *std::move(host);
     }
-    member_->SetReady(generation);
+    member_->SetReady(served);
     reason = "";
   }
 }
 
+void ExpertServer::Drop(uint64_t generation, const std::string& why) {
+  shard_service_.Cut(generation, absl::AbortedError(absl::StrCat(
+                                     "generation ", generation, " is over: ", why)));
+  std::shared_ptr<ShardHost> host;
+  {
+    absl::MutexLock lock(&mutex_);
+    host.swap(host_);
+  }
+  // Whoever asks for its status holds it for a moment. Its memory and its file must be free before
+  // the next one takes as much.
+  const std::weak_ptr<ShardHost> gone = host;
+  host = nullptr;
+  while (!gone.expired()) absl::SleepFor(kLook);
+}
+
 absl::StatusOr<std::unique_ptr<ShardHost>> ExpertServer::Load(
     const v1::ClusterState& state) {
-  {
-    // Frees the memory of the generation before.
-    std::shared_ptr<ShardHost> before;
-    absl::MutexLock lock(&mutex_);
-    before.swap(host_);
-  }
   ShardHost::Options options;
   options.server = member_->id();
   options.state = state;
@@ -141,7 +167,8 @@ absl::StatusOr<std::unique_ptr<ShardHost>> ExpertServer::Load(
     *request.mutable_file() = file;
     return member_->ReportShardFile(std::move(request));
   };
-  options.events.failed = [this](const absl::Status& cause) { OnFailed(cause); };
+  options.events.failed = [this, generation = state.generation()](
+                              const absl::Status& cause) { OnFailed(generation, cause); };
   options.events.idle = [this](const std::string& waiting_for,
                                const v1::MemberTimes& times) {
     member_->SetWaitingFor(waiting_for);
@@ -155,12 +182,12 @@ std::shared_ptr<ShardHost> ExpertServer::host() const {
   return host_;
 }
 
-void ExpertServer::OnFailed(const absl::Status& cause) {
-  // A job that is over anyway ends streams too.
-  if (!member_->health().ok()) return;
+void ExpertServer::OnFailed(uint64_t generation, const absl::Status& cause) {
+  // A job or a generation that is over anyway ends streams too.
+  if (!member_->generation_health().ok()) return;
   // Workers know whose stream it is.
-  shard_service_.GiveUp(cause);
-  member_->Fail(absl::StrCat(id_, ": ", std::string(cause.message())));
+  shard_service_.GiveUp(generation, cause);
+  member_->Fail(Annotate(cause, id_));
 }
 
 }  // namespace moe

@@ -36,6 +36,7 @@ class ExpertServer {
     uint64_t memory = 0;
     ShardSet::Limits limits;
     absl::Duration join_timeout = absl::Seconds(60);
+    absl::Duration coordinator_timeout = absl::Minutes(2);
     // From the first replica's frame or close to the last one's.
     absl::Duration rendezvous_timeout = absl::Seconds(60);
     // Tests put fakes here.
@@ -65,10 +66,12 @@ class ExpertServer {
   void Run();
   // Until the job is over.
   absl::Status Serve();
+  // Gives up the generation; returns when nothing of its shards is left.
+  void Drop(uint64_t generation, const std::string& why);
   absl::StatusOr<std::unique_ptr<ShardHost>> Load(const v1::ClusterState& state);
   std::shared_ptr<ShardHost> host() const;
   // The generation can't go on; the cause doesn't name this server.
-  void OnFailed(const absl::Status& cause);
+  void OnFailed(uint64_t generation, const absl::Status& cause);
 
   const Options options_;
   const std::unique_ptr<Backend> backend_;

@@ -52,9 +52,13 @@ ABSL_FLAG(
 ABSL_FLAG(absl::Duration, join_timeout, absl::Seconds(60),
           "How long to wait for a coordinator that isn't there yet.");
 ABSL_FLAG(
+    absl::Duration, coordinator_timeout, absl::Minutes(2),
+    "How long to go on without the coordinator, which may be started again meanwhile.");
+ABSL_FLAG(
     absl::Duration, rendezvous_timeout, absl::Seconds(60),
     "How long the first replica's part of a forward, backward or close may wait for the "
-    "last one's. Then the job fails, naming who is missing.");
+    "last one's. Then the job goes on from its last checkpoint, and says who was "
+    "missing.");
 ABSL_FLAG(
     std::string, port_file, "",
     "Write the address listened on, with the real port, to this file once it is known.");
@@ -115,6 +119,7 @@ int main(int argc, char** argv) {
   options.limits.activation_bytes = static_cast<int64_t>(
       moe::BytesOfGib("activation_gib", absl::GetFlag(FLAGS_activation_gib)));
   options.join_timeout = absl::GetFlag(FLAGS_join_timeout);
+  options.coordinator_timeout = absl::GetFlag(FLAGS_coordinator_timeout);
   options.rendezvous_timeout = absl::GetFlag(FLAGS_rendezvous_timeout);
   if (options.name.empty()) moe::ExitWithUsageError("--name is required");
   if (options.coordinator.empty()) moe::ExitWithUsageError("--coordinator is required");

@@ -160,8 +160,8 @@ absl::Status ShardHost::ApplyStep(double scale) {
 
 absl::Status ShardHost::WriteCut(uint64_t version) const {
   Cut cut;
-  cut.folder =
-      absl::StrCat(options_.state.checkpoint_dir(), "/", StepFolderName(version));
+  cut.folder = absl::StrCat(options_.state.checkpoint_dir(), "/",
+                            CutFolderName(version, generation()));
   cut.job = options_.state.job().name();
   cut.step = version;
   RETURN_IF_ERROR(MakeDirs(cut.folder));

@@ -1,7 +1,9 @@
 #include "server/shard_service.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
@@ -51,20 +53,19 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
                                     const std::shared_ptr<ReplyStream>& replies) {
   v1::ExchangeRequest request;
   if (!stream->Read(&request)) return absl::OkStatus();
+  // Last of all, when the host isn't held any more.
+  const absl::Cleanup end = [&] {
+    absl::MutexLock lock(&mutex_);
+    conversations_.erase(replies.get());
+  };
   const std::shared_ptr<ShardHost> host = options_.host();
   const uint64_t generation = host == nullptr ? 0 : host->generation();
   const absl::StatusOr<std::string> worker = Greet(request, host);
-  if (!worker.ok()) {
-    replies->Send(FailureResponse(generation, worker.status()));
-    return worker.status();
-  }
-  {
-    absl::MutexLock lock(&mutex_);
-    if (!over_.ok()) {
-      replies->Send(FailureResponse(generation, over_));
-      return over_;
-    }
-    streams_[replies] = generation;
+  absl::Status begun = worker.status();
+  begun.Update(Begin({generation, context, replies}));
+  if (!begun.ok()) {
+    replies->Send(FailureResponse(generation, begun));
+    return begun;
   }
   auto hello = std::make_shared<v1::ExchangeResponse>();
   hello->set_generation(generation);
@@ -73,10 +74,6 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
 
   bool stale = false;
   absl::Status status = Read(*worker, *host, stream, replies, &stale);
-  {
-    absl::MutexLock lock(&mutex_);
-    streams_.erase(replies);
-  }
   if (!status.ok()) {
     LOG(WARNING) << "refused: " << status.message();
     replies->Send(FailureResponse(generation, status));
@@ -84,10 +81,24 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
     status = absl::UnavailableError(absl::StrCat(
         "the stream of ", *worker, " broke (it was killed, crashed, or was cut off)"));
   }
-  if (!status.ok() && !stale && over().ok() && options_.host() == host) {
-    options_.on_lost(*worker, status);
+  bool over = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    over = !Over(generation).ok();
   }
+  if (!status.ok() && !stale && !over) options_.on_lost(generation, status);
   return status;
+}
+
+absl::Status ShardService::Begin(const Conversation& conversation) {
+  absl::MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(Over(conversation.generation));
+  conversations_[conversation.replies.get()] = conversation;
+  return absl::OkStatus();
+}
+
+absl::Status ShardService::Over(uint64_t generation) const {
+  return generation <= over_generation_ ? over_cause_ : absl::OkStatus();
 }
 
 absl::Status ShardService::Read(const std::string& worker, ShardHost& host,
@@ -103,18 +114,29 @@ absl::Status ShardService::Read(const std::string& worker, ShardHost& host,
   return absl::OkStatus();
 }
 
-absl::Status ShardService::over() const {
+void ShardService::GiveUp(uint64_t generation, const absl::Status& cause) {
   absl::MutexLock lock(&mutex_);
-  return over_;
+  if (generation <= over_generation_) return;
+  for (const auto& [stream, conversation] : conversations_) {
+    if (conversation.generation > generation) continue;
+    conversation.replies->Send(FailureResponse(conversation.generation, cause));
+  }
+  over_generation_ = generation;
+  over_cause_ = cause;
 }
 
-void ShardService::GiveUp(const absl::Status& cause) {
+void ShardService::Cut(uint64_t generation, const absl::Status& cause) {
+  GiveUp(generation, cause);
   absl::MutexLock lock(&mutex_);
-  if (!over_.ok()) return;
-  over_ = cause;
-  for (const auto& [stream, generation] : streams_) {
-    stream->Send(FailureResponse(generation, cause));
+  for (const auto& [stream, conversation] : conversations_) {
+    if (conversation.generation <= generation) conversation.context->TryCancel();
   }
+  const auto none = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return std::none_of(
+        conversations_.begin(), conversations_.end(),
+        [&](const auto& entry) { return entry.second.generation <= generation; });
+  };
+  mutex_.Await(absl::Condition(&none));
 }
 
 }  // namespace moe

@@ -27,19 +27,28 @@ class ShardService : public v1::ShardService::Service {
     std::function<std::shared_ptr<ShardHost>()> host;
     // A worker's stream broke, or was closed for what it said, while it was needed. Any
     // thread.
-    std::function<void(const std::string& worker, const absl::Status& why)> on_lost;
+    std::function<void(uint64_t generation, const absl::Status& why)> on_lost;
   };
   explicit ShardService(Options options) : options_(std::move(options)) {}
 
   grpc::Status Exchange(grpc::ServerContext* context,
                         ReplyStream::Stream* stream) override;
 
-  // Tells every worker that it's over, and why; new streams are refused, lost ones not
-  // reported. Any thread: it never holds the host, which joins its engine's thread when
-  // it is destroyed.
-  void GiveUp(const absl::Status& cause);
+  // Tells every worker that the generation, and all before it, are over, and why; new streams of
+  // them are refused, lost ones not reported. Any thread: it never holds the host, which joins its
+  // engine's thread when it is destroyed.
+  void GiveUp(uint64_t generation, const absl::Status& cause);
+  // The same, and cuts the streams, also of workers that don't read them. Returns when none of the
+  // threads that served them holds a host any more.
+  void Cut(uint64_t generation, const absl::Status& cause);
 
  private:
+  struct Conversation {
+    uint64_t generation = 0;
+    grpc::ServerContext* context = nullptr;
+    std::shared_ptr<ReplyStream> replies;
+  };
+
   // Checks the stream's first message.
   absl::StatusOr<std::string> Greet(const v1::ExchangeRequest& request,
                                     const std::shared_ptr<ShardHost>& host) const;
@@ -50,13 +59,18 @@ class ShardService : public v1::ShardService::Service {
   absl::Status Read(const std::string& worker, ShardHost& host,
                     ReplyStream::Stream* stream,
                     const std::shared_ptr<ReplyStream>& replies, bool* stale);
-  absl::Status over() const;
+  // Adds the conversation unless its generation is over.
+  absl::Status Begin(const Conversation& conversation);
+  // OK, or why that generation is over.
+  absl::Status Over(uint64_t generation) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Options options_;
   mutable absl::Mutex mutex_;
-  absl::Status over_ ABSL_GUARDED_BY(mutex_);
-  // With the generations that they greeted.
-  std::map<std::shared_ptr<ReplyStream>, uint64_t> streams_ ABSL_GUARDED_BY(mutex_);
+  // Generations up to this one are over, the last for this cause.
+  uint64_t over_generation_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::Status over_cause_ ABSL_GUARDED_BY(mutex_);
+  // By their streams.
+  std::map<const ReplyStream*, Conversation> conversations_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace moe

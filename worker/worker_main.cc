@@ -23,8 +23,11 @@ ABSL_FLAG(
     "0: what the machine has available, shared with the other members there.");
 ABSL_FLAG(absl::Duration, join_timeout, absl::Seconds(60),
           "How long to try to reach the coordinator.");
+ABSL_FLAG(
+    absl::Duration, coordinator_timeout, absl::Minutes(2),
+    "How long to go on without the coordinator, which may be started again meanwhile.");
 ABSL_FLAG(absl::Duration, start_timeout, absl::Minutes(10),
-          "How long to wait for the other members before the job starts.");
+          "How long to wait for the other members before the job starts or goes on.");
 ABSL_FLAG(absl::Duration, step_timeout, absl::Seconds(60),
           "How long to wait for any answer of a server before giving up.");
 ABSL_FLAG(
@@ -61,6 +64,7 @@ int main(int argc, char** argv) {
   options.threads = absl::GetFlag(FLAGS_threads);
   options.memory = moe::BytesOfGib("memory_gib", absl::GetFlag(FLAGS_memory_gib));
   options.join_timeout = absl::GetFlag(FLAGS_join_timeout);
+  options.coordinator_timeout = absl::GetFlag(FLAGS_coordinator_timeout);
   options.start_timeout = absl::GetFlag(FLAGS_start_timeout);
   options.step_timeout = absl::GetFlag(FLAGS_step_timeout);
   if (options.data.empty())

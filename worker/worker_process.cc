@@ -58,13 +58,6 @@ absl::Status CheckContexts(const TopContexts::Options& contexts, const v1::Job& 
       absl::StrCat("there is no expert ", contexts.expert, ": the last is ", most - 1));
 }
 
-bool HasStarted(const v1::ClusterState& state) {
-  return state.phase() == v1::PHASE_RUNNING;
-}
-bool HasFinished(const v1::ClusterState& state) {
-  return state.phase() == v1::PHASE_FINISHED;
-}
-
 }  // namespace
 
 Worker::Worker(Options options)
@@ -97,6 +90,7 @@ absl::Status Worker::Run() {
   join.coordinator = options_.coordinator;
   join.registration = Registration(options_, data, *backend);
   join.join_timeout = options_.join_timeout;
+  join.coordinator_timeout = options_.coordinator_timeout;
   join.cancelled = [this] {
     absl::MutexLock lock(&mutex_);
     return stopped_;
@@ -112,25 +106,40 @@ absl::Status Worker::Run() {
     member_ = nullptr;
   };
 
-  ASSIGN_OR_RETURN(
-      v1::ClusterState state,
-      member->WaitFor("the job to start", options_.start_timeout, HasStarted));
-  const absl::Status worked = Work(*backend, data, *member, state);
-  if (!worked.ok()) {
-    // A cause that the cluster already knows comes back as the member's health.
-    if (!member->health().ok()) {
-      member->Leave();
-      return member->health();
-    }
-    member->Fail(std::string(worked.message()));
-    const absl::Status health = member->health();
-    member->Leave();
-    return health.ok() ? worked : health;
-  }
-  RETURN_IF_ERROR(
-      member->WaitFor("the job to finish", options_.start_timeout, HasFinished).status());
+  const absl::Status result = WorkUntilOver(*backend, data, *member);
   member->Leave();
-  return absl::OkStatus();
+  return result;
+}
+
+absl::Status Worker::WorkUntilOver(Backend& backend, const TokenDataset& data,
+                                   Member& member) {
+  // The last generation that this worker took part in.
+  uint64_t generation = 0;
+  std::string reason = "the job to start";
+  while (true) {
+    ASSIGN_OR_RETURN(const v1::ClusterState state,
+                     member.WaitFor(reason, options_.start_timeout,
+                                    [&](const v1::ClusterState& state) {
+                                      return state.phase() == v1::PHASE_RUNNING &&
+                                             (state.generation() != generation ||
+                                              !member.generation_health().ok());
+                                    }));
+    if (state.phase() == v1::PHASE_FINISHED) return absl::OkStatus();
+    generation = state.generation();
+    member.Enter(generation);
+    const absl::Status worked = Work(backend, data, member, state);
+    if (worked.ok()) {
+      reason = "the job to finish";
+      continue;
+    }
+    RETURN_IF_ERROR(member.health());
+    member.Fail(worked);
+    // A cause that the cluster already knew comes back as the member's health.
+    RETURN_IF_ERROR(member.health());
+    if (member.generation_health().ok() && !IsLostPeer(worked)) return worked;
+    LOG(INFO) << "leaves generation " << generation << ": " << worked.message();
+    reason = "the job to go on";
+  }
 }
 
 absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& member,

@@ -34,9 +34,10 @@ class Worker {
     // Bytes that it may use; 0: what the machine has available.
     uint64_t memory = 0;
     absl::Duration join_timeout = absl::Seconds(60);
+    absl::Duration coordinator_timeout = absl::Minutes(2);
     // How long any wait for a server may take.
     absl::Duration step_timeout = absl::Seconds(60);
-    // How long to wait for the other members before the job starts.
+    // How long to wait for the other members before the job starts or goes on.
     absl::Duration start_timeout = absl::Minutes(10);
     // Where the highest gates of an evaluation are written, as TopContexts::ToJson; empty: nowhere.
     // Refused where the run trains.
@@ -59,6 +60,9 @@ class Worker {
 
  private:
   absl::Status Run();
+  // Generation after generation.
+  absl::Status WorkUntilOver(Backend& backend, const TokenDataset& data, Member& member);
+  // In one generation, until this worker's part of the job is done.
   absl::Status Work(Backend& backend, const TokenDataset& data, Member& member,
                     const v1::ClusterState& state);
   absl::Status Evaluate(Trainer& trainer, const TokenDataset& data,

@@ -7,7 +7,7 @@ namespace moe {
 
 // Raised when a message or its meaning changes: the coordinator refuses members that
 // differ.
-inline constexpr int32_t kProtocolVersion = 5;
+inline constexpr int32_t kProtocolVersion = 6;
 
 // Tokens of one replica in one ScoreRequest.
 inline constexpr int kMaxScoreTokens = 512;

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "common/base/status_macros.h"
 #include "common/io/file.h"
@@ -26,6 +27,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr char kStepPrefix[] = "step-";
+constexpr char kGenerationInfix[] = ".generation-";
 constexpr int kDigestBytes = 32;
 
 // Of a model; what claims to be more is damaged.
@@ -59,11 +61,29 @@ absl::Status CheckManifest(const v1::Manifest& manifest) {
   return absl::OkStatus();
 }
 
-struct StepFolder {
-  uint64_t step;
-  std::string path;
-  bool committed;
+struct StepName {
+  uint64_t step = 0;
+  // Of a cut.
+  std::optional<uint64_t> generation;
 };
+
+std::optional<StepName> ParseStepName(const std::string& name) {
+  const std::vector<std::string> parts = absl::StrSplit(name, kGenerationInfix);
+  absl::string_view digits = parts[0];
+  StepName parsed;
+  if (!absl::ConsumePrefix(&digits, kStepPrefix) ||
+      !absl::SimpleAtoi(digits, &parsed.step)) {
+    return std::nullopt;
+  }
+  std::string canonical = StepFolderName(parsed.step);
+  if (uint64_t generation = 0;
+      parts.size() > 1 && absl::SimpleAtoi(parts[1], &generation)) {
+    parsed.generation = generation;
+    canonical = CutFolderName(parsed.step, generation);
+  }
+  if (canonical != name) return std::nullopt;
+  return parsed;
+}
 
 absl::StatusOr<std::vector<StepFolder>> ListStepFolders(
     const std::string& checkpoint_dir) {
@@ -72,13 +92,15 @@ absl::StatusOr<std::vector<StepFolder>> ListStepFolders(
   fs::directory_iterator entries(checkpoint_dir, error);
   if (error == std::errc::no_such_file_or_directory) return folders;
   for (; !error && entries != fs::directory_iterator(); entries.increment(error)) {
-    const std::optional<uint64_t> step =
-        ParseStepFolderName(entries->path().filename().string());
-    if (!step.has_value()) continue;
+    const std::optional<StepName> name =
+        ParseStepName(entries->path().filename().string());
+    if (!name.has_value()) continue;
     std::error_code ignored;
     if (!fs::is_directory(entries->path(), ignored)) continue;
     const std::string path = entries->path().string();
-    folders.push_back({*step, path, fs::exists(ManifestPath(path), ignored)});
+    folders.push_back(
+        {name->step, path,
+         !name->generation.has_value() && fs::exists(ManifestPath(path), ignored)});
   }
   if (error) {
     return absl::UnavailableError(
@@ -93,14 +115,8 @@ absl::StatusOr<std::vector<StepFolder>> ListStepFolders(
 
 std::string StepFolderName(uint64_t step) { return absl::StrFormat("step-%08d", step); }
 
-std::optional<uint64_t> ParseStepFolderName(const std::string& name) {
-  absl::string_view digits = name;
-  uint64_t step = 0;
-  if (!absl::ConsumePrefix(&digits, kStepPrefix) || !absl::SimpleAtoi(digits, &step) ||
-      StepFolderName(step) != name) {
-    return std::nullopt;
-  }
-  return step;
+std::string CutFolderName(uint64_t step, uint64_t generation) {
+  return absl::StrCat(StepFolderName(step), kGenerationInfix, generation);
 }
 
 std::string ShardFileName(const std::string& shard) {
@@ -191,15 +207,11 @@ absl::StatusOr<Checkpoint> FindCheckpoint(const std::string& path) {
   return *last;
 }
 
-absl::StatusOr<std::vector<std::string>> ListUncommitted(
+absl::StatusOr<std::vector<StepFolder>> ListUncommitted(
     const std::string& checkpoint_dir) {
-  ASSIGN_OR_RETURN(const std::vector<StepFolder> folders,
-                   ListStepFolders(checkpoint_dir));
-  std::vector<std::string> uncommitted;
-  for (const StepFolder& folder : folders) {
-    if (!folder.committed) uncommitted.push_back(folder.path);
-  }
-  return uncommitted;
+  ASSIGN_OR_RETURN(std::vector<StepFolder> folders, ListStepFolders(checkpoint_dir));
+  std::erase_if(folders, [](const StepFolder& folder) { return folder.committed; });
+  return folders;
 }
 
 const Checkpoint* LastCheckpoint(std::span<const Checkpoint> checkpoints) {

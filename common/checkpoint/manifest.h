@@ -1,10 +1,13 @@
-// Checkpoints on disk (checkpoint.proto): one folder for each, which counts once its
-// manifest is there.
+// Checkpoints on disk (checkpoint.proto): one folder for each.
 //
 //   <checkpoint_dir>/step-00000120/manifest.json
 //                                  dense-0.safetensors
 //                                  layer1-group0.safetensors
 //                                  replica-0.safetensors
+//
+// While servers write a cut, its folder is named step-00000120.generation-3; it gets its manifest and
+// then its name as a checkpoint once it is whole. So a process of an earlier generation, which may
+// wake up at any time, finds no folder of its cut any more.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +32,8 @@ struct Checkpoint {
 
 // "step-00000120"
 std::string StepFolderName(uint64_t step);
-std::optional<uint64_t> ParseStepFolderName(const std::string& name);
+// "step-00000120.generation-3"
+std::string CutFolderName(uint64_t step, uint64_t generation);
 // "layer1/group0" -> "layer1-group0.safetensors"
 std::string ShardFileName(const std::string& shard);
 std::string ManifestPath(const std::string& folder);
@@ -52,9 +56,14 @@ absl::StatusOr<std::vector<Checkpoint>> ListCheckpoints(
 // path: a checkpoint's own folder, or a folder of checkpoints, of which the last one is
 // taken. NOT_FOUND if there is none.
 absl::StatusOr<Checkpoint> FindCheckpoint(const std::string& path);
-// Step folders without a manifest: what a cut that was never committed left, ascending by
-// step.
-absl::StatusOr<std::vector<std::string>> ListUncommitted(
+// A folder of a checkpoint or a cut.
+struct StepFolder {
+  uint64_t step;
+  std::string path;
+  bool committed;
+};
+// Cuts that were never committed, and step folders without a manifest, ascending by step.
+absl::StatusOr<std::vector<StepFolder>> ListUncommitted(
     const std::string& checkpoint_dir);
 // Of a list that is ascending by step; null if there is none.
 const Checkpoint* LastCheckpoint(std::span<const Checkpoint> checkpoints);

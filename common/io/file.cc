@@ -138,6 +138,14 @@ absl::Status MakeDirs(const std::string& path) {
   return absl::OkStatus();
 }
 
+absl::Status RenameFolder(const std::string& from, const std::string& to) {
+  if (rename(from.c_str(), to.c_str()) != 0) {
+    return SystemError(errno, "rename to " + to, from);
+  }
+  const std::string parent = std::filesystem::path(to).parent_path().string();
+  return SyncFolder(parent.empty() ? "." : parent);
+}
+
 absl::Status RemoveTree(const std::string& path) {
   std::error_code error;
   std::filesystem::remove_all(path, error);

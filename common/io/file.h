@@ -31,6 +31,10 @@ absl::Status WriteFileAtomically(const std::string& path,
 // Creates the folder and its parents; OK if it is there. After OK they are on disk.
 absl::Status MakeDirs(const std::string& path);
 
+// Gives a folder another name, on disk after OK; both have the same parent. ALREADY_EXISTS or the like
+// if there is something of that name.
+absl::Status RenameFolder(const std::string& from, const std::string& to);
+
 // Removes a file or a folder with all its contents; OK if there is none. Doesn't follow
 // links.
 absl::Status RemoveTree(const std::string& path);

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <limits>
 #include <random>
 #include <set>
 #include <thread>
@@ -45,6 +46,15 @@ bool IsOver(v1::Phase phase) {
   return phase == v1::PHASE_FINISHED || phase == v1::PHASE_FAILED;
 }
 
+grpc::Status Register(v1::CoordinatorService::Stub& stub,
+                      const v1::RegisterRequest& registration, absl::Time deadline,
+                      v1::RegisterResponse* response) {
+  grpc::ClientContext context;
+  context.set_wait_for_ready(true);
+  context.set_deadline(absl::ToChronoTime(deadline));
+  return stub.Register(&context, registration, response);
+}
+
 std::string HostName() {
   char name[256] = "";
   gethostname(name, sizeof(name) - 1);
@@ -69,10 +79,14 @@ class GrpcMember final : public Member {
       : options_(std::move(options)),
         stub_(std::move(stub)),
         id_(registered.member()),
-        incarnation_(registered.incarnation()),
         heartbeat_(absl::Milliseconds(std::max(1, registered.heartbeat_ms()))),
         lease_(absl::Milliseconds(std::max(1, registered.lease_ms()))),
-        heartbeat_thread_([this] { HeartbeatLoop(); }) {}
+        incarnation_(registered.incarnation()),
+        registration_(options_.registration),
+        heartbeat_thread_([this] { HeartbeatLoop(); }) {
+    absl::MutexLock lock(&mutex_);
+    registration_.set_nonce(RandomNonce());
+  }
 
   ~GrpcMember() override { Leave(); }
 
@@ -105,22 +119,35 @@ class GrpcMember final : public Member {
     }
   }
 
+  void Enter(uint64_t generation) override {
+    absl::MutexLock lock(&mutex_);
+    entered_ = generation;
+    left_generation_ = absl::OkStatus();
+    callbacks_.clear();
+    NoteGeneration(state_.generation(), state_.recovery());
+  }
+
   absl::Status health() const override {
     absl::MutexLock lock(&mutex_);
     return health_;
   }
 
+  absl::Status generation_health() const override {
+    absl::MutexLock lock(&mutex_);
+    return Trouble();
+  }
+
   void OnTrouble(std::function<void(const absl::Status&)> callback) override {
-    absl::Status health;
+    absl::Status trouble;
     {
       absl::MutexLock lock(&mutex_);
-      if (health_.ok()) {
+      trouble = Trouble();
+      if (trouble.ok()) {
         callbacks_.push_back(std::move(callback));
         return;
       }
-      health = health_;
     }
-    callback(health);
+    callback(trouble);
   }
 
   void SetReady(uint64_t generation) override {
@@ -140,38 +167,35 @@ class GrpcMember final : public Member {
     times_ = times;
   }
 
-  void Fail(const std::string& cause) override {
-    {
-      absl::MutexLock lock(&mutex_);
-      if (left_ || IsOver(state_.phase())) return;
-    }
+  void Fail(const absl::Status& cause) override {
     v1::FailJobRequest request;
     request.set_member(id_);
-    request.set_cause(cause);
+    request.set_cause(std::string(cause.message()));
+    request.set_peer_lost(IsLostPeer(cause));
+    {
+      absl::MutexLock lock(&mutex_);
+      if (left_ || IsOver(state_.phase()) || !left_generation_.ok()) return;
+      request.set_generation(entered_);
+    }
     v1::FailJobResponse response;
     grpc::ClientContext context;
     context.set_deadline(DeadlineIn(kParting));
     const grpc::Status status = stub_->FailJob(&context, request, &response);
+    absl::MutexLock lock(&mutex_);
     if (status.ok()) {
-      if (response.failure().empty()) return;
       // What failed here came of that.
-      absl::MutexLock lock(&mutex_);
-      SetTrouble(absl::AbortedError(response.failure()));
+      if (!response.failure().empty()) SetTrouble(absl::AbortedError(response.failure()));
+      NoteGeneration(response.generation(), request.cause());
       return;
     }
-    LOG(WARNING) << "could not tell the coordinator that the job failed (" << cause
+    LOG(WARNING) << "could not tell the coordinator what failed (" << request.cause()
                  << "): " << status.error_message();
     if (!IsTransient(status)) return;
-    // What failed here may be just how others left who missed the coordinator first; or it
-    // has ended with the job, and its last answer is still on the way.
-    absl::MutexLock lock(&mutex_);
+    // It may have ended with the job, and its last answer is still on the way.
     const absl::Time patience = absl::Now() + kParting;
     while (health_.ok() && !IsOver(state_.phase()) &&
            !changed_.WaitWithDeadline(&mutex_, patience)) {
     }
-    SetTrouble(absl::UnavailableError(
-        absl::StrCat("lost the coordinator ", options_.coordinator,
-                     ": could not tell it \"", cause, "\": ", status.error_message())));
   }
 
   void Cancel() override {
@@ -224,7 +248,10 @@ class GrpcMember final : public Member {
     heartbeat_thread_.join();
     v1::LeaveRequest request;
     request.set_member(id_);
-    request.set_incarnation(incarnation_);
+    {
+      absl::MutexLock lock(&mutex_);
+      request.set_incarnation(incarnation_);
+    }
     v1::LeaveResponse response;
     grpc::ClientContext context;
     context.set_deadline(DeadlineIn(kParting));
@@ -259,7 +286,7 @@ class GrpcMember final : public Member {
         : member_(member), context_(context) {
       absl::MutexLock lock(&member_.mutex_);
       member_.calls_.insert(context_);
-      if (!member_.health_.ok() || member_.left_) context_->TryCancel();
+      if (!member_.Trouble().ok() || member_.left_) context_->TryCancel();
     }
     ~RunningCall() {
       absl::MutexLock lock(&member_.mutex_);
@@ -278,9 +305,13 @@ class GrpcMember final : public Member {
                                 grpc::Status (v1::CoordinatorService::Stub::*method)(
                                     grpc::ClientContext*, const Request&, Response*)) {
     request.set_member(id_);
+    {
+      absl::MutexLock lock(&mutex_);
+      request.set_generation(entered_);
+    }
     const WaitingFor waiting(*this, waiting_for);
     while (true) {
-      RETURN_IF_ERROR(health());
+      RETURN_IF_ERROR(generation_health());
       Response response;
       grpc::Status status;
       {
@@ -291,9 +322,9 @@ class GrpcMember final : public Member {
       }
       if (status.ok()) return response;
       absl::MutexLock lock(&mutex_);
-      if (!health_.ok()) return health_;
+      RETURN_IF_ERROR(Trouble());
       if (left_) return absl::CancelledError("this process has left the cluster");
-      // The job failed, and the heartbeat doesn't know yet.
+      // The job failed or the generation is over, and the heartbeat doesn't know yet.
       if (status.error_code() == grpc::StatusCode::ABORTED) {
         return absl::AbortedError(status.error_message());
       }
@@ -319,17 +350,35 @@ class GrpcMember final : public Member {
     HeartbeatNow();
   }
 
+  absl::Status Trouble() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return health_.ok() ? left_generation_ : health_;
+  }
+
+  // The cluster is in this generation; cause: why it left the one before.
+  void NoteGeneration(uint64_t generation, const std::string& cause)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (entered_ == 0 || generation == 0 || generation == entered_ ||
+        !left_generation_.ok()) {
+      return;
+    }
+    left_generation_ =
+        absl::AbortedError(absl::StrCat("generation ", entered_, " is over: ", cause));
+    for (grpc::ClientContext* call : calls_) call->TryCancel();
+    // What this process knows is of the generation before, unless a heartbeat has just told it.
+    if (state_.generation() == entered_) state_ = v1::ClusterState();
+    changed_.SignalAll();
+  }
+
   // Sends heartbeats until the process leaves or the job is over, and calls back in
   // trouble.
   void HeartbeatLoop() {
     absl::Time last_answer = absl::Now();
     absl::MutexLock lock(&mutex_);
     while (!left_) {
-      if (!health_.ok() && !callbacks_.empty()) {
+      if (const absl::Status trouble = Trouble(); !trouble.ok() && !callbacks_.empty()) {
         const auto callbacks = std::exchange(callbacks_, {});
-        const absl::Status health = health_;
         mutex_.Unlock();
-        for (const auto& callback : callbacks) callback(health);
+        for (const auto& callback : callbacks) callback(trouble);
         mutex_.Lock();
         continue;
       }
@@ -342,7 +391,7 @@ class GrpcMember final : public Member {
       // The coordinator holds the answer back for as long as the state is the same; this
       // is for one that doesn't answer or that answers early.
       while (!left_ && !heartbeat_due_ && !over_ &&
-             (health_.ok() || callbacks_.empty()) &&
+             (Trouble().ok() || callbacks_.empty()) &&
              !changed_.WaitWithDeadline(&mutex_, start + heartbeat_)) {
       }
     }
@@ -376,6 +425,7 @@ class GrpcMember final : public Member {
       state_ = std::move(*response.mutable_state());
       ++state_version_;
       changed_.SignalAll();
+      NoteGeneration(state_.generation(), state_.recovery());
       heartbeat_due_ = heartbeat_due_ || moved;
       over_ = IsOver(state_.phase());
       if (state_.phase() == v1::PHASE_FAILED && health_.ok()) {
@@ -385,25 +435,59 @@ class GrpcMember final : public Member {
       return;
     }
     if (status.error_code() == grpc::StatusCode::CANCELLED && heartbeat_due_) return;
-    if (!IsTransient(status) && status.error_code() != grpc::StatusCode::CANCELLED) {
+    if (status.error_code() == grpc::StatusCode::NOT_FOUND) {
+      Rejoin(status);
+    } else if (!IsTransient(status) &&
+               status.error_code() != grpc::StatusCode::CANCELLED) {
       over_ = true;
       SetTrouble(
           FromGrpcStatus(status, absl::StrCat("coordinator ", options_.coordinator)));
-    } else if (absl::Now() - *last_answer > lease_) {
+    } else if (absl::Now() - *last_answer > options_.coordinator_timeout) {
       SetTrouble(absl::UnavailableError(absl::StrCat(
           "lost the coordinator ", options_.coordinator, ": no answer for ",
           FormatTimeSpan(absl::Now() - *last_answer), ": ", status.error_message())));
     }
   }
 
+  // The coordinator doesn't know this process: it was started again, or the lease ran out. What was
+  // of the generation entered is over either way; the process offers itself anew.
+  void Rejoin(const grpc::Status& refusal) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    NoteGeneration(std::numeric_limits<uint64_t>::max(), refusal.error_message());
+    LOG_EVERY_N(WARNING, 20) << refusal.error_message() << "; registering again";
+    v1::RegisterResponse response;
+    const v1::RegisterRequest registration = registration_;
+    mutex_.Unlock();
+    const grpc::Status status =
+        Register(*stub_, registration, absl::Now() + kRegisterAttempt, &response);
+    mutex_.Lock();
+    if (status.ok()) {
+      incarnation_ = response.incarnation();
+      registration_.set_nonce(RandomNonce());
+      ready_generation_ = 0;
+      // Nothing is known of the cluster that it is a member of now.
+      state_ = v1::ClusterState();
+      heartbeat_due_ = true;
+    } else if (!IsTransient(status)) {
+      over_ = true;
+      SetTrouble(absl::AbortedError(
+          absl::StrCat(refusal.error_message(), "; ", status.error_message())));
+    }
+  }
+
   const Options options_;
   const std::unique_ptr<v1::CoordinatorService::Stub> stub_;
   const std::string id_;
-  const uint64_t incarnation_;
   const absl::Duration heartbeat_;
   const absl::Duration lease_;
 
   mutable absl::Mutex mutex_;
+  uint64_t incarnation_ ABSL_GUARDED_BY(mutex_);
+  // For the next time, should this membership be lost.
+  v1::RegisterRequest registration_ ABSL_GUARDED_BY(mutex_);
+  // The generation that this process works in; 0 before the first.
+  uint64_t entered_ ABSL_GUARDED_BY(mutex_) = 0;
+  // ABORTED once the cluster isn't in that one any more.
+  absl::Status left_generation_ ABSL_GUARDED_BY(mutex_);
   absl::CondVar changed_;  // state, health, or a heartbeat is due
   v1::ClusterState state_ ABSL_GUARDED_BY(mutex_);
   uint64_t state_version_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -424,6 +508,10 @@ class GrpcMember final : public Member {
 
 }  // namespace
 
+bool IsLostPeer(const absl::Status& cause) {
+  return absl::IsUnavailable(cause) || absl::IsDeadlineExceeded(cause);
+}
+
 absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
   std::unique_ptr<v1::CoordinatorService::Stub> stub =
       v1::CoordinatorService::NewStub(MakeChannel(options.coordinator));
@@ -443,11 +531,9 @@ absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
       return absl::CancelledError("this process was told to stop");
     }
     v1::RegisterResponse response;
-    grpc::ClientContext context;
-    context.set_wait_for_ready(true);
-    context.set_deadline(
-        absl::ToChronoTime(std::min(deadline, absl::Now() + kRegisterAttempt)));
-    const grpc::Status status = stub->Register(&context, options.registration, &response);
+    const grpc::Status status =
+        Register(*stub, options.registration,
+                 std::min(deadline, absl::Now() + kRegisterAttempt), &response);
     if (status.ok()) {
       return std::make_unique<GrpcMember>(std::move(options), std::move(stub), response);
     }

@@ -14,6 +14,9 @@
 
 namespace moe {
 
+// Whether the cause is a peer that is gone or doesn't answer.
+bool IsLostPeer(const absl::Status& cause);
+
 class Member {
  public:
   struct Options {
@@ -24,6 +27,8 @@ class Member {
     v1::RegisterRequest registration;
     // How long to wait for a coordinator that isn't there yet.
     absl::Duration join_timeout = absl::Seconds(60);
+    // How long a member goes on without its coordinator, which may be started again meanwhile.
+    absl::Duration coordinator_timeout = absl::Minutes(2);
     // Asked about once a second while Join waits; true ends it with CANCELLED.
     std::function<bool()> cancelled;
   };
@@ -38,15 +43,22 @@ class Member {
 
   // Waits until the state satisfies `ready`, the cluster fails or finishes, or the member loses the
   // coordinator. A failed cluster: ABORTED with the cause. `reason` is shown in status meanwhile.
+  // Doesn't end with the generation.
   virtual absl::StatusOr<v1::ClusterState> WaitFor(
       const std::string& reason, absl::Duration timeout,
       const std::function<bool(const v1::ClusterState&)>& ready) = 0;
 
+  // The process works in this generation from here on; its reports are of it.
+  virtual void Enter(uint64_t generation) = 0;
+
   // OK, or why the job is over: ABORTED with the cluster's cause, UNAVAILABLE if the coordinator
-  // can't be reached for longer than the lease, CANCELLED after Cancel().
+  // can't be reached for longer than coordinator_timeout, CANCELLED after Cancel().
   virtual absl::Status health() const = 0;
-  // Called once, from the heartbeat thread (or at once if it is already so), when health() turns
-  // bad. For waking up whoever waits elsewhere.
+  // The same, and ABORTED with the cause if the cluster has left the generation that the process
+  // entered.
+  virtual absl::Status generation_health() const = 0;
+  // Called once, from the heartbeat thread (or at once if it is already so), when
+  // generation_health() turns bad. For waking up whoever waits elsewhere.
   virtual void OnTrouble(std::function<void(const absl::Status&)> callback) = 0;
 
   virtual void SetReady(uint64_t generation) = 0;
@@ -54,12 +66,13 @@ class Member {
   virtual void SetWaitingFor(const std::string& reason) = 0;
   virtual void SetTimes(const v1::MemberTimes& times) = 0;
 
-  // Tells the coordinator that the job can't go on. Never blocks for long. A
-  // coordinator that can't be told is lost, and health() says so.
-  virtual void Fail(const std::string& cause) = 0;
+  // Tells the coordinator that the generation can't go on, nor, unless IsLostPeer(cause), the job.
+  // Never blocks for long.
+  virtual void Fail(const absl::Status& cause) = 0;
   // Makes every wait return CANCELLED; safe from any thread. For a signal.
   virtual void Cancel() = 0;
 
+  // Reports; they wait, also for a coordinator that is away, as long as generation_health() is OK.
   virtual absl::Status ReportStep(v1::ReportStepRequest request) = 0;
   virtual absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
       v1::ReportEvaluationRequest request) = 0;

@@ -5,10 +5,13 @@
 # Seconds.
 readonly start_patience=20 # for the coordinator's address
 readonly end_patience=8    # for members to leave a finished job
+readonly restart_limit=10  # how often a member that is killed is started again
 
 started=()           # pids of the cluster
 coordinator=         # its pid
 declare -A log_of=() # pid -> the file that holds its output
+declare -A command_of=()  # pid of a member -> its command, quoted
+declare -A restarts_of=() # name of a member -> how often it was started again
 
 start_cluster() {
   local address_file="$out/coordinator.address" i
@@ -52,6 +55,7 @@ start_member() {
   launch "$@"
   started+=("$launched")
   log_of[$launched]=$log
+  printf -v "command_of[$launched]" '%q ' "${@:3}"
 }
 
 # Separates the runs whose output a log holds.
@@ -91,17 +95,36 @@ $(words_of "$coordinator")"
   say "Coordinator at $address: bazel-bin/client/moectl top --coordinator $address"
 }
 
-# Until the coordinator has ended well; ends the script if any process fails.
+# Until the coordinator has ended well. Members that are killed are started again; the script ends if any
+# process fails.
 supervise() {
   local pid
   while is_alive "$coordinator"; do
-    for pid in "${started[@]}"; do fail_if_failed "$pid"; done
+    for pid in "${started[@]}"; do
+      restart_if_killed "$pid" || fail_if_failed "$pid"
+    done
     sleep 0.2
   done
   fail_if_failed "$coordinator"
   if ! wait_until_ended "$end_patience" "${started[@]}"; then
     say "$me: some processes did not leave the finished job and are stopped" >&"$errors"
   fi
+}
+
+# Fails if it didn't start anything.
+restart_if_killed() {
+  if is_alive "$1"; then return 1; fi
+  reap "$1"
+  local name=${name_of[$1]} command=${command_of[$1]:-} log=${log_of[$1]} pid others=()
+  if [[ -z $command ]] || ((status_of[$1] <= 128)) || ! is_alive "$coordinator"; then return 1; fi
+  ((restarts_of[$name] = ${restarts_of[$name]:-0} + 1))
+  if ((restarts_of[$name] > restart_limit)); then return 1; fi
+  say "$me: $(describe_end "$1") and is started again; its log is $log" >&"$errors"
+  for pid in "${started[@]}"; do
+    if [[ $pid != "$1" ]]; then others+=("$pid"); fi
+  done
+  started=("${others[@]}")
+  eval "start_member $(printf '%q %q' "$name" "$log") $command"
 }
 
 fail_if_failed() {

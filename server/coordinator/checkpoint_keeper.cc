@@ -4,7 +4,6 @@
 #include <google/protobuf/text_format.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -33,19 +32,23 @@ absl::Status DeleteSuperseded(const std::string& checkpoint_dir, uint64_t step) 
     if (&checkpoint == best || &checkpoint == last) continue;
     RETURN_IF_ERROR(DeleteCheckpoint(checkpoint.folder));
   }
-  ASSIGN_OR_RETURN(const std::vector<std::string> uncommitted,
+  ASSIGN_OR_RETURN(const std::vector<StepFolder> uncommitted,
                    ListUncommitted(checkpoint_dir));
-  for (const std::string& folder : uncommitted) {
+  for (const StepFolder& folder : uncommitted) {
     // A later one may be a cut that servers are writing.
-    const std::string name = std::filesystem::path(folder).filename().string();
-    if (ParseStepFolderName(name).value_or(step) < step) {
-      RETURN_IF_ERROR(RemoveTree(folder));
-    }
+    if (folder.step <= step) RETURN_IF_ERROR(RemoveTree(folder.path));
   }
   return absl::OkStatus();
 }
 
 }  // namespace
+
+absl::Status RemoveUncommitted(const std::string& checkpoint_dir) {
+  ASSIGN_OR_RETURN(const std::vector<StepFolder> uncommitted,
+                   ListUncommitted(checkpoint_dir));
+  for (const StepFolder& folder : uncommitted) RETURN_IF_ERROR(RemoveTree(folder.path));
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::vector<v1::CheckpointStatus>> DescribeCheckpoints(
     const std::string& checkpoint_dir) {
@@ -66,8 +69,8 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> DescribeCheckpoints(
 
 absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
     const std::string& checkpoint_dir, v1::Manifest manifest) {
-  const std::string folder =
-      absl::StrCat(checkpoint_dir, "/", StepFolderName(manifest.step()));
+  const std::string folder = absl::StrCat(
+      checkpoint_dir, "/", CutFolderName(manifest.step(), manifest.generation()));
   std::vector<v1::TensorDigest> tensors;
   std::vector<v1::UntouchedTensors> untouched;
   for (const v1::ShardFile& shard : manifest.shards()) {
@@ -80,6 +83,8 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
       Annotate(VerifySizes(folder, manifest),
                "a server's file isn't here (is the checkpoint folder shared?)"));
   RETURN_IF_ERROR(WriteManifest(folder, manifest));
+  RETURN_IF_ERROR(RenameFolder(
+      folder, absl::StrCat(checkpoint_dir, "/", StepFolderName(manifest.step()))));
   if (const absl::Status status = DeleteSuperseded(checkpoint_dir, manifest.step());
       !status.ok()) {
     LOG(WARNING) << "cannot delete old checkpoints: " << status.message();
@@ -93,6 +98,7 @@ void CheckpointKeeper::Begin(const Layout& layout, uint64_t generation) {
   google::protobuf::TextFormat::PrintToString(layout.job, manifest_.mutable_job());
   manifest_.set_data_sha256(layout.data.sha256());
   manifest_.set_generation(generation);
+  server_of_.clear();
   for (const v1::ShardPlacement& shard : layout.placement.shards()) {
     server_of_[shard.shard()] = shard.server();
   }

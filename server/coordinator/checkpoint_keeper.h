@@ -23,11 +23,15 @@
 
 namespace moe {
 
-// Writes the manifest, whose digest it fills in, then deletes what is neither the best
-// nor the last checkpoint, and the folders of older cuts that were never committed.
+// Writes the manifest, whose digest it fills in, and gives the cut's folder its name as a
+// checkpoint; then deletes what is neither the best nor the last one, and the folders of older
+// cuts that were never committed.
 // Blocks on the disk. Returns the checkpoints that are left, ascending by step.
 absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
     const std::string& checkpoint_dir, v1::Manifest manifest);
+
+// Deletes all cuts that were never committed.
+absl::Status RemoveUncommitted(const std::string& checkpoint_dir);
 
 // What ListCheckpoints (manifest.h) finds, for status.
 absl::StatusOr<std::vector<v1::CheckpointStatus>> DescribeCheckpoints(
@@ -36,8 +40,10 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> DescribeCheckpoints(
 // Not thread-safe.
 class CheckpointKeeper {
  public:
-  // The run begins.
+  // A generation begins to run.
   void Begin(const Layout& layout, uint64_t generation);
+  // It is over: what it has cut and not committed is void.
+  void End() { cuts_.clear(); }
 
   // FAILED_PRECONDITION if the shard isn't the sender's. A repetition changes nothing.
   absl::Status AddShard(const v1::ReportShardFileRequest& request);

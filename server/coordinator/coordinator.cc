@@ -49,10 +49,16 @@ absl::Status PrepareCheckpointDir(const std::string& checkpoint_dir,
     }
   }
   // Cuts that a coordinator before this one didn't live to commit.
-  ASSIGN_OR_RETURN(const std::vector<std::string> uncommitted,
-                   ListUncommitted(checkpoint_dir));
-  for (const std::string& folder : uncommitted) RETURN_IF_ERROR(RemoveTree(folder));
-  return absl::OkStatus();
+  return RemoveUncommitted(checkpoint_dir);
+}
+
+// Whether the coordinator that had this state before ended while its job was under way.
+absl::StatusOr<bool> WasInterrupted(Store& store, const std::string& job) {
+  ASSIGN_OR_RETURN(const std::optional<Store::Entry> name, store.Get("job/name"));
+  ASSIGN_OR_RETURN(const std::optional<Store::Entry> phase, store.Get("job/phase"));
+  if (!name.has_value() || !phase.has_value() || name->value != job) return false;
+  return phase->value != v1::Phase_Name(v1::PHASE_FINISHED) &&
+         phase->value != v1::Phase_Name(v1::PHASE_FAILED);
 }
 
 }  // namespace
@@ -80,6 +86,16 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
     absl::StatusOr<RestorePoint> last = FindRestorePoint(options.checkpoint_dir);
     if (!last.ok()) return Annotate(last.status(), "cannot resume");
     restore = *std::move(last);
+  } else if (options.mode == v1::RUN_MODE_TRAIN) {
+    ASSIGN_OR_RETURN(const bool interrupted,
+                     WasInterrupted(*coordinator->store_, options.job.name()));
+    absl::StatusOr<RestorePoint> last = absl::NotFoundError("not looked for");
+    if (interrupted) last = FindRestorePoint(options.checkpoint_dir);
+    if (last.ok()) {
+      restore = *std::move(last);
+    } else if (!absl::IsNotFound(last.status())) {
+      return Annotate(last.status(), "cannot go on");
+    }
   }
   if (options.mode == v1::RUN_MODE_TRAIN) {
     RETURN_IF_ERROR(PrepareCheckpointDir(options.checkpoint_dir, restore));
@@ -96,6 +112,8 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
   controller.heartbeat = options.heartbeat;
   controller.lease = options.lease;
   controller.report_timeout = options.report_timeout;
+  controller.recoveries = options.recoveries;
+  controller.rejoin_timeout = options.rejoin_timeout;
   controller.print = [printer = &coordinator->printer_](const std::string& line) {
     printer->Print(line);
   };

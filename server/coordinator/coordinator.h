@@ -46,6 +46,9 @@ class Coordinator {
     // Of the first worker to report an evaluation or to await a checkpoint, for the
     // others.
     absl::Duration report_timeout = absl::Minutes(10);
+    // As in RunOptions.
+    int recoveries = 5;
+    absl::Duration rejoin_timeout = absl::Seconds(30);
     // Lines for people; may be null.
     std::ostream* progress = nullptr;
   };

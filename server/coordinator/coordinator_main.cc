@@ -47,7 +47,17 @@ ABSL_FLAG(std::string, checkpoint, "",
           "which the last is taken. Default: --checkpoint_dir.");
 ABSL_FLAG(int32_t, heartbeat_ms, 500, "How often members report, in milliseconds.");
 ABSL_FLAG(int32_t, lease_ms, 5000,
-          "A member that is silent for so many milliseconds is lost, and the job fails.");
+          "A member that is silent for so many milliseconds is lost.");
+ABSL_FLAG(
+    int32_t, recoveries, 5,
+    "After the loss of a member the job goes on from the last checkpoint; it fails after "
+    "so "
+    "many losses in a row between which it got no step further than before. 0: the first "
+    "loss fails it.");
+ABSL_FLAG(
+    int32_t, rejoin_timeout_s, 30,
+    "How many seconds lost members may take to come back, or others in their place. Then "
+    "the job goes on with those that are there, if their memory holds it.");
 ABSL_FLAG(int32_t, report_timeout_s, 600,
           "How many seconds a worker waits for the others' part of an evaluation or a "
           "checkpoint, and how many may pass without any step, evaluation or checkpoint, "
@@ -89,6 +99,8 @@ Coordinator::Options OptionsFromFlags() {
   options.heartbeat = absl::Milliseconds(absl::GetFlag(FLAGS_heartbeat_ms));
   options.lease = absl::Milliseconds(absl::GetFlag(FLAGS_lease_ms));
   options.report_timeout = absl::Seconds(absl::GetFlag(FLAGS_report_timeout_s));
+  options.recoveries = absl::GetFlag(FLAGS_recoveries);
+  options.rejoin_timeout = absl::Seconds(absl::GetFlag(FLAGS_rejoin_timeout_s));
   options.progress = &std::cout;
 
   const std::string split = absl::GetFlag(FLAGS_evaluate);

@@ -93,28 +93,37 @@ void JobController::Leave(const v1::LeaveRequest& request) {
   if (member == nullptr || member->incarnation != request.incarnation()) return;
   LOG(INFO) << Describe(*member) << " leaves";
   life_.Lose(request.member(), "left before the job was finished");
+  Advance();
 }
 
 v1::FailJobResponse JobController::FailJob(const v1::FailJobRequest& request) {
   absl::MutexLock lock(&mutex_);
   v1::FailJobResponse response;
   response.set_failure(life_.failure());
-  life_.FailBy(request.member(), request.cause());
+  if (request.generation() == life_.generation()) {
+    life_.FailBy(request.member(), request.cause(), request.peer_lost());
+    Advance();
+  } else {
+    LOG(INFO) << "of generation " << request.generation()
+              << ", which is over: " << request.cause();
+  }
+  response.set_generation(life_.generation());
   return response;
 }
 
 absl::Status JobController::ReportStep(const v1::ReportStepRequest& request) {
   absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
+  RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
   absl::Status status = record_.AddStep(request, options_.now());
   if (absl::IsAborted(status)) life_.Fail(std::string(status.message()));
+  life_.NoteStep(record_.steps_taken());
   return status;
 }
 
 absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
     const v1::ReportEvaluationRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
+  RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
   ASSIGN_OR_RETURN(const ReplicaJoin* const join,
                    record_.AddEvaluation(request, options_.now()));
   RETURN_IF_ERROR(HoldReport(cancelled, [join] { return join->complete(); }));
@@ -125,7 +134,7 @@ absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
 
 absl::Status JobController::ReportShardFile(const v1::ReportShardFileRequest& request) {
   absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_SERVER));
+  RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_SERVER));
   RETURN_IF_ERROR(checkpoints_.AddShard(request));
   CommitReady();
   return absl::OkStatus();
@@ -134,7 +143,7 @@ absl::Status JobController::ReportShardFile(const v1::ReportShardFileRequest& re
 absl::StatusOr<v1::AwaitCheckpointResponse> JobController::AwaitCheckpoint(
     const v1::AwaitCheckpointRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
+  RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
   checkpoints_.AddWaiter(request.member(), request.step(), options_.now());
   CommitReady();
   RETURN_IF_ERROR(HoldReport(
@@ -148,7 +157,7 @@ absl::StatusOr<v1::AwaitCheckpointResponse> JobController::AwaitCheckpoint(
 absl::Status JobController::FinishWork(const v1::FinishWorkRequest& request) {
   absl::MutexLock lock(&mutex_);
   if (life_.phase() == v1::PHASE_FINISHED) return absl::OkStatus();
-  RETURN_IF_ERROR(TakeReport(request.member(), v1::MEMBER_KIND_WORKER));
+  RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
   life_.FinishWork(request.member());
   if (life_.phase() != v1::PHASE_FINISHED) return absl::OkStatus();
   for (const std::string& line : SummaryLines(options_.job.name(), Summary())) {
@@ -198,6 +207,11 @@ void JobController::Tick() {
                             life_.members().WhatWorkersDo(),
                             " (if one takes that long, raise --report_timeout_s)"));
   }
+  Advance();
+  if (life_.NeedsRestorePoint() && !committing_) {
+    FindRestorePointOfGeneration();
+    Advance();
+  }
   life_.PrintWaiting();
 }
 
@@ -226,8 +240,9 @@ RunSummary JobController::summary() {
   return Summary();
 }
 
-absl::Status JobController::TakeReport(const std::string& member, v1::MemberKind kind) {
-  RETURN_IF_ERROR(life_.CheckReporter(member, kind));
+template <typename Report>
+absl::Status JobController::TakeReport(const Report& report, v1::MemberKind kind) {
+  RETURN_IF_ERROR(life_.CheckReporter(report.member(), kind, report.generation()));
   record_.NoteSign(options_.now());
   return absl::OkStatus();
 }
@@ -246,9 +261,13 @@ absl::Status JobController::Hold(const Cancelled& cancelled, absl::Time deadline
 
 absl::Status JobController::HoldReport(const Cancelled& cancelled,
                                        const std::function<bool()>& done) {
-  if (!done()) {
-    RETURN_IF_ERROR(
-        Hold(cancelled, absl::InfiniteFuture(), [&] { return done() || life_.over(); }));
+  const uint64_t generation = life_.generation();
+  const auto of_the_past = [&] { return recorded_generation_ != generation; };
+  RETURN_IF_ERROR(Hold(cancelled, absl::InfiniteFuture(),
+                       [&] { return of_the_past() || done() || life_.over(); }));
+  if (of_the_past()) {
+    return absl::AbortedError(
+        absl::StrCat("generation ", generation, " is over: ", life_.recovery()));
   }
   if (done()) return absl::OkStatus();
   return life_.phase() == v1::PHASE_FAILED
@@ -257,9 +276,14 @@ absl::Status JobController::HoldReport(const Cancelled& cancelled,
 }
 
 void JobController::Advance() {
-  const bool was_running = life_.phase() == v1::PHASE_RUNNING;
+  if (recorded_generation_ != 0 && recorded_generation_ != life_.generation()) {
+    recorded_generation_ = 0;
+    record_.End();
+    checkpoints_.End();
+  }
   life_.Advance();
-  if (was_running || life_.phase() != v1::PHASE_RUNNING) return;
+  if (recorded_generation_ != 0 || life_.phase() != v1::PHASE_RUNNING) return;
+  recorded_generation_ = life_.generation();
   const Layout& layout = life_.layout();
   record_.Begin(layout.replicas, life_.start_step(), layout.data.train_tokens(),
                 life_.running_since());
@@ -272,11 +296,14 @@ void JobController::CommitReady() {
   v1::Manifest manifest = checkpoints_.MakeManifest(*step);
   manifest.set_validation_perplexity(record_.ValidationPerplexity(*step).value_or(0));
 
-  // Heartbeats go on while the disk works.
+  // Heartbeats go on while the disk works. A generation that opens meanwhile begins with this
+  // checkpoint.
+  committing_ = true;
   mutex_.Unlock();
   absl::StatusOr<std::vector<v1::CheckpointStatus>> present =
       CommitCheckpoint(options_.checkpoint_dir, std::move(manifest));
   mutex_.Lock();
+  committing_ = false;
   if (!present.ok()) {
     life_.Fail(absl::StrCat("the checkpoint of step ", *step,
                             " failed: ", std::string(present.status().message())));
@@ -284,6 +311,25 @@ void JobController::CommitReady() {
   }
   checkpoints_.Committed(*step, *std::move(present));
   progress_.Checkpoint(*checkpoints_.Find(*step), options_.now());
+}
+
+void JobController::FindRestorePointOfGeneration() {
+  const uint64_t generation = life_.generation();
+  mutex_.Unlock();
+  const absl::Status cleared = RemoveUncommitted(options_.checkpoint_dir);
+  absl::StatusOr<RestorePoint> last = FindRestorePoint(options_.checkpoint_dir);
+  mutex_.Lock();
+  if (life_.generation() != generation || life_.over()) return;
+  if (!cleared.ok()) {
+    LOG(WARNING) << "cannot delete what an unfinished cut left: " << cleared.message();
+  }
+  if (last.ok()) {
+    life_.SetRestorePoint(*std::move(last));
+  } else if (absl::IsNotFound(last.status())) {
+    life_.SetRestorePoint(options_.restore);
+  } else {
+    life_.Fail(absl::StrCat("cannot recover: ", std::string(last.status().message())));
+  }
 }
 
 RunSummary JobController::Summary() const {

@@ -64,18 +64,23 @@ class JobController {
  private:
   JobController(RunOptions options, Store& store);
 
-  // How each report begins: OK if `member` is one of that kind and the job is running.
-  absl::Status TakeReport(const std::string& member, v1::MemberKind kind)
+  // How each report begins: OK if it is from a member of that kind and of the generation that runs.
+  template <typename Report>
+  absl::Status TakeReport(const Report& report, v1::MemberKind kind)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Waits until done(), or `deadline`, or the caller gives up.
   absl::Status Hold(const Cancelled& cancelled, absl::Time deadline,
                     const std::function<bool()>& done)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Waits until done(), or the job is over or the caller gives up.
+  // Waits until done(), or the job or the generation is over or the caller gives up. Doesn't call
+  // done() in another generation than the present one.
   absl::Status HoldReport(const Cancelled& cancelled, const std::function<bool()>& done)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Lets the job go on to the next phase, if it can, and starts the run with RUNNING.
+  // Lets the job go on to the next phase, if it can, and starts the run with RUNNING. Forgets what
+  // was reported in a generation that is over.
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Finds where the generation begins. Releases the lock while the disk works.
+  void FindRestorePointOfGeneration() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Releases the lock while the disk works.
   void CommitReady() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   RunSummary Summary() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -87,6 +92,10 @@ class JobController {
   JobLifecycle life_ ABSL_GUARDED_BY(mutex_);
   RunRecord record_ ABSL_GUARDED_BY(mutex_);
   CheckpointKeeper checkpoints_ ABSL_GUARDED_BY(mutex_);
+  // The generation that record_ and checkpoints_ are of; 0 if of none.
+  uint64_t recorded_generation_ ABSL_GUARDED_BY(mutex_) = 0;
+  // A checkpoint is being committed, without the lock.
+  bool committing_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Time last_tick_ ABSL_GUARDED_BY(mutex_);
 };
 

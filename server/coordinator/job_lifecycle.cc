@@ -11,6 +11,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/base/human.h"
 #include "common/base/status_macros.h"
 
 namespace moe {
@@ -23,6 +24,11 @@ absl::StatusOr<uint64_t> GetCounter(Store& store, const std::string& key) {
     return absl::DataLossError(absl::StrCat("state key ", key, " holds no number"));
   }
   return count;
+}
+
+// "2 servers"
+std::string Count(int count, const char* what) {
+  return absl::StrCat(count, " ", what, count == 1 ? "" : "s");
 }
 
 absl::Status Put(Store& store, const std::string& key, const std::string& value) {
@@ -44,31 +50,80 @@ JobLifecycle::JobLifecycle(const RunOptions& options, Store& store,
                 .vocabulary = options.job.model().vocabulary(),
                 .data_sha256 = options.restore.has_value()
                                    ? options.restore->manifest.data_sha256()
-                                   : ""}) {}
+                                   : ""}),
+      restore_(options.restore),
+      furthest_step_(start_step()) {}
 
 absl::Status JobLifecycle::Begin() {
-  ASSIGN_OR_RETURN(uint64_t generation, GetCounter(store_, "job/generation"));
-  if (options_.restore.has_value()) {
-    generation = std::max(generation, options_.restore->manifest.generation());
-  }
-  generation_ = generation + 1;
-  RETURN_IF_ERROR(Put(store_, "job/generation", absl::StrCat(generation_)));
+  RETURN_IF_ERROR(OpenGeneration());
   RETURN_IF_ERROR(Put(store_, "job/name", options_.job.name()));
   RETURN_IF_ERROR(Put(store_, "job/phase", v1::Phase_Name(phase_)));
-  if (options_.restore.has_value()) {
-    progress_.Line(absl::StrCat("starting from ", options_.restore->folder, "  digest ",
-                                options_.restore->manifest.digest().substr(0, 16)));
+  if (restore_.has_value()) {
+    progress_.Line(absl::StrCat("starting from ", restore_->folder, "  digest ",
+                                restore_->manifest.digest().substr(0, 16)));
   }
   PrintWaiting();
   return absl::OkStatus();
+}
+
+absl::Status JobLifecycle::OpenGeneration() {
+  ASSIGN_OR_RETURN(uint64_t generation, GetCounter(store_, "job/generation"));
+  if (restore_.has_value()) {
+    generation = std::max(generation, restore_->manifest.generation());
+  }
+  RETURN_IF_ERROR(Put(store_, "job/generation", absl::StrCat(generation + 1)));
+  generation_ = generation + 1;
+  generation_since_ = options_.now();
+  members_.BeginGeneration(generation_);
+  return absl::OkStatus();
+}
+
+void JobLifecycle::Recover(const std::string& cause) {
+  if (options_.recoveries == 0) {
+    Fail(cause);
+    return;
+  }
+  if (++recoveries_ > options_.recoveries) {
+    Fail(absl::StrCat(cause, "; that ended the generation ", generation_,
+                      ", and none since step ", furthest_step_, " got any further (",
+                      options_.recoveries, " may fail in a row: --recoveries)"));
+    return;
+  }
+  if (const absl::Status status = OpenGeneration(); !status.ok()) {
+    Fail(absl::StrCat("coordinator: ", std::string(status.message())));
+    return;
+  }
+  recovery_ = cause;
+  layout_.reset();
+  // An evaluation has no checkpoint but the one that it is of.
+  needs_restore_point_ = options_.mode == v1::RUN_MODE_TRAIN;
+  Enter(v1::PHASE_WAITING);
+  progress_.Line(absl::StrCat("recovering: ", cause));
+}
+
+void JobLifecycle::SetRestorePoint(std::optional<RestorePoint> restore) {
+  needs_restore_point_ = false;
+  restore_ = std::move(restore);
+  progress_.Line(absl::StrCat("generation ", generation_, " goes on from ",
+                              restore_.has_value()
+                                  ? restore_->folder
+                                  : "the beginning, as there is no checkpoint"));
+}
+
+void JobLifecycle::NoteStep(uint64_t step) {
+  if (step <= furthest_step_) return;
+  furthest_step_ = step;
+  recoveries_ = 0;
 }
 
 absl::StatusOr<const MemberRecord*> JobLifecycle::Join(
     const v1::RegisterRequest& request) {
   const std::string id = MemberId(request.kind(), request.name());
   bool repeated = false;
-  if (absl::Status refusal = members_.Check(request, &repeated); !refusal.ok()) {
-    LOG(WARNING) << "refused: " << refusal.message();
+  if (absl::Status refusal = members_.Check(request, options_.now(), &repeated);
+      !refusal.ok()) {
+    // One that is to ask again does so several times a second.
+    if (!absl::IsUnavailable(refusal)) LOG(WARNING) << "refused: " << refusal.message();
     return refusal;
   }
   if (over()) {
@@ -95,12 +150,25 @@ void JobLifecycle::Lose(const std::string& id, const std::string& how) {
     // Nothing is lost yet, so another process may take the place.
     progress_.Line(text);
   } else if (!over()) {
-    Fail(text);
+    Recover(text);
   }
 }
 
+bool JobLifecycle::HasMembers() {
+  if (members_.complete()) return true;
+  if (recovery_.empty() || !members_.viable() ||
+      options_.now() - generation_since_ < options_.rejoin_timeout) {
+    return false;
+  }
+  progress_.Line(absl::StrCat("going on without ", members_.Missing(),
+                              ", which didn't come back within ",
+                              FormatTimeSpan(options_.rejoin_timeout)));
+  return true;
+}
+
 void JobLifecycle::Advance() {
-  if (phase_ == v1::PHASE_WAITING && members_.complete()) StartLoading();
+  if (phase_ == v1::PHASE_WAITING && !needs_restore_point_ && HasMembers())
+    StartLoading();
   if (phase_ != v1::PHASE_LOADING) return;
   for (const std::string& id : members_.Ids(v1::MEMBER_KIND_SERVER)) {
     if (members_.Find(id)->ready_generation != generation_) return;
@@ -122,19 +190,20 @@ void JobLifecycle::StartLoading() {
     return;
   }
   layout_ = *std::move(layout);
+  members_.Fix(layout_->data.sha256());
   Enter(v1::PHASE_LOADING);
 }
 
 void JobLifecycle::StartRunning() {
   Enter(v1::PHASE_RUNNING);
   if (phase_ != v1::PHASE_RUNNING) return;
-  progress_.Line(absl::StrCat(
-      options_.mode == v1::RUN_MODE_EVALUATE
-          ? absl::StrCat("evaluating on the ", SplitName(options_.evaluate_split),
-                         " text")
-          : absl::StrCat("training ", options_.job.name()),
-      " on ", options_.servers, options_.servers == 1 ? " server" : " servers", " and ",
-      options_.workers, options_.workers == 1 ? " worker" : " workers"));
+  progress_.Line(
+      absl::StrCat(options_.mode == v1::RUN_MODE_EVALUATE
+                       ? absl::StrCat("evaluating on the ",
+                                      SplitName(options_.evaluate_split), " text")
+                       : absl::StrCat("training ", options_.job.name()),
+                   " on ", Count(members_.count(v1::MEMBER_KIND_SERVER), "server"),
+                   " and ", Count(members_.count(v1::MEMBER_KIND_WORKER), "worker")));
 }
 
 void JobLifecycle::FinishWork(const std::string& worker) {
@@ -147,7 +216,8 @@ void JobLifecycle::FinishWork(const std::string& worker) {
 
 void JobLifecycle::Fail(const std::string& cause) { End("failed", cause); }
 
-void JobLifecycle::FailBy(const std::string& member, const std::string& cause) {
+void JobLifecycle::FailBy(const std::string& member, const std::string& cause,
+                          bool peer_lost) {
   const bool named = absl::StartsWith(cause, absl::StrCat(member, ":")) ||
                      absl::StartsWith(cause, absl::StrCat(member, " "));
   const std::string text = named ? cause : absl::StrCat(member, ": ", cause);
@@ -155,7 +225,11 @@ void JobLifecycle::FailBy(const std::string& member, const std::string& cause) {
     LOG(WARNING) << "ignored, from a stranger: " << text;
     return;
   }
-  Fail(text);
+  if (!peer_lost) {
+    Fail(text);
+  } else if (phase_ == v1::PHASE_LOADING || phase_ == v1::PHASE_RUNNING) {
+    Recover(text);
+  }
 }
 
 void JobLifecycle::Stop(const std::string& cause) { End("stopped", cause); }
@@ -186,9 +260,14 @@ void JobLifecycle::Enter(v1::Phase phase) {
   }
 }
 
-absl::Status JobLifecycle::CheckReporter(const std::string& member,
-                                         v1::MemberKind kind) const {
+absl::Status JobLifecycle::CheckReporter(const std::string& member, v1::MemberKind kind,
+                                         uint64_t generation) const {
   if (phase_ == v1::PHASE_FAILED) return absl::AbortedError(failure_);
+  if (generation != generation_) {
+    return absl::AbortedError(absl::StrCat("generation ", generation,
+                                           " is over, the cluster is in ", generation_,
+                                           recovery_.empty() ? "" : ": ", recovery_));
+  }
   const MemberRecord* record = members_.Find(member);
   if (record == nullptr || record->registration.kind() != kind) {
     return absl::NotFoundError(absl::StrCat(
@@ -208,7 +287,7 @@ void JobLifecycle::PrintWaiting() {
 }
 
 uint64_t JobLifecycle::start_step() const {
-  return options_.restore.has_value() ? options_.restore->manifest.step() : 0;
+  return restore_.has_value() ? restore_->manifest.step() : 0;
 }
 
 std::string JobLifecycle::WaitingFor() const {
@@ -242,6 +321,7 @@ v1::ClusterState JobLifecycle::State() const {
   state.set_generation(generation_);
   state.set_failure(failure_);
   state.set_waiting_for(WaitingFor());
+  state.set_recovery(recovery_);
   if (!layout_.has_value()) return state;
   *state.mutable_job() = layout_->job;
   state.set_mode(options_.mode);
@@ -253,7 +333,7 @@ v1::ClusterState JobLifecycle::State() const {
     entry->set_server(server);
     entry->set_address(address);
   }
-  if (options_.restore.has_value()) state.set_restore_from(options_.restore->folder);
+  if (restore_.has_value()) state.set_restore_from(restore_->folder);
   state.set_start_step(start_step());
   state.set_checkpoint_dir(options_.checkpoint_dir);
   return state;

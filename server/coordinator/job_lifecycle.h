@@ -4,8 +4,11 @@
 //   LOADING   all are there; the layout is fixed; servers make their shards.
 //   RUNNING   all servers have reported this generation's shards; workers train.
 //   FINISHED  all workers have finished their work.
-//   FAILED    a member was lost, left or reported that it can't go on, or nobody reported
-//             anything for too long; the first cause stands.
+//   FAILED    a member reported that it can't go on, nobody reported anything for too long, or
+//             too many generations in a row got nowhere; the first cause stands.
+//
+// A member that is lost in LOADING or RUNNING ends the generation: the next begins with WAITING
+// and goes on from the last checkpoint.
 //
 // What must outlive the coordinator is in the store before anybody can see it.
 #pragma once
@@ -36,40 +39,52 @@ class JobLifecycle {
 
   // To be called first: opens a new generation.
   absl::Status Begin();
+  // Whether a generation waits to be told where it begins.
+  bool NeedsRestorePoint() const { return needs_restore_point_; }
+  // None: with initial values.
+  void SetRestorePoint(std::optional<RestorePoint> restore);
+  // So many steps have been taken.
+  void NoteStep(uint64_t step);
 
   // Makes the process a member, or says why it can't be one. A repetition of the request
   // changes nothing.
   absl::StatusOr<const MemberRecord*> Join(const v1::RegisterRequest& request);
   // A member has left or was lost.
   void Lose(const std::string& id, const std::string& how);
-  // Enters the phases whose conditions are met: LOADING when the members are complete,
-  // RUNNING when all servers are ready.
+  // Enters the phases whose conditions are met: LOADING when the members are complete, or have
+  // been waited for long enough; RUNNING when all servers are ready.
   void Advance();
   // A worker's work is done. FINISHED when that of all is.
   void FinishWork(const std::string& worker);
   void Fail(const std::string& cause);
   // A member can't go on, or what says that it is one; the cause that stands names it.
-  void FailBy(const std::string& member, const std::string& cause);
+  // peer_lost: it might in a new generation.
+  void FailBy(const std::string& member, const std::string& cause, bool peer_lost);
   // Fails the job, but doesn't call it a failure.
   void Stop(const std::string& cause);
   // OK if `member` is one of that kind and the job is running; ABORTED with the cause if
-  // it has failed.
-  absl::Status CheckReporter(const std::string& member, v1::MemberKind kind) const;
+  // it has failed, or the generation of the report is over.
+  absl::Status CheckReporter(const std::string& member, v1::MemberKind kind,
+                             uint64_t generation) const;
   // Says to people whom the job waits for, if it waits.
   void PrintWaiting();
 
   v1::Phase phase() const { return phase_; }
   bool over() const { return phase_ == v1::PHASE_FINISHED || phase_ == v1::PHASE_FAILED; }
   uint64_t generation() const { return generation_; }
+  // Why the generation before this one ended; empty in the run's first.
+  const std::string& recovery() const { return recovery_; }
+  // What this generation began with.
+  const std::optional<RestorePoint>& restore() const { return restore_; }
   // Why the phase is FAILED.
   const std::string& failure() const { return failure_; }
   MemberTable& members() { return members_; }
   const MemberTable& members() const { return members_; }
-  // From LOADING on; stays where it is.
+  // From LOADING on; stays where it is until the next generation.
   const Layout& layout() const { return *layout_; }
   // What status shows of each member.
   std::vector<v1::MemberStatus> MemberStatuses() const;
-  // Steps taken before this run.
+  // Steps taken before this generation.
   uint64_t start_step() const;
   // InfiniteFuture before RUNNING and before the end.
   absl::Time running_since() const { return running_since_; }
@@ -78,6 +93,11 @@ class JobLifecycle {
   v1::ClusterState State() const;
 
  private:
+  absl::Status OpenGeneration();
+  // The generation can't go on: opens the next one, if the job may have another.
+  void Recover(const std::string& cause);
+  // Whether the members that are there are those that the generation is for.
+  bool HasMembers();
   void Enter(v1::Phase phase);
   // The job is FAILED from here on; people read "<how>: <cause>".
   void End(const char* how, const std::string& cause);
@@ -92,6 +112,13 @@ class JobLifecycle {
   std::optional<Layout> layout_;
   v1::Phase phase_ = v1::PHASE_WAITING;
   uint64_t generation_ = 0;
+  absl::Time generation_since_;
+  std::string recovery_;
+  std::optional<RestorePoint> restore_;
+  bool needs_restore_point_ = false;
+  // The most that any generation has taken, and how many have ended since.
+  uint64_t furthest_step_ = 0;
+  int recoveries_ = 0;
   std::string failure_;
   absl::Time running_since_ = absl::InfiniteFuture();
   absl::Time over_since_ = absl::InfiniteFuture();

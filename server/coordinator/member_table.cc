@@ -15,6 +15,9 @@
 namespace moe {
 namespace {
 
+// How long a process that asks again and again is remembered; longer than any lease.
+constexpr absl::Duration kClaim = absl::Minutes(10);
+
 const char* KindName(v1::MemberKind kind) {
   return kind == v1::MEMBER_KIND_SERVER ? "server" : "worker";
 }
@@ -53,6 +56,7 @@ bool TakeHeartbeat(const v1::HeartbeatRequest& request, absl::Time now,
                    MemberRecord& member) {
   const bool worked = Work(request.times()) > Work(member.times);
   member.last_heartbeat = now;
+  member.heard_generation = std::max(member.heard_generation, request.seen_generation());
   // A heartbeat may overtake an older one.
   member.ready_generation = std::max(member.ready_generation, request.ready_generation());
   member.waiting_for = request.waiting_for();
@@ -76,8 +80,13 @@ v1::MemberStatus StatusOf(const MemberRecord& member, absl::Time now) {
   return status;
 }
 
-absl::Status MemberTable::Check(const v1::RegisterRequest& request,
-                                bool* repeated) const {
+void MemberTable::BeginGeneration(uint64_t generation) {
+  generation_ = generation;
+  for (auto& [id, member] : members_) member.finished = false;
+}
+
+absl::Status MemberTable::Check(const v1::RegisterRequest& request, absl::Time now,
+                                bool* repeated) {
   *repeated = false;
   if (request.kind() != v1::MEMBER_KIND_SERVER &&
       request.kind() != v1::MEMBER_KIND_WORKER) {
@@ -94,29 +103,20 @@ absl::Status MemberTable::Check(const v1::RegisterRequest& request,
         id, " speaks protocol ", request.protocol_version(), ", the coordinator ",
         kProtocolVersion, " (release ", kVersion, "); use the same release everywhere"));
   }
-  if (const auto found = members_.find(id); found != members_.end()) {
-    const v1::RegisterRequest& present = found->second.registration;
-    if (request.nonce() != 0 && request.nonce() == present.nonce()) {
-      *repeated = true;
-      return absl::OkStatus();
-    }
-    return absl::AlreadyExistsError(
-        absl::StrCat(Describe(found->second), " lives; a second ",
-                     KindName(request.kind()), " takes another --name"));
+  if (const MemberRecord* present = Find(id);
+      present != nullptr && request.nonce() != 0 &&
+      request.nonce() == present->registration.nonce()) {
+    *repeated = true;
+    return absl::OkStatus();
   }
-  if (count(request.kind()) >= wanted(request.kind())) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(id, " comes too late: the job takes ", wanted(request.kind()), " ",
-                     KindName(request.kind()), wanted(request.kind()) == 1 ? "" : "s",
-                     ", and has ", absl::StrJoin(Ids(request.kind()), ", ")));
-  }
+  RETURN_IF_ERROR(CheckPlace(id, request, now));
   if (request.kind() == v1::MEMBER_KIND_SERVER) {
     if (request.address().empty()) {
       return absl::InvalidArgumentError(
           absl::StrCat(id, " gave no address at which workers reach it"));
     }
     for (const auto& [other_id, other] : members_) {
-      if (other.registration.address() == request.address()) {
+      if (other_id != id && other.registration.address() == request.address()) {
         return absl::AlreadyExistsError(absl::StrCat(
             id, " gave the address ", request.address(), ", which is that of ",
             Describe(other), "; give each server its own --advertise"));
@@ -125,6 +125,36 @@ absl::Status MemberTable::Check(const v1::RegisterRequest& request,
   }
   RETURN_IF_ERROR(CheckNumerics(request));
   return request.kind() == v1::MEMBER_KIND_WORKER ? CheckData(request) : absl::OkStatus();
+}
+
+absl::Status MemberTable::CheckPlace(const std::string& id,
+                                     const v1::RegisterRequest& request, absl::Time now) {
+  std::vector<const MemberRecord*> holders;
+  absl::Status refusal;
+  if (const MemberRecord* present = Find(id); present != nullptr) {
+    // One that hasn't been heard since a member was lost may be the lost one.
+    if (present->heard_generation != generation_) return absl::OkStatus();
+    holders.push_back(present);
+    refusal = absl::AlreadyExistsError(
+        absl::StrCat(Describe(*present), " lives; a second ", KindName(request.kind()),
+                     " takes another --name"));
+  } else if (count(request.kind()) >= wanted(request.kind())) {
+    for (const std::string& other : Ids(request.kind())) holders.push_back(Find(other));
+    refusal = absl::FailedPreconditionError(
+        absl::StrCat(id, " comes too late: the job takes ", wanted(request.kind()), " ",
+                     KindName(request.kind()), wanted(request.kind()) == 1 ? "" : "s",
+                     ", and has ", absl::StrJoin(Ids(request.kind()), ", ")));
+  } else {
+    return absl::OkStatus();
+  }
+  std::erase_if(claims_, [&](const auto& claim) { return now - claim.second > kClaim; });
+  const absl::Time since = claims_.try_emplace(request.nonce(), now).first->second;
+  const bool all_live = std::all_of(
+      holders.begin(), holders.end(),
+      [&](const MemberRecord* holder) { return holder->last_heartbeat > since; });
+  if (all_live || request.nonce() == 0) return refusal;
+  return absl::UnavailableError(
+      absl::StrCat(refusal.message(), ", or is dead: that is to be seen"));
 }
 
 absl::Status MemberTable::CheckNumerics(const v1::RegisterRequest& request) const {
@@ -153,7 +183,7 @@ absl::Status MemberTable::CheckData(const v1::RegisterRequest& request) const {
   if (!rules_.data_sha256.empty() && rules_.data_sha256 != data.sha256()) {
     return absl::FailedPreconditionError(absl::StrCat(
         id, " reads other data (SHA-256 ", data.sha256().substr(0, 12),
-        ") than the checkpoint was trained on (", rules_.data_sha256.substr(0, 12), ")"));
+        ") than the job was trained on (", rules_.data_sha256.substr(0, 12), ")"));
   }
   if (data.vocabulary() <= 0) {
     return absl::InvalidArgumentError(absl::StrCat(id, " has data without a vocabulary"));
@@ -169,12 +199,14 @@ absl::Status MemberTable::CheckData(const v1::RegisterRequest& request) const {
 MemberRecord& MemberTable::Add(const v1::RegisterRequest& request, uint64_t incarnation,
                                absl::Time now) {
   const std::string id = MemberId(request.kind(), request.name());
+  claims_.erase(request.nonce());
   MemberRecord& member = members_[id];
   member = MemberRecord();
   member.id = id;
   member.registration = request;
   member.incarnation = incarnation;
   member.last_heartbeat = now;
+  member.heard_generation = generation_;
   return member;
 }
 
@@ -202,7 +234,26 @@ int MemberTable::count(v1::MemberKind kind) const {
 
 bool MemberTable::complete() const {
   return count(v1::MEMBER_KIND_SERVER) == rules_.servers &&
-         count(v1::MEMBER_KIND_WORKER) == rules_.workers;
+         count(v1::MEMBER_KIND_WORKER) == rules_.workers && Unheard().empty();
+}
+
+bool MemberTable::viable() const {
+  return count(v1::MEMBER_KIND_SERVER) > 0 && count(v1::MEMBER_KIND_WORKER) > 0 &&
+         Unheard().empty();
+}
+
+void MemberTable::Fix(const std::string& data_sha256) {
+  rules_.servers = count(v1::MEMBER_KIND_SERVER);
+  rules_.workers = count(v1::MEMBER_KIND_WORKER);
+  rules_.data_sha256 = data_sha256;
+}
+
+std::vector<std::string> MemberTable::Unheard() const {
+  std::vector<std::string> unheard;
+  for (const auto& [id, member] : members_) {
+    if (member.heard_generation != generation_) unheard.push_back(id);
+  }
+  return unheard;
 }
 
 std::string MemberTable::Missing() const {
@@ -211,6 +262,11 @@ std::string MemberTable::Missing() const {
     if (const int absent = wanted(kind) - count(kind); absent > 0) {
       missing.push_back(absl::StrCat(absent, " of ", wanted(kind), " ", KindName(kind),
                                      wanted(kind) == 1 ? "" : "s"));
+    }
+  }
+  if (missing.empty()) {
+    if (const std::vector<std::string> unheard = Unheard(); !unheard.empty()) {
+      return absl::StrCat(absl::StrJoin(unheard, ", "), " to be heard");
     }
   }
   return absl::StrJoin(missing, " and ");

@@ -18,6 +18,8 @@ struct MemberRecord {
   v1::RegisterRequest registration;
   uint64_t incarnation = 0;
   absl::Time last_heartbeat;
+  // The last generation in which it is known to have lived.
+  uint64_t heard_generation = 0;
   uint64_t ready_generation = 0;
   // As of the last heartbeat.
   std::string waiting_for;
@@ -53,9 +55,13 @@ class MemberTable {
 
   explicit MemberTable(Rules rules) : rules_(std::move(rules)) {}
 
+  // Nobody has been heard in it; nobody is ready, nobody has finished.
+  void BeginGeneration(uint64_t generation);
   // OK, or why this process can't become a member. `repeated` is set if it is one
-  // already: the request is the one that made it so.
-  absl::Status Check(const v1::RegisterRequest& request, bool* repeated) const;
+  // already: the request is the one that made it so. UNAVAILABLE while those that have its place may
+  // be dead, having said nothing since it came: it should ask again.
+  absl::Status Check(const v1::RegisterRequest& request, absl::Time now, bool* repeated);
+  // Takes the place of a member of that name.
   MemberRecord& Add(const v1::RegisterRequest& request, uint64_t incarnation,
                     absl::Time now);
   void Remove(const std::string& id) { members_.erase(id); }
@@ -65,10 +71,16 @@ class MemberTable {
   const MemberRecord* Find(const std::string& id) const;
   std::vector<std::string> Ids(v1::MemberKind kind) const;  // ascending
   int count(v1::MemberKind kind) const;
+  // All that the job takes are there and have been heard in this generation.
   bool complete() const;
   // "1 of 2 servers and 2 of 2 workers": how many are missing, of those kinds that aren't
-  // complete.
+  // complete; if all are there: "server/s1 to be heard".
   std::string Missing() const;
+  // Whether those that are there could do the job, were it content with them: at least one of each
+  // kind, all of which have been heard.
+  bool viable() const;
+  // The job takes as many as are there; workers must read this data from here on.
+  void Fix(const std::string& data_sha256);
 
   // Of the members that have been silent for a lease: by id, how they were lost.
   std::map<std::string, std::string> Silent(absl::Time now, absl::Duration lease) const;
@@ -80,14 +92,21 @@ class MemberTable {
   const std::map<std::string, MemberRecord>& members() const { return members_; }
 
  private:
+  // That the request may have a place of its kind.
+  absl::Status CheckPlace(const std::string& id, const v1::RegisterRequest& request,
+                          absl::Time now);
   absl::Status CheckNumerics(const v1::RegisterRequest& request) const;
   absl::Status CheckData(const v1::RegisterRequest& request) const;
+  std::vector<std::string> Unheard() const;
   int wanted(v1::MemberKind kind) const {
     return kind == v1::MEMBER_KIND_SERVER ? rules_.servers : rules_.workers;
   }
 
-  const Rules rules_;
+  Rules rules_;
+  uint64_t generation_ = 0;
   std::map<std::string, MemberRecord> members_;  // by id
+  // Who asks for the place of another: since when, by nonce.
+  std::map<uint64_t, absl::Time> claims_;
 };
 
 }  // namespace moe

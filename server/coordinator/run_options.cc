@@ -21,6 +21,12 @@ absl::Status CompleteRunOptions(RunOptions& options) {
     return absl::InvalidArgumentError(
         "--heartbeat_ms must be positive, and --lease_ms at least twice as long");
   }
+  if (options.recoveries < 0) {
+    return absl::InvalidArgumentError("--recoveries must not be negative");
+  }
+  if (options.rejoin_timeout < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--rejoin_timeout_s must not be negative");
+  }
   if (options.mode == v1::RUN_MODE_EVALUATE && !options.restore.has_value()) {
     return absl::InvalidArgumentError(
         "there is no checkpoint to evaluate; give --checkpoint");

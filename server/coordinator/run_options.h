@@ -26,6 +26,11 @@ struct RunOptions {
   // How long the first worker to report an evaluation or to await a checkpoint waits
   // for the rest, and how long a job may run without any report.
   absl::Duration report_timeout = absl::Minutes(10);
+  // New generations in a row that get no step further than those before, until the job fails; 0: the
+  // first loss fails it.
+  int recoveries = 5;
+  // How long a new generation waits for lost members, until it goes on with those that are there.
+  absl::Duration rejoin_timeout = absl::Seconds(30);
   // The clock; null is absl::Now. Called under the controller's lock.
   std::function<absl::Time()> now;
   // Gets lines for people; null is nobody. Called under the controller's lock.

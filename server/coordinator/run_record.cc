@@ -53,6 +53,13 @@ absl::StatusOr<const ReplicaJoin*> RunRecord::AddEvaluation(
   return &join;
 }
 
+void RunRecord::End() {
+  steps_.clear();
+  evaluations_ = Evaluations();
+  replicas_ = nullptr;
+  last_sign_ = absl::InfiniteFuture();
+}
+
 void RunRecord::Excuse(absl::Duration pause) {
   last_sign_ += pause;
   evaluations_.Excuse(pause);

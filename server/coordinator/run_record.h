@@ -29,14 +29,18 @@ class RunRecord {
   // training text.
   void Begin(const std::vector<v1::ReplicaAssignment>& replicas, uint64_t start_step,
              uint64_t words_per_epoch, absl::Time now);
+  // They have stopped, and what they reported since is void: the next reports come after another
+  // Begin. Ends the life of every join.
+  void End();
 
   // ABORTED with the cause if the step shows that the job can't go on. A repetition
   // changes nothing.
   absl::Status AddStep(const v1::ReportStepRequest& request, absl::Time now);
-  // The evaluation that the report is of, which stays valid.
+  // The evaluation that the report is of, which stays valid until End.
   absl::StatusOr<const ReplicaJoin*> AddEvaluation(
       const v1::ReportEvaluationRequest& request, absl::Time now);
   // None unless all workers have reported it.
+  uint64_t steps_taken() const { return steps_taken_; }
   std::optional<double> ValidationPerplexity(uint64_t step) const {
     return evaluations_.Perplexity(step, v1::SPLIT_VALIDATION);
   }
@@ -45,7 +49,7 @@ class RunRecord {
 
   // Somebody has reported, or was seen to work.
   void NoteSign(absl::Time now) { last_sign_ = now; }
-  // How long that was ago; negative before Begin.
+  // How long that was ago; negative between runs.
   absl::Duration Silence(absl::Time now) const { return now - last_sign_; }
   // As in Evaluations.
   std::string Overdue(absl::Time now, absl::Duration timeout) const {

@@ -59,12 +59,30 @@ class ManifestTest : public ::testing::Test {
 TEST_F(ManifestTest, Names) {
   EXPECT_EQ(StepFolderName(120), "step-00000120");
   EXPECT_EQ(ShardFileName("layer1/group0"), "layer1-group0.safetensors");
-  EXPECT_EQ(ParseStepFolderName("step-00000120"), 120);
-  EXPECT_EQ(ParseStepFolderName(StepFolderName(1234567890)), 1234567890);
+  EXPECT_EQ(StepFolderName(1234567890), "step-1234567890");
+  EXPECT_EQ(CutFolderName(120, 3), "step-00000120.generation-3");
+}
+
+TEST_F(ManifestTest, KnowsItsFoldersByName) {
   for (const char* name :
-       {"step-120", "step-0000012x", "step-", "step", "checkpoint", ""}) {
-    EXPECT_EQ(ParseStepFolderName(name), std::nullopt) << name;
+       {"step-120", "step-0000012x", "step-", "step", "checkpoint", "step-00000120.tmp",
+        "step-00000120.generation-", "step-00000120.generation-x",
+        "step-00000120.generation-03", "step-00000120.generation-3.generation-3"}) {
+    fs::create_directories(dir_ + "/" + name);
   }
+  EXPECT_TRUE(ListUncommitted(dir_)->empty());
+  EXPECT_TRUE(ListCheckpoints(dir_)->empty());
+}
+
+TEST_F(ManifestTest, ACutIsNoCheckpoint) {
+  const std::string cut = dir_ + "/" + CutFolderName(10, 2);
+  const Checkpoint checkpoint = Write(10, 0);
+  fs::rename(checkpoint.folder, cut);
+  EXPECT_TRUE(ListCheckpoints(dir_)->empty()) << "though it has its manifest";
+  ASSERT_EQ(ListUncommitted(dir_)->size(), 1);
+  ASSERT_TRUE(RenameFolder(cut, checkpoint.folder).ok());
+  EXPECT_EQ(ListCheckpoints(dir_)->size(), 1);
+  EXPECT_TRUE(ListUncommitted(dir_)->empty());
 }
 
 TEST_F(ManifestTest, ReadsWhatItWrote) {
@@ -143,7 +161,11 @@ TEST_F(ManifestTest, ListsLastAndBest) {
   EXPECT_THAT(steps, testing::ElementsAre(10, 20, 30, 40));
   EXPECT_EQ(LastCheckpoint(*checkpoints)->manifest.step(), 40);
   EXPECT_EQ(BestCheckpoint(*checkpoints)->manifest.step(), 20);
-  EXPECT_THAT(*ListUncommitted(dir_), testing::ElementsAre(dir_ + "/step-00000050"));
+  const auto uncommitted = ListUncommitted(dir_);
+  ASSERT_TRUE(uncommitted.ok()) << uncommitted.status();
+  ASSERT_EQ(uncommitted->size(), 1);
+  EXPECT_EQ(uncommitted->front().path, dir_ + "/step-00000050");
+  EXPECT_EQ(uncommitted->front().step, 50);
 }
 
 TEST(ModelDigestTest, IsTheHashOfTheRawHashes) {

@@ -118,7 +118,7 @@ TEST_F(CheckpointTest, RefusesShardsOfOthers) {
 TEST_F(CheckpointTest, MissingFileFailsTheJob) {
   StartJob();
   const auto reports = WriteShards(2);
-  std::filesystem::remove(dir_ + "/step-00000002/dense-0.safetensors");
+  std::filesystem::remove(dir_ + "/step-00000002.generation-1/dense-0.safetensors");
   for (const auto& report : reports)
     ASSERT_TRUE(controller_->ReportShardFile(report).ok());
   std::thread worker([&] {
@@ -184,7 +184,7 @@ TEST_F(CheckpointTest, FinishesAndGoesOn) {
   v1::RegisterRequest other = Registration("worker/a");
   other.mutable_data()->set_sha256("07e4");
   EXPECT_THAT(std::string(Join(other).message()),
-              HasSubstr("the checkpoint was trained on (da7a)"));
+              HasSubstr("the job was trained on (da7a)"));
 }
 
 TEST_F(CheckpointTest, RefusesACheckpointOfAnotherJob) {

@@ -109,12 +109,14 @@ class ControllerFixture : public ::testing::Test {
 
   absl::StatusOr<v1::ClusterState> Beat(const std::string& id,
                                         uint64_t ready_generation = 0,
-                                        const std::string& waiting_for = "") {
+                                        const std::string& waiting_for = "",
+                                        uint64_t seen_generation = 0) {
     v1::HeartbeatRequest request;
     request.set_member(id);
     request.set_incarnation(incarnations_[id]);
     request.set_ready_generation(ready_generation);
     request.set_waiting_for(waiting_for);
+    request.set_seen_generation(seen_generation);
     auto response = controller_->Heartbeat(request, NeverCancelled());
     if (!response.ok()) return response.status();
     return response->state();
@@ -146,12 +148,23 @@ class ControllerFixture : public ::testing::Test {
     incarnations_.erase(id);
   }
 
+  v1::FailJobRequest Failure(const std::string& member, const std::string& cause,
+                             bool peer_lost = false) {
+    v1::FailJobRequest request;
+    request.set_member(member);
+    request.set_cause(cause);
+    request.set_generation(State().generation());
+    request.set_peer_lost(peer_lost);
+    return request;
+  }
+
   // Losses of 2 per token, 10 tokens a replica.
   template <typename Report>
   Report WithLosses(const std::string& worker, uint64_t step) {
     Report report;
     report.set_member(worker);
     report.set_step(step);
+    report.set_generation(State().generation());
     v1::LayerBalance* layer = report.add_balance();
     layer->set_layer(1);
     for (int e = 0; e < 4; ++e) layer->add_assigned(e == 0 ? 8 : 4);
@@ -184,11 +197,13 @@ class ControllerFixture : public ::testing::Test {
     v1::AwaitCheckpointRequest request;
     request.set_member(worker);
     request.set_step(step);
+    request.set_generation(State().generation());
     return request;
   }
   v1::FinishWorkRequest Finish(const std::string& worker) {
     v1::FinishWorkRequest request;
     request.set_member(worker);
+    request.set_generation(State().generation());
     return request;
   }
 
@@ -196,8 +211,8 @@ class ControllerFixture : public ::testing::Test {
   std::vector<v1::ReportShardFileRequest> WriteShards(uint64_t step) {
     const v1::ClusterState state = State();
     const ModelPlan plan = MakeModelPlan(state.job());
-    const std::string folder =
-        absl::StrCat(state.checkpoint_dir(), "/", StepFolderName(step));
+    const std::string folder = absl::StrCat(state.checkpoint_dir(), "/",
+                                            CutFolderName(step, state.generation()));
     EXPECT_TRUE(MakeDirs(folder).ok());
     std::vector<v1::ReportShardFileRequest> reports;
     for (size_t i = 0; i < plan.shards.size(); ++i) {
@@ -205,6 +220,7 @@ class ControllerFixture : public ::testing::Test {
       v1::ReportShardFileRequest& report = reports.emplace_back();
       report.set_member(state.placement().shards(i).server());
       report.set_step(step);
+      report.set_generation(state.generation());
       v1::ShardFile* file = report.mutable_file();
       file->set_shard(plan.shards[i].id);
       file->set_file(ShardFileName(plan.shards[i].id));

@@ -53,6 +53,7 @@ TEST_F(JobControllerTest, ChangeEndsAHeldHeartbeat) {
 }
 
 TEST_F(JobControllerTest, DoesNotBlameMembersForItsOwnPause) {
+  options_.recoveries = 0;
   StartJob();
   {
     absl::MutexLock lock(&mutex_);
@@ -65,6 +66,7 @@ TEST_F(JobControllerTest, DoesNotBlameMembersForItsOwnPause) {
 }
 
 TEST_F(JobControllerTest, HeldReportEndsWithItsCallerAndWithTheJob) {
+  options_.recoveries = 0;
   StartJob();
   const auto request = EvaluationReport("worker/a", 2, v1::SPLIT_TEST);
   EXPECT_EQ(controller_->ReportEvaluation(request, [] { return true; }).status().code(),

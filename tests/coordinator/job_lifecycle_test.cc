@@ -104,6 +104,7 @@ TEST_F(JobLifecycleTest, TellsWhatEachMemberNeeds) {
 }
 
 TEST_F(JobLifecycleTest, LosesASilentMember) {
+  options_.recoveries = 0;
   StartJob();
   for (int i = 0; i < 8; ++i) {
     Advance(absl::Seconds(1));
@@ -125,7 +126,8 @@ TEST_F(JobLifecycleTest, LosesASilentMember) {
   EXPECT_EQ(Beat("worker/a")->failure(), state.failure());
 }
 
-TEST_F(JobLifecycleTest, MemberThatLeavesEarlyFailsTheJob) {
+TEST_F(JobLifecycleTest, MemberThatLeavesEarlyFailsAJobWithoutRecoveries) {
+  options_.recoveries = 0;
   StartJob();
   LeaveCluster("worker/b");
   EXPECT_EQ(State().failure(),
@@ -146,17 +148,11 @@ TEST_F(JobLifecycleTest, MemberThatIsLostWhileWaitingMayBeReplaced) {
 
 TEST_F(JobLifecycleTest, FirstCauseStands) {
   StartJob();
-  v1::FailJobRequest request;
-  request.set_member("worker/stranger");
-  request.set_cause("mischief");
-  controller_->FailJob(request);
+  controller_->FailJob(Failure("worker/stranger", "mischief"));
   EXPECT_EQ(State().phase(), v1::PHASE_RUNNING);
-  request.set_member("worker/b");
-  request.set_cause("the disk is full");
-  EXPECT_EQ(controller_->FailJob(request).failure(), "");
-  request.set_member("server/a");
-  request.set_cause("worker/b is gone");
-  EXPECT_EQ(controller_->FailJob(request).failure(), "worker/b: the disk is full");
+  EXPECT_EQ(controller_->FailJob(Failure("worker/b", "the disk is full")).failure(), "");
+  EXPECT_EQ(controller_->FailJob(Failure("server/a", "worker/b is gone")).failure(),
+            "worker/b: the disk is full");
   EXPECT_EQ(State().failure(), "worker/b: the disk is full");
   EXPECT_THAT(Printed(), HasSubstr("failed: worker/b: the disk is full\n"));
   const absl::Status status = controller_->ReportStep(StepReport("worker/a", 0));
@@ -166,10 +162,7 @@ TEST_F(JobLifecycleTest, FirstCauseStands) {
 
 TEST_F(JobLifecycleTest, ACauseNamesItsMemberOnce) {
   StartJob();
-  v1::FailJobRequest request;
-  request.set_member("worker/b");
-  request.set_cause("worker/b: the disk is full");
-  controller_->FailJob(request);
+  controller_->FailJob(Failure("worker/b", "worker/b: the disk is full"));
   EXPECT_EQ(State().failure(), "worker/b: the disk is full");
 }
 

@@ -110,6 +110,9 @@ TEST_F(RegistrationTest, RepetitionIsAnsweredAlike) {
   ASSERT_TRUE(Join(request).ok());
   EXPECT_EQ(incarnations_["worker/a"], 1);
   request.set_nonce(6);
+  ExpectRefused(request, absl::StatusCode::kUnavailable, HasSubstr("or is dead"));
+  Advance(absl::Seconds(1));
+  ASSERT_TRUE(Beat("worker/a").ok());
   ExpectRefused(request, absl::StatusCode::kAlreadyExists, HasSubstr("lives"));
 }
 

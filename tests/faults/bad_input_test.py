@@ -125,7 +125,7 @@ class BadDataTest(c.TestCase):
         cluster.start_coordinator(flags=["--resume"])
         worker = cluster.start_worker("w0", data=other)
         self.assertEqual(worker.wait(c.FAULT), 1, worker.report())
-        self.assertRegex(worker.last_line, "other data .* than the checkpoint was trained on")
+        self.assertRegex(worker.last_line, "other data .* than the job was trained on")
 
 
 class ContextsTest(c.TestCase):

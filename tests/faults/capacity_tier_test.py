@@ -92,7 +92,7 @@ class CapacityTierTest(c.TestCase):
         os.makedirs(folder)
         flags = ["--disk_dir", folder, "--disk_gib", "1"]
         cluster = self.new_cluster(self.job.replace("steps: 60", "steps: 100000"))
-        cluster.start(servers=1, server_flags=flags)
+        cluster.start(servers=1, server_flags=flags, flags=["--recoveries=0"])
         cluster.await_line("^checkpoint ")
         shards = self.run_program([c.MOECTL, "shards", "--coordinator", cluster.address])
         self.assertRegex(shards.stdout, ON_DISK)

@@ -112,11 +112,11 @@ def own_mounts():
 class Process:
     """A process with captured output. It dies with the test, however that ends."""
 
-    def __init__(self, name, command, log_folder, env=None, restore_signals=True):
+    def __init__(self, name, command, log_folder, log=None, env=None, restore_signals=True):
         self.name = name
-        self.stdout_path = os.path.join(log_folder, name + ".out")
-        self.stderr_path = os.path.join(log_folder, name + ".err")
-        with open(self.stdout_path, "w") as out, open(self.stderr_path, "w") as err:
+        self.stdout_path = os.path.join(log_folder, (log or name) + ".out")
+        self.stderr_path = os.path.join(log_folder, (log or name) + ".err")
+        with open(self.stdout_path, "a") as out, open(self.stderr_path, "a") as err:
             self._popen = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL"] + [str(word) for word in command],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err,
@@ -174,6 +174,7 @@ class Cluster:
         self.folder = folder
         self.data = data
         self.processes = {}
+        self._launched = 0
         self.checkpoint_dir = checkpoint_dir or os.path.join(folder, "checkpoints")
         self.job_path = os.path.join(folder, "job.textproto")
         with open(self.job_path, "w") as file:
@@ -183,17 +184,19 @@ class Cluster:
 
     # ---- starting
 
-    def start(self, servers=1, workers=1, server_flags=(), **options):
+    def start(self, servers=1, workers=1, server_flags=(), worker_flags=(), **options):
         """The whole cluster, coordinator first."""
         self.start_coordinator(servers, workers, **options)
         for i in range(servers):
             self.start_server("s%d" % i, flags=server_flags)
         for i in range(workers):
-            self.start_worker("w%d" % i)
+            self.start_worker("w%d" % i, flags=worker_flags)
         return self
 
     def start_coordinator(self, servers=1, workers=1, listen="127.0.0.1:0", flags=(), wait=True):
         port_file = os.path.join(self.folder, "port")
+        if os.path.exists(port_file):
+            os.remove(port_file)
         command = [COORDINATOR, "--job", self.job_path, "--listen", listen, "--servers", servers,
                    "--workers", workers, "--checkpoint_dir", self.checkpoint_dir, "--state_dir",
                    os.path.join(self.folder, "state"), "--port_file", port_file, "--result_json",
@@ -214,11 +217,21 @@ class Cluster:
 
     def _launch(self, name, command, **options):
         assert name not in self.processes, name
-        process = self.processes[name] = Process(name, command, self.folder, **options)
+        # Of several processes of one name each keeps its output.
+        self._launched += 1
+        log = name if name == "coordinator" else "{}.{}".format(name, self._launched)
+        process = self.processes[name] = Process(name, command, self.folder, log, **options)
         return process
 
     def __getitem__(self, name):
         return self.processes[name]
+
+    def kill(self, name):
+        """Kills a process and forgets it, so that another may take its name."""
+        process = self.processes.pop(name)
+        process.send(signal.SIGKILL)
+        process.wait()
+        return process
 
     # ---- waiting
 
@@ -293,7 +306,7 @@ class TestCase(unittest.TestCase):
         """A program that ends by itself."""
         folder = self.new_folder()
         os.makedirs(folder)
-        process = Process(os.path.basename(command[0]), command, folder, env)
+        process = Process(os.path.basename(command[0]), command, folder, env=env)
         self.addCleanup(process.close)
         self.assertIsNotNone(process.wait(PATIENCE), process.report())
         return process

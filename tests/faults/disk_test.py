@@ -45,7 +45,7 @@ class DiskTest(c.TestCase):
         cluster.await_line("^checkpoint ")
         self.assert_failed(
             cluster, time.monotonic(),
-            "%s/step-00000100/.*: No space left on device" % cluster.checkpoint_dir)
+            "%s/step-00000100.generation-1/.*: No space left on device" % cluster.checkpoint_dir)
         self.assertEqual(cluster.checkpoints(), [EVERY])
         subprocess.run(["mount", "-o", "remount,size=%d" % (size * 4), disk], check=True)
         self.assert_resumes(cluster, undisturbed, cluster.checkpoint_dir)

@@ -1,4 +1,4 @@
-"""A process that dies, stands still or disagrees ends the job, and everyone says why."""
+"""A process that dies or stands still ends a job without recoveries, and everyone says why."""
 
 import signal
 import time
@@ -8,7 +8,9 @@ from tests.faults import cluster as c
 
 class LostProcessTest(c.TestCase):
     def start(self, **options):
-        cluster = self.new_cluster(**options).start(servers=2, workers=2)
+        lost = ["--coordinator_timeout=3s"]
+        cluster = self.new_cluster(**options).start(
+            servers=2, workers=2, flags=["--recoveries=0"], server_flags=lost, worker_flags=lost)
         cluster.await_training()
         return cluster
 

@@ -173,15 +173,27 @@ class RunLocalTest(c.TestCase):
     # ---- faults
 
     def test_killed_members(self):
-        for name in ("w1", "s0"):
-            with self.subTest(name):
-                self.out = self.new_folder()
-                process = self.start("--data", self.data, job_text=c.job())
-                self.await_line(process, r"^step ")
-                os.kill(self.member(name), signal.SIGKILL)
-                kind = "worker" if name[0] == "w" else "server"
-                self.assert_ends(process, 1, "the job failed\n  %s %s was killed by SIGKILL" %
-                                 (kind, name), within=c.FAULT)
+        job_text = c.job(steps=3000, every_steps=50)
+        undisturbed = self.train(job_text)
+        process = self.start("--data", self.data, job_text=job_text)
+        for round, name in enumerate(["w1", "s0"]):
+            self.await_line(process, r"^checkpoint .*step-00000%d00 " % (round + 1))
+            os.kill(self.member(name), signal.SIGKILL)
+        self.assert_ends(process, 0, "parameter digest *" + undisturbed["digest"])
+        for who in ("worker w1", "server s0"):
+            self.assertIn(who + " was killed by SIGKILL and is started again", process.stderr)
+
+    def test_member_that_is_killed_whenever_it_starts(self):
+        process = self.start("--data", self.data, job_text=c.job())
+        self.await_line(process, r"^step ")
+        deadline = time.monotonic() + c.PATIENCE
+        while process.status is None and time.monotonic() < deadline:
+            for pid, command in self.members().items():
+                if "s0" in command:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        self.assert_ends(process, 1, "the job failed\n  server s0 was killed by SIGKILL")
+        self.assertEqual(process.stderr.count("is started again"), 10)
 
     def test_killed_coordinator(self):
         process = self.start("--data", self.data, job_text=c.job())

@@ -11,7 +11,7 @@ STOPPED = "this process was told to stop"
 
 class SignalsTest(c.TestCase):
     def start(self):
-        cluster = self.new_cluster().start(servers=2, workers=2)
+        cluster = self.new_cluster().start(servers=2, workers=2, flags=["--recoveries=0"])
         cluster.await_training()
         return cluster
 

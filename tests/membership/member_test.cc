@@ -97,6 +97,7 @@ class MemberTest : public ::testing::Test {
       const auto running = member->WaitFor("the start", kPatience, IsRunning);
       ASSERT_TRUE(running.ok()) << running.status();
       ASSERT_EQ(running->phase(), v1::PHASE_RUNNING);
+      member->Enter(running->generation());
     }
   }
 
@@ -226,7 +227,7 @@ TEST_F(MemberTest, FailureReachesEverybody) {
   });
   absl::Status held;
   std::thread waiting([&] { held = members_[1]->AwaitCheckpoint(3).status(); });
-  members_[2]->Fail("the disk is full");
+  members_[2]->Fail(absl::InternalError("the disk is full"));
   waiting.join();
   EXPECT_EQ(held.code(), absl::StatusCode::kAborted);
   EXPECT_EQ(held.message(), "worker/b: the disk is full");
@@ -247,12 +248,13 @@ TEST_F(MemberTest, FailureReachesEverybody) {
 // Whatever the member's own heartbeat has heard.
 TEST_F(MemberTest, AFailureThatFollowsAnotherHasItsCause) {
   StartJob();
-  members_[1]->Fail("the disk is full");
-  members_[2]->Fail("worker/a is gone");
+  members_[1]->Fail(absl::InternalError("the disk is full"));
+  members_[2]->Fail(absl::InternalError("worker/a is gone"));
   EXPECT_EQ(members_[2]->health().message(), "worker/a: the disk is full");
 }
 
-TEST_F(MemberTest, LeavingEarlyFailsTheJob) {
+TEST_F(MemberTest, LeavingEarlyFailsAJobWithoutRecoveries) {
+  options_.recoveries = 0;
   StartJob();
   members_[1]->Leave();
   const auto state = members_[0]->WaitFor("the end", kPatience, Never);
@@ -286,22 +288,41 @@ TEST_F(MemberTest, NoticesThatTheCoordinatorIsGone) {
   options_.lease = absl::Milliseconds(500);
   StartCoordinator();
   auto member = Join("worker/a");
-  const std::string address = coordinator_->address();
   ASSERT_TRUE(member
                   ->WaitFor("an answer", kPatience,
                             [](const v1::ClusterState& state) {
                               return state.phase() == v1::PHASE_WAITING;
                             })
                   .ok());
-  // One that starts anew at the same address doesn't know the member.
   coordinator_.reset();
   const auto state = member->WaitFor("the end", kPatience, Never);
   EXPECT_FALSE(state.ok());
 }
 
+TEST_F(MemberTest, TheLossOfAnotherEndsTheGeneration) {
+  options_.heartbeat = absl::Milliseconds(50);
+  options_.lease = absl::Milliseconds(500);
+  StartJob();
+  absl::Notification troubled;
+  members_[1]->OnTrouble([&](const absl::Status& status) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
+    troubled.Notify();
+  });
+  members_[2]->Fail(absl::UnavailableError("server/s is gone"));
+  EXPECT_EQ(members_[2]->generation_health().message(),
+            "generation 1 is over: server/s is gone");
+  EXPECT_TRUE(troubled.WaitForNotificationWithTimeout(kPatience));
+  EXPECT_EQ(members_[1]->ReportStep(v1::ReportStepRequest()).code(),
+            absl::StatusCode::kAborted);
+  for (auto& member : members_) EXPECT_TRUE(member->health().ok());
+  // All were there all along, so it goes on at once.
+  EXPECT_TRUE(members_[0]->WaitFor("the next", kPatience, IsLoading).ok());
+}
+
 TEST_F(MemberTest, SilentMemberIsLost) {
   options_.heartbeat = absl::Milliseconds(50);
   options_.lease = absl::Milliseconds(500);
+  options_.recoveries = 0;
   StartCoordinator();
   // Registers and is never heard of again, like a process that is killed.
   const auto stub = v1::CoordinatorService::NewStub(MakeChannel(coordinator_->address()));

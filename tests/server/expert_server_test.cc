@@ -186,6 +186,32 @@ TEST_F(ExpertServerTest, ServesAJobToItsEnd) {
   EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
 }
 
+TEST_F(ExpertServerTest, ServesTheNextGeneration) {
+  Start(testing::MadeState(testing::MadeJob()));
+  SetPhase(v1::PHASE_RUNNING);
+  Connect();
+  Step(0);
+  for (auto& [worker, stream] : workers_) EXPECT_EQ(stream->Next().close().version(), 1u);
+  state_.set_generation(2);
+  state_.set_recovery("worker/w9 was lost");
+  SetPhase(v1::PHASE_WAITING);
+  // Streams are cut, though their workers still hold them.
+  for (auto& [worker, stream] : workers_) EXPECT_FALSE(stream->End().ok());
+  SetPhase(v1::PHASE_LOADING);
+  cluster_.AwaitReady(2);
+  SetPhase(v1::PHASE_RUNNING);
+  Conversation stream(*server_);
+  ASSERT_TRUE(stream.Hello("worker/w0", kProtocolVersion, 2));
+  v1::ExchangeRequest pull = testing::PullOf({"dense/0"}, 0);
+  pull.set_generation(2);
+  stream.Send(pull);
+  EXPECT_EQ(stream.Next().pull().version(), 0u) << "what step 0 did is gone";
+  Conversation late(*server_);
+  EXPECT_FALSE(late.Hello("worker/w1"));
+  EXPECT_THAT(late.End().error_message(), HasSubstr("in generation 1"));
+  EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
+}
+
 TEST_F(ExpertServerTest, WantsAGreetingFirst) {
   Start(testing::MadeState(testing::MadeJob()));
   const auto refusal = [&](auto&& talk) {

@@ -69,17 +69,21 @@ class FakeMember : public Member {
   absl::StatusOr<v1::ClusterState> WaitFor(
       const std::string&, absl::Duration,
       const std::function<bool(const v1::ClusterState&)>& ready) override {
-    absl::MutexLock lock(&cluster_.mutex_);
+    int seen = -1;
     while (true) {
-      if (cluster_.cancelled_) return absl::CancelledError("told to stop");
-      const v1::ClusterState& state = cluster_.state_;
+      v1::ClusterState state;
+      {
+        absl::MutexLock lock(&cluster_.mutex_);
+        const auto changed = [&] {
+          return cluster_.cancelled_ || cluster_.changes_ != seen;
+        };
+        cluster_.mutex_.Await(absl::Condition(&changed));
+        if (cluster_.cancelled_) return absl::CancelledError("told to stop");
+        state = cluster_.state_;
+        seen = cluster_.changes_;
+      }
       if (state.phase() == v1::PHASE_FAILED) return absl::AbortedError(state.failure());
       if (state.phase() == v1::PHASE_FINISHED || ready(state)) return state;
-      const int seen = cluster_.changes_;
-      const auto changed = [&] {
-        return cluster_.cancelled_ || cluster_.changes_ != seen;
-      };
-      cluster_.mutex_.Await(absl::Condition(&changed));
     }
   }
   absl::Status health() const override {
@@ -90,6 +94,17 @@ class FakeMember : public Member {
     }
     return absl::OkStatus();
   }
+  void Enter(uint64_t generation) override {
+    absl::MutexLock lock(&cluster_.mutex_);
+    entered_ = generation;
+  }
+  absl::Status generation_health() const override {
+    if (absl::Status status = health(); !status.ok()) return status;
+    absl::MutexLock lock(&cluster_.mutex_);
+    return entered_ == 0 || entered_ == cluster_.state_.generation()
+               ? absl::OkStatus()
+               : absl::AbortedError("the generation is over");
+  }
   void OnTrouble(std::function<void(const absl::Status&)>) override {}
   void SetReady(uint64_t generation) override {
     absl::MutexLock lock(&cluster_.mutex_);
@@ -97,9 +112,9 @@ class FakeMember : public Member {
   }
   void SetWaitingFor(const std::string&) override {}
   void SetTimes(const v1::MemberTimes&) override {}
-  void Fail(const std::string& cause) override {
+  void Fail(const absl::Status& cause) override {
     absl::MutexLock lock(&cluster_.mutex_);
-    cluster_.failures_.push_back(cause);
+    cluster_.failures_.push_back(std::string(cause.message()));
   }
   void Cancel() override {
     absl::MutexLock lock(&cluster_.mutex_);
@@ -124,6 +139,7 @@ class FakeMember : public Member {
  private:
   FakeCluster& cluster_;
   std::string id_;
+  uint64_t entered_ = 0;  // under the cluster's lock
 };
 
 }  // namespace moe::testing

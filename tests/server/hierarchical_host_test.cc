@@ -56,7 +56,7 @@ TEST_F(HierarchicalHostTest, TheGateIsPartOfItsShard) {
   EXPECT_EQ(written_["1 layer1/group1"].tensors(0).name(), "layer1.moe.group1.wg");
   Step(1);
   const Digests undisturbed = DigestsOf();
-  state.set_restore_from(folder + "/step-00000001");
+  state.set_restore_from(folder + "/step-00000001.generation-1");
   state.set_start_step(1);
   Load(state, 2);
   EXPECT_EQ(DigestsOf(), at_cut);

@@ -231,7 +231,7 @@ TEST_F(ShardHostTest, CutRestoresToTheSameBits) {
   Step(2);
   const Digests undisturbed = DigestsOf();
 
-  state.set_restore_from(folder + "/step-00000002");
+  state.set_restore_from(folder + "/step-00000002.generation-1");
   state.set_start_step(2);
   Load(state, 2);
   EXPECT_EQ(DigestsOf(), at_cut);
@@ -254,7 +254,7 @@ TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
     options.state = other;
     return ShardHost::Load(*backend_, std::move(options)).status();
   };
-  state.set_restore_from(folder + "/step-00000001");
+  state.set_restore_from(folder + "/step-00000001.generation-1");
   state.set_start_step(3);
   EXPECT_THAT(load(state).message(), HasSubstr("its step is 1 instead of 3"));
   state.set_start_step(1);
@@ -266,13 +266,14 @@ TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
   plain.mutable_job()->mutable_optimizer()->mutable_sgd();
   EXPECT_THAT(load(plain).message(),
               HasSubstr("has an entry \"embedding#m\", for which this job has no use"));
-  std::filesystem::remove(folder + "/step-00000001/replica-1.safetensors");
+  std::filesystem::remove(folder + "/step-00000001.generation-1/replica-1.safetensors");
   EXPECT_THAT(load(state).message(), HasSubstr("replica-1.safetensors"));
 }
 
 TEST_F(ShardHostTest, FailsTheJobWhenACutCannotBeWritten) {
   const std::string folder = TempFolder("unwritable");
-  std::filesystem::create_directories(folder + "/step-00000001/dense-0.safetensors");
+  std::filesystem::create_directories(folder +
+                                      "/step-00000001.generation-1/dense-0.safetensors");
   v1::ClusterState state = testing::MadeState(testing::MadeJob());
   state.set_checkpoint_dir(folder);
   Load(state, 1);

@@ -1,0 +1,246 @@
+"""A job survives the loss of any process, and ends with the bits of the undisturbed run."""
+
+import os
+import re
+import signal
+import time
+
+from tests.faults import cluster as c
+from tests.faults.proxy import Proxy
+
+STEPS = 1500
+EVERY = 100
+LEASE = 1.5  # seconds
+FLAGS = ["--heartbeat_ms=200", "--lease_ms=%d" % (1000 * LEASE)]
+# Seconds that a peer may be silent.
+TIMEOUT = 3
+SERVER_FLAGS = ["--rendezvous_timeout=%ds" % TIMEOUT]
+WORKER_FLAGS = ["--step_timeout=%ds" % TIMEOUT]
+
+
+class RecoveryCase(c.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.job = c.job(steps=STEPS, every_steps=EVERY)
+        run = c.Cluster(os.path.join(cls.root, "undisturbed"), cls.data, cls.job)
+        cls.addClassCleanup(run.close)
+        run.start(servers=1, workers=1)
+        run.wait_all(c.PATIENCE)
+        cls.undisturbed = run.result
+        assert cls.undisturbed["phase"] == "FINISHED", run.report()
+
+    def start(self, servers=2, workers=2, flags=(), **options):
+        cluster = self.new_cluster(self.job)
+        cluster.start(servers, workers, flags=FLAGS + list(flags), server_flags=SERVER_FLAGS,
+                      worker_flags=WORKER_FLAGS, **options)
+        self.await_checkpoint(cluster)
+        return cluster
+
+    def start_server(self, cluster, name, flags=()):
+        return cluster.start_server(name, SERVER_FLAGS + list(flags))
+
+    def start_worker(self, cluster, name):
+        return cluster.start_worker(name, WORKER_FLAGS)
+
+    def await_joined(self, cluster, name):
+        """Waits until the process of that name, no other, is a member."""
+        joined = r"/%s \(.* pid %d\) has joined" % (name, cluster[name].pid)
+        cluster.await_that(lambda: re.search(joined, cluster["coordinator"].stderr), joined)
+
+    def await_checkpoint(self, cluster):
+        cluster.await_line(r"^checkpoint .*step-00000%d00 " % (2 * EVERY // 100))
+
+    def assert_undisturbed(self, cluster, generations=None):
+        result = self.assert_finished(cluster)
+        self.assertEqual(result["digest"], self.undisturbed["digest"], cluster.report())
+        self.assertEqual(result["test_perplexity"], self.undisturbed["test_perplexity"])
+        if generations is not None:
+            lines = cluster["coordinator"].stdout.splitlines()
+            recoveries = [line for line in lines if line.startswith("recovering: ")]
+            self.assertEqual(len(recoveries) + 1, generations, recoveries)
+        leftovers = [name for name in os.listdir(cluster.checkpoint_dir) if ".generation-" in name]
+        self.assertEqual(leftovers, [])
+
+
+class LostProcessTest(RecoveryCase):
+    def test_server_killed_and_started_again(self):
+        cluster = self.start()
+        cluster.kill("s0")
+        self.start_server(cluster, "s0")
+        self.assert_undisturbed(cluster, generations=2)
+
+    def test_worker_killed_and_started_again(self):
+        cluster = self.start()
+        cluster.kill("w1")
+        self.start_worker(cluster, "w1")
+        self.assert_undisturbed(cluster, generations=2)
+
+    def test_another_takes_the_place(self):
+        cluster = self.start()
+        cluster.kill("s0")
+        self.start_server(cluster, "other")
+        cluster.kill("w0")
+        self.start_worker(cluster, "another")
+        self.assert_undisturbed(cluster)
+
+    def test_server_that_does_not_come_back(self):
+        cluster = self.start(servers=3, flags=["--rejoin_timeout_s=1"])
+        cluster.kill("s1")
+        cluster.await_line(r"^going on without 1 of 3 servers")
+        self.assert_undisturbed(cluster, generations=2)
+
+    def test_worker_that_does_not_come_back(self):
+        cluster = self.start(flags=["--rejoin_timeout_s=1"])
+        cluster.kill("w0")
+        cluster.await_line(r"^going on without 1 of 2 workers")
+        self.assert_undisturbed(cluster, generations=2)
+
+    def test_all_members_killed(self):
+        cluster = self.start()
+        for name in ["s0", "s1", "w0", "w1"]:
+            cluster.kill(name)
+        for name in ["s0", "s1"]:
+            self.start_server(cluster, name)
+        for name in ["w0", "w1"]:
+            self.start_worker(cluster, name)
+        self.assert_undisturbed(cluster)
+
+    def test_coordinator_killed_and_started_again(self):
+        cluster = self.start()
+        cluster.kill("coordinator")
+        time.sleep(1)
+        cluster.start_coordinator(2, 2, listen=cluster.address, flags=FLAGS)
+        self.assert_undisturbed(cluster)
+        self.assertIn("starting from " + cluster.checkpoint_dir, cluster["coordinator"].stdout)
+
+    def test_everything_killed_and_started_again(self):
+        cluster = self.start()
+        for name in list(cluster.processes):
+            cluster.kill(name)
+        cluster.start(2, 1, flags=FLAGS)
+        self.assert_undisturbed(cluster)
+
+    def test_killed_again_and_again(self):
+        cluster = self.start(flags=["--recoveries=100"])
+        for round in range(6):
+            name = ["s0", "w0", "s1", "w1", "s0", "w0"][round]
+            cluster.kill(name)
+            (self.start_worker if name[0] == "w" else self.start_server)(cluster, name)
+            time.sleep(0.4)
+        self.assert_undisturbed(cluster)
+
+    def test_too_many_losses_fail_the_job(self):
+        # Without a checkpoint each generation begins anew, and the second doesn't get as far.
+        cluster = self.new_cluster(c.job()).start(2, 1, flags=FLAGS + ["--recoveries=1"])
+        cluster.await_line("^step [0-9]{4,}/")
+        cluster.kill("s0")
+        self.start_server(cluster, "s0")
+        cluster.await_that(lambda: cluster["coordinator"].stdout.count("training small") == 2,
+                           "the second generation")
+        cluster.kill("s0")
+        self.assert_failed(cluster, time.monotonic(), "may fail in a row: --recoveries")
+
+
+class StandsStillTest(RecoveryCase):
+    def test_server_past_its_lease(self):
+        cluster = self.start()
+        stopped = cluster.processes.pop("s1")
+        self.addCleanup(stopped.close)
+        stopped.send(signal.SIGSTOP)
+        cluster.await_line(r"^recovering: .*server/s1")
+        # Its name is free, and it finds out when it wakes.
+        self.start_server(cluster, "s1")
+        self.await_joined(cluster, "s1")
+        stopped.send(signal.SIGCONT)
+        self.assertEqual(stopped.wait(c.FAULT), 1, stopped.report())
+        self.assertRegex(stopped.last_line, r"server/s1 .* lives; a second server takes")
+        self.assert_undisturbed(cluster)
+
+    def test_server_past_its_lease_without_a_successor(self):
+        cluster = self.start()
+        cluster["s1"].send(signal.SIGSTOP)
+        cluster.await_line(r"^recovering: .*server/s1")
+        cluster["s1"].send(signal.SIGCONT)
+        self.assert_undisturbed(cluster)
+
+    def test_worker_past_its_lease(self):
+        cluster = self.start()
+        stopped = cluster.processes.pop("w1")
+        self.addCleanup(stopped.close)
+        stopped.send(signal.SIGSTOP)
+        cluster.await_line(r"^recovering: .*worker/w1")
+        self.start_worker(cluster, "w1")
+        self.await_joined(cluster, "w1")
+        stopped.send(signal.SIGCONT)
+        self.assertEqual(stopped.wait(c.FAULT), 1, stopped.report())
+        self.assert_undisturbed(cluster)
+
+    def test_a_pause_within_the_lease_is_none(self):
+        cluster = self.start()
+        for name in ["s0", "w0", "coordinator"]:
+            cluster[name].send(signal.SIGSTOP)
+            time.sleep(LEASE / 3)
+            cluster[name].send(signal.SIGCONT)
+        self.assert_undisturbed(cluster, generations=1)
+
+    def test_coordinator_for_longer_than_the_lease(self):
+        cluster = self.start()
+        cluster["coordinator"].send(signal.SIGSTOP)
+        time.sleep(2 * LEASE)
+        cluster["coordinator"].send(signal.SIGCONT)
+        self.assert_undisturbed(cluster, generations=1)
+
+
+class NetworkTest(RecoveryCase):
+    def start_with_proxies(self):
+        """Two servers, each reached through a proxy."""
+        cluster = self.new_cluster(self.job)
+        cluster.start_coordinator(2, 2, flags=FLAGS)
+        self.proxies = {}
+        for name in ["s0", "s1"]:
+            proxy = self.proxies[name] = Proxy()
+            self.addCleanup(proxy.close)
+            port_file = os.path.join(cluster.folder, name + ".port")
+            self.start_server(cluster, name, ["--advertise", proxy.address, "--port_file",
+                                              port_file])
+            cluster.await_that(lambda: os.path.exists(port_file), name + " listens")
+            proxy.target = c.read(port_file).strip()
+        for name in ["w0", "w1"]:
+            self.start_worker(cluster, name)
+        self.await_checkpoint(cluster)
+        return cluster
+
+    def test_connections_break(self):
+        cluster = self.start_with_proxies()
+        self.proxies["s0"].drop()
+        self.assert_undisturbed(cluster, generations=2)
+
+    def test_partition(self):
+        cluster = self.start_with_proxies()
+        self.proxies["s1"].blocked = {"to_target", "to_client"}
+        cluster.await_line(r"^recovering: ")
+        self.proxies["s1"].blocked = set()
+        self.assert_undisturbed(cluster)
+
+    def test_one_way_partitions(self):
+        cluster = self.start_with_proxies()
+        for name, way in [("s0", "to_client"), ("s1", "to_target")]:
+            before = cluster["coordinator"].stdout.count("recovering: ")
+            self.proxies[name].blocked = {way}
+            cluster.await_that(
+                lambda: cluster["coordinator"].stdout.count("recovering: ") > before, way)
+            self.proxies[name].blocked = set()
+        self.assert_undisturbed(cluster)
+
+    def test_short_stalls_of_all_links_in_turn(self):
+        cluster = self.start_with_proxies()
+        for name in ["s0", "s1", "s0", "s1"]:
+            self.proxies[name].blocked = {"to_target", "to_client"}
+            time.sleep(TIMEOUT / 6)
+            self.proxies[name].blocked = set()
+        self.assert_undisturbed(cluster, generations=1)
+
+
+if __name__ == "__main__":
+    c.main()
