@@ -176,6 +176,55 @@ TEST(StepMemoryTest, EvaluationKeepsNothing) {
   EXPECT_EQ(evaluated.OneServer().activations, 0);
 }
 
+// An evaluation makes the matrices of experts that no step has touched.
+TEST(StepMemoryTest, AnEvaluationOnATierHasAnExpertOnEachThread) {
+  const std::string moe =
+      "d_model: 64 vocabulary: 10 layers { moe { experts: 16 k: 2 hidden: 1024 groups: 2 "
+      "gating: GATING_NOISY_TOP_K ";
+  // 64 x 1,024 floats, two matrices and one of them once more; as bf16 half of that and one and a
+  // half of a matrix of floats.
+  const int64_t matrix = 4 * 64 * 1024;
+  for (const auto& [parameters, bytes] :
+       {std::pair("", 3 * matrix),
+        std::pair("parameters: PARAMETERS_BFLOAT16", 5 * matrix / 2)}) {
+    for (bool training : {false, true}) {
+      const Planned planned(JobOf(absl::StrCat(moe, parameters, " } }"), "replicas: 2"),
+                            training);
+      const auto need = [&](int threads) {
+        return planned.memory
+            .OfServer(planned.plan.shards, std::vector<std::vector<uint32_t>>{{0}, {1}},
+                      {.threads = threads, .tier = true})
+            .activations;
+      };
+      // No more than there are.
+      ExpectMore(need(16), need(8), 8 * bytes);
+      EXPECT_EQ(need(100), need(16));
+    }
+  }
+}
+
+// Two layers of which one alone would have room, in either order.
+TEST(StepMemoryTest, AnActivationBudgetDoesNotDependOnTheOrderOfLayers) {
+  const auto moe = [](int hidden) {
+    return absl::StrCat("layers { moe { experts: 4 k: 2 hidden: ", hidden,
+                        " groups: 2 gating: GATING_NOISY_TOP_K } } ");
+  };
+  const auto need = [&](const std::string& layers, int64_t budget) {
+    const Planned planned = Small(absl::StrCat("d_model: 4 vocabulary: 10 ", layers));
+    return planned.memory
+        .OfServer(planned.plan.shards, std::vector<std::vector<uint32_t>>{{0}, {1}},
+                  {.threads = 1, .activation_bytes = budget})
+        .activations;
+  };
+  // hidden and dhidden of 24 pairs.
+  const int64_t small = 2 * 4 * 24 * 8;
+  const int64_t large = 2 * 4 * 24 * 800;
+  for (const int64_t budget : {small + 1, large + 1, large + small - 1}) {
+    EXPECT_EQ(need(moe(8) + moe(800), budget), need(moe(800) + moe(8), budget)) << budget;
+  }
+  EXPECT_EQ(need(moe(8) + moe(800), large + small), need(moe(8) + moe(800), 0));
+}
+
 // ---------------------------------------------------------------- kinds of layers
 
 TEST(StepMemoryTest, EveryHiddenLayerOfAnExpertCounts) {
