@@ -126,13 +126,30 @@ absl::Status ExpertShard::Touch(const WaveBatch& batch) {
   return status;
 }
 
+void ExpertShard::PrefetchExpert(int32_t expert) const {
+  for (int i = FirstMatrix(expert); i < FirstMatrix(expert + 1); ++i) {
+    parameters_.Prefetch(i);
+  }
+}
+
+void ExpertShard::Prefetch(const WaveBatch& batch) const {
+  ForExpertsWithRows(batch, [&](int32_t e, int64_t, int64_t) { PrefetchExpert(e); });
+}
+
+bool ExpertShard::HasMemory(int32_t expert) const {
+  for (int i = FirstMatrix(expert); i < FirstMatrix(expert + 1); ++i) {
+    if (!parameters_.has_memory(i)) return false;
+  }
+  return true;
+}
+
 void ExpertShard::Evaluate(const WaveBatch& batch, ConstMatrix x,
                            std::span<const Matrix> hidden, Matrix y) const {
+  Prefetch(batch);
   std::vector<ExpertRows> touched;
   std::vector<std::pair<int32_t, ExpertRows>> untouched;
   ForExpertsWithRows(batch, [&](int32_t e, int64_t begin, int64_t rows) {
-    // Of an expert all matrices have memory, or none.
-    if (parameters_.has_memory(FirstMatrix(e))) {
+    if (HasMemory(e)) {
       touched.push_back(RowsOf(e, begin, rows, values_));
     } else {
       ExpertRows& of_expert = untouched.emplace_back(e, ExpertRows()).second;
@@ -154,7 +171,10 @@ void ExpertShard::EvaluateUntouched(ExpertRows of_expert, int32_t expert, ConstM
   std::vector<Bfloat16*> w16;
   for (int i = FirstMatrix(expert); i < FirstMatrix(expert + 1); ++i) {
     const int64_t size = parameters_.tensor(i).size();
-    if (bfloat16_) {
+    if (parameters_.has_memory(i)) {
+      w16.push_back(values_.w16[i]);
+      w.push_back(values_.w[i]);
+    } else if (bfloat16_) {
       w16.push_back(halves.emplace_back(backend_, size).data());
       parameters_.GetInitialValues(i, w16.back());
     } else {
@@ -162,8 +182,11 @@ void ExpertShard::EvaluateUntouched(ExpertRows of_expert, int32_t expert, ConstM
       parameters_.GetInitialValues(i, w.back());
     }
   }
-  of_expert.w = w;
-  of_expert.w16 = w16;
+  if (bfloat16_) {
+    of_expert.w16 = w16;
+  } else {
+    of_expert.w = w;
+  }
   backend_.ExpertForward({&of_expert, 1}, x, hidden, y);
 }
 
@@ -349,6 +372,7 @@ std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave, const WaveRo
   }
   if (batch.pairs() == 0) return gradients;
 
+  Prefetch(batch);
   std::vector<Tensor> again;
   if (!batch.kept) again = HiddenAgain(rows, batch);
   // Of the experts' input, where there is no hidden layer, which would be as good.
@@ -399,6 +423,7 @@ const ExpertShard::StepBatch& ExpertShard::Gather(std::span<const WaveRows> wave
     int64_t rows = 0;
     for (const WaveBatch& batch : waves_) rows += batch.begin[e + 1] - batch.begin[e];
     if (rows > 0) {
+      PrefetchExpert(e);
       step.experts.push_back(RowsOf(e, begin.back(), rows, values_));
       step.expert.push_back(e);
     }
@@ -472,6 +497,8 @@ void ExpertShard::Apply(std::span<const WaveRows> waves, double rate, double sca
   steps.reserve(step.experts.size() * matrices());
   for (size_t i = 0; i < step.experts.size(); ++i) {
     const int32_t e = step.expert[i];
+    // With clipping all shards were read since they were gathered.
+    PrefetchExpert(e);
     for (int j = 0; j < matrices(); ++j) {
       steps.push_back(parameters_.NextUpdate(FirstMatrix(e) + j, rate, scale));
     }

@@ -129,6 +129,11 @@ class ExpertShard : public Shard {
                                    const std::vector<Tensor>& hidden) const;
   // Gives memory to the experts that have rows.
   absl::Status Touch(const WaveBatch& batch);
+  // Before they are needed: begins to read those that aren't in RAM.
+  void Prefetch(const WaveBatch& batch) const;
+  void PrefetchExpert(int32_t expert) const;
+  // Whether all of its matrices have memory.
+  bool HasMemory(int32_t expert) const;
   // The forward pass of an evaluation, which gives no expert memory. The initial values of those
   // without are made for one expert at a time on each thread.
   void Evaluate(const WaveBatch& batch, ConstMatrix x, std::span<const Matrix> hidden,

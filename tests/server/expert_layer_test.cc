@@ -2,6 +2,7 @@
 #include "server/expert_layer.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
@@ -591,6 +592,40 @@ TEST_P(ExpertLayerTest, AnEvaluationMakesOneUntouchedExpertAtATime) {
     EXPECT_EQ(most({.tier = tier.get()}), in_memory + expert);
     layer_.reset();
   }
+}
+
+TEST_P(ExpertLayerTest, EveryPassReadsItsExpertsAhead) {
+  int soon = 0;
+  CapacityTier::System system = CapacityTier::RealSystem();
+  system.madvise = [&soon, real = system.madvise](void* begin, size_t bytes, int advice) {
+    soon += advice == MADV_WILLNEED ? 1 : 0;
+    return real(begin, bytes, advice);
+  };
+  const auto tier =
+      CapacityTier::Create(
+          {.folder = ::testing::TempDir(), .disk_bytes = 1 << 20, .system = system},
+          1 << 20)
+          .value();
+  Load("adam {}", 1, v1::PARAMETERS_FLOAT32, {.tier = tier.get()});
+  RunStep(0);
+  layer_->Apply(kRate, 1);
+  const auto calls = [&](const auto& pass) {
+    soon = 0;
+    pass();
+    return soon;
+  };
+  const auto matrices = static_cast<int>(slow_[0].w.size());
+  EXPECT_GE(calls([&] { Forward(v1::MODE_EVALUATE, 1, 0); }), matrices);
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    EXPECT_GE(calls([&] { Forward(v1::MODE_TRAIN, 1, w); }), matrices);
+  }
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    EXPECT_GE(calls([&] { Backward(1, w); }), matrices);
+  }
+  std::vector<v1::TensorSquareSum> sums;
+  EXPECT_GE(calls([&] { layer_->AppendSquareSums(&sums); }), matrices);
+  EXPECT_GE(calls([&] { layer_->Apply(kRate, 1); }), matrices);
+  layer_.reset();
 }
 
 TEST_P(ExpertLayerTest, AFullTierLeavesTheShardsAsTheyWere) {
