@@ -36,6 +36,8 @@ class Worker {
     absl::Duration join_timeout = absl::Seconds(60);
     // How long any wait for a server may take.
     absl::Duration step_timeout = absl::Seconds(60);
+    // How much longer while servers write a checkpoint's files.
+    absl::Duration cut_timeout = absl::Hours(1);
     // How long to wait for the other members before the job starts.
     absl::Duration start_timeout = absl::Minutes(10);
     // Where the highest gates of an evaluation are written, as TopContexts::ToJson; empty: nowhere.
