@@ -166,7 +166,7 @@ TEST(Moectl, DescribeKnowsWhatServersKeepElsewhere) {
         constant {}
       }
     }
-    training { replicas: 1 lanes: 64 unroll: 64 steps: 1 }
+    training { replicas: 1 waves: 1 lanes: 64 unroll: 64 steps: 1 }
   )pb";
   const auto server = [&](const std::vector<std::string>& flags) {
     std::vector<std::string> arguments = {"describe",    "--job",       path,
