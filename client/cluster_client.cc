@@ -46,6 +46,7 @@ absl::StatusOr<std::unique_ptr<ClusterClient>> ClusterClient::Connect(
   ServerSet servers;
   ASSIGN_OR_RETURN(servers.map, MakeShardMap(state, plan));
   servers.timeout = options.timeout;
+  servers.cut_timeout = options.cut_timeout;
   servers.on_wait = std::move(options.on_wait);
   for (const ShardMap::Server& server : servers.map.servers) {
     ASSIGN_OR_RETURN(std::unique_ptr<ShardStream> stream,

@@ -27,6 +27,8 @@ class ClusterClient {
     std::vector<uint32_t> owned_replicas;
     // Of every wait.
     absl::Duration timeout = absl::Seconds(60);
+    // How much longer it may be for servers that write a checkpoint's files.
+    absl::Duration cut_timeout = absl::Hours(1);
     // Called by the waiting thread with the reason when a wait begins, and with "" when
     // it ends.
     std::function<void(const std::string& reason)> on_wait;

@@ -16,19 +16,17 @@
 
 namespace moe {
 
-// For writing a checkpoint's files, however large and slow the disk.
-inline constexpr absl::Duration kCutTimeout = absl::Minutes(10);
-
 struct ServerSet {
   ShardMap map;
   // [map.servers]
   std::vector<std::unique_ptr<ShardStream>> streams;
   absl::Duration timeout;
+  // More, for what is answered only when a server has written its shards to disk.
+  absl::Duration cut_timeout;
   std::function<void(const std::string& reason)> on_wait;
 
   absl::Time Deadline() const { return absl::Now() + timeout; }
-  // Of an answer that comes only when the server has written its shards to disk.
-  absl::Time CutDeadline() const { return absl::Now() + timeout + kCutTimeout; }
+  absl::Time CutDeadline() const { return Deadline() + cut_timeout; }
 
   absl::StatusOr<v1::ExchangeResponse> Await(int32_t server, const ExchangeKey& key,
                                              absl::Time deadline) const {

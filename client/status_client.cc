@@ -91,10 +91,19 @@ absl::StatusOr<LiveDigest> GetLiveDigest(const StatusClient& client,
   for (int attempt = 0; attempt < attempts; ++attempt) {
     LiveDigest live;
     std::set<uint64_t> distinct;
+    bool aborted = false;
     versions.clear();
     for (const v1::ServerAddress& host : hosts) {
-      ASSIGN_OR_RETURN(const v1::GetTensorDigestsResponse digests,
-                       client.GetTensorDigests(host));
+      const absl::StatusOr<v1::GetTensorDigestsResponse> answer =
+          client.GetTensorDigests(host);
+      if (absl::IsAborted(answer.status())) {
+        // The next attempt begins with the first server.
+        versions.push_back(absl::StrCat(host.server(), " between two versions"));
+        aborted = true;
+        break;
+      }
+      RETURN_IF_ERROR(answer.status());
+      const v1::GetTensorDigestsResponse& digests = *answer;
       // Its version says nothing if it has replica shards alone.
       if (digests.tensors().empty() && digests.untouched().empty()) continue;
       live.version = digests.version();
@@ -105,7 +114,7 @@ absl::StatusOr<LiveDigest> GetLiveDigest(const StatusClient& client,
       live.untouched.insert(live.untouched.end(), digests.untouched().begin(),
                             digests.untouched().end());
     }
-    if (distinct.size() > 1) continue;
+    if (aborted || distinct.size() > 1) continue;
     ASSIGN_OR_RETURN(live.digest, ModelDigest(live.tensors, live.untouched));
     return live;
   }

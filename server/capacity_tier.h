@@ -3,10 +3,15 @@
 //
 // The file has no name, so that a process that dies leaves nothing on the disk. It is no
 // checkpoint: what must survive is in shard files.
+//
+// Its file system must keep for good the blocks that fallocate took: ext4, xfs and tmpfs do (of
+// tmpfs the memory is the disk). One that copies on write, as btrfs, may need more at every write
+// back, and find none when it is too late for an error.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -23,11 +28,19 @@ class CapacityTier {
   static constexpr int64_t kPage = 4096;
   static int64_t InPages(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
+  // The system's calls of these names, which leave their error in errno; for tests.
+  struct System {
+    std::function<int(int fd, int mode, int64_t offset, int64_t bytes)> fallocate;
+    std::function<int(void* begin, size_t bytes, int advice)> madvise;
+  };
+  static System RealSystem();
+
   struct Options {
     // Where the file lies; exists.
     std::string folder;
     // What the file may take of the disk.
     int64_t disk_bytes = 0;
+    System system = RealSystem();
   };
 
   // address_bytes: of all that will be reserved. An error names the folder.
@@ -41,12 +54,13 @@ class CapacityTier {
   // written before Allocate. Not thread-safe.
   char* Reserve(int64_t bytes);
   // Takes disk for bytes that are reserved and not allocated yet; they are zeros. Any
-  // thread. RESOURCE_EXHAUSTED: the budget or the disk has no room for them, nothing has
-  // changed; with the figures.
+  // thread. After an error nothing has changed. RESOURCE_EXHAUSTED: the budget or the disk has no
+  // room for them; with the figures. Other errors have the system's text, and what to do.
   absl::Status Allocate(char* begin, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Bytes that are allocated will be needed soon: begins to read what isn't in RAM. Any thread.
-  void Prefetch(char* begin, int64_t bytes) const;
+  // Bytes that are allocated will be needed soon, from anywhere in a page on: begins to read what
+  // isn't in RAM. Any thread.
+  void Prefetch(const char* begin, int64_t bytes) const;
 
   const Options& options() const { return options_; }
   // Any thread.
@@ -57,6 +71,13 @@ class CapacityTier {
       : options_(std::move(options)), fd_(fd), data_(data), size_(size) {}
 
   absl::Status TakeDisk(char* begin, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Of bytes that fallocate was asked for: what it took, the whole or a part.
+  void GiveBack(char* begin, int64_t bytes) const;
+  // error: of fallocate.
+  absl::Status CannotTake(int error, int64_t bytes) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // All pages at once, which is cheaper than a fault for each.
+  absl::Status Populate(char* begin, int64_t bytes) const;
 
   const Options options_;
   const int fd_;

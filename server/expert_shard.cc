@@ -126,24 +126,68 @@ absl::Status ExpertShard::Touch(const WaveBatch& batch) {
   return status;
 }
 
-ExpertShard::Borrowed ExpertShard::Borrow(const WaveBatch& batch) const {
-  Borrowed borrowed{.values = values_, .floats = {}, .halves = {}};
-  ForExpertsWithRows(batch, [&](int32_t e, int64_t, int64_t) {
-    for (int i = FirstMatrix(e); i < FirstMatrix(e + 1); ++i) {
-      if (parameters_.has_memory(i)) continue;
-      const int64_t size = parameters_.tensor(i).size();
-      if (bfloat16_) {
-        Bfloat16*& w16 = borrowed.values.w16[i];
-        w16 = borrowed.halves.emplace_back(backend_, size).data();
-        parameters_.GetInitialValues(i, w16);
-      } else {
-        float*& w = borrowed.values.w[i];
-        w = borrowed.floats.emplace_back(backend_, size).data();
-        parameters_.GetInitialValues(i, w);
-      }
+void ExpertShard::PrefetchExpert(int32_t expert) const {
+  for (int i = FirstMatrix(expert); i < FirstMatrix(expert + 1); ++i) {
+    parameters_.Prefetch(i);
+  }
+}
+
+void ExpertShard::Prefetch(const WaveBatch& batch) const {
+  ForExpertsWithRows(batch, [&](int32_t e, int64_t, int64_t) { PrefetchExpert(e); });
+}
+
+bool ExpertShard::HasMemory(int32_t expert) const {
+  for (int i = FirstMatrix(expert); i < FirstMatrix(expert + 1); ++i) {
+    if (!parameters_.has_memory(i)) return false;
+  }
+  return true;
+}
+
+void ExpertShard::Evaluate(const WaveBatch& batch, ConstMatrix x,
+                           std::span<const Matrix> hidden, Matrix y) const {
+  Prefetch(batch);
+  std::vector<ExpertRows> touched;
+  std::vector<std::pair<int32_t, ExpertRows>> untouched;
+  ForExpertsWithRows(batch, [&](int32_t e, int64_t begin, int64_t rows) {
+    if (HasMemory(e)) {
+      touched.push_back(RowsOf(e, begin, rows, values_));
+    } else {
+      ExpertRows& of_expert = untouched.emplace_back(e, ExpertRows()).second;
+      of_expert.begin = begin;
+      of_expert.rows = rows;
     }
   });
-  return borrowed;
+  backend_.ExpertForward(touched, x, hidden, y);
+  backend_.parallel().For(static_cast<int64_t>(untouched.size()), [&](int64_t i) {
+    EvaluateUntouched(untouched[i].second, untouched[i].first, x, hidden, y);
+  });
+}
+
+void ExpertShard::EvaluateUntouched(ExpertRows of_expert, int32_t expert, ConstMatrix x,
+                                    std::span<const Matrix> hidden, Matrix y) const {
+  std::vector<Array<float>> floats;
+  std::vector<Array<Bfloat16>> halves;
+  std::vector<float*> w;
+  std::vector<Bfloat16*> w16;
+  for (int i = FirstMatrix(expert); i < FirstMatrix(expert + 1); ++i) {
+    const int64_t size = parameters_.tensor(i).size();
+    if (parameters_.has_memory(i)) {
+      w16.push_back(values_.w16[i]);
+      w.push_back(values_.w[i]);
+    } else if (bfloat16_) {
+      w16.push_back(halves.emplace_back(backend_, size).data());
+      parameters_.GetInitialValues(i, w16.back());
+    } else {
+      w.push_back(floats.emplace_back(backend_, size).data());
+      parameters_.GetInitialValues(i, w.back());
+    }
+  }
+  if (bfloat16_) {
+    of_expert.w16 = w16;
+  } else {
+    of_expert.w = w;
+  }
+  backend_.ExpertForward({&of_expert, 1}, x, hidden, y);
 }
 
 ExpertShard::WaveBatch ExpertShard::Join(const WaveRows& rows,
@@ -209,12 +253,7 @@ absl::StatusOr<std::vector<v1::GroupOutput>> ExpertShard::RunExperts(
   const bool train = mode == v1::MODE_TRAIN;
   std::vector<float> host_gate;
   WaveBatch batch = Join(rows, pairs, &host_gate);
-  Borrowed borrowed;
-  if (train) {
-    RETURN_IF_ERROR(Touch(batch));
-  } else {
-    borrowed = Borrow(batch);
-  }
+  if (train) RETURN_IF_ERROR(Touch(batch));
   std::vector<v1::GroupOutput> outputs(pairs.size());
   for (v1::GroupOutput& output : outputs) output.set_group(spec_.group);
 
@@ -226,8 +265,12 @@ absl::StatusOr<std::vector<v1::GroupOutput>> ExpertShard::RunExperts(
     Array<float> pair_gate(backend_, batch.pairs());
     pair_gate.Upload(host_gate);
     backend_.GatherRows(rows.x.view(), batch.source, nullptr, x.view());
-    backend_.ExpertForward(ExpertsOf(batch, train ? values_ : borrowed.values), x.view(),
-                           Views<Matrix>(batch.hidden), y.view());
+    const std::vector<Matrix> hidden = Views<Matrix>(batch.hidden);
+    if (train) {
+      backend_.ExpertForward(ExpertsOf(batch, values_), x.view(), hidden, y.view());
+    } else {
+      Evaluate(batch, x.view(), hidden, y.view());
+    }
     backend_.CombineRows(y.view(), batch.offset, batch.position, pair_gate.data(),
                          combined.view());
     for (size_t r = 0; r < pairs.size(); ++r) {
@@ -329,6 +372,7 @@ std::vector<v1::GroupGradient> ExpertShard::Backward(uint32_t wave, const WaveRo
   }
   if (batch.pairs() == 0) return gradients;
 
+  Prefetch(batch);
   std::vector<Tensor> again;
   if (!batch.kept) again = HiddenAgain(rows, batch);
   // Of the experts' input, where there is no hidden layer, which would be as good.
@@ -379,6 +423,7 @@ const ExpertShard::StepBatch& ExpertShard::Gather(std::span<const WaveRows> wave
     int64_t rows = 0;
     for (const WaveBatch& batch : waves_) rows += batch.begin[e + 1] - batch.begin[e];
     if (rows > 0) {
+      PrefetchExpert(e);
       step.experts.push_back(RowsOf(e, begin.back(), rows, values_));
       step.expert.push_back(e);
     }
@@ -452,6 +497,8 @@ void ExpertShard::Apply(std::span<const WaveRows> waves, double rate, double sca
   steps.reserve(step.experts.size() * matrices());
   for (size_t i = 0; i < step.experts.size(); ++i) {
     const int32_t e = step.expert[i];
+    // With clipping all shards were read since they were gathered.
+    PrefetchExpert(e);
     for (int j = 0; j < matrices(); ++j) {
       steps.push_back(parameters_.NextUpdate(FirstMatrix(e) + j, rate, scale));
     }

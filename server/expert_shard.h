@@ -116,14 +116,6 @@ class ExpertShard : public Shard {
     std::vector<float*> w;
     std::vector<Bfloat16*> w16;
   };
-  // The shard's own, but for experts that have no memory: theirs are made for the time of an
-  // evaluation's wave.
-  struct Borrowed {
-    Values values;
-    std::vector<Array<float>> floats;
-    std::vector<Array<Bfloat16>> halves;
-  };
-
   // The experts' part of Forward.
   absl::StatusOr<std::vector<v1::GroupOutput>> RunExperts(
       v1::Mode mode, const WaveRows& rows, std::span<const GroupPairs* const> pairs);
@@ -137,8 +129,18 @@ class ExpertShard : public Shard {
                                    const std::vector<Tensor>& hidden) const;
   // Gives memory to the experts that have rows.
   absl::Status Touch(const WaveBatch& batch);
-  // What the experts of the batch are computed with, in an evaluation.
-  Borrowed Borrow(const WaveBatch& batch) const;
+  // Before they are needed: begins to read those that aren't in RAM.
+  void Prefetch(const WaveBatch& batch) const;
+  void PrefetchExpert(int32_t expert) const;
+  // Whether all of its matrices have memory.
+  bool HasMemory(int32_t expert) const;
+  // The forward pass of an evaluation, which gives no expert memory. The initial values of those
+  // without are made for one expert at a time on each thread.
+  void Evaluate(const WaveBatch& batch, ConstMatrix x, std::span<const Matrix> hidden,
+                Matrix y) const;
+  // Of one expert with its initial values.
+  void EvaluateUntouched(ExpertRows of_expert, int32_t expert, ConstMatrix x,
+                         std::span<const Matrix> hidden, Matrix y) const;
   // pair_gate: gates by pair.
   WaveBatch Join(const WaveRows& rows, std::span<const GroupPairs* const> pairs,
                  std::vector<float>* pair_gate);

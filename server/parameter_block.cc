@@ -1,5 +1,6 @@
 #include "server/parameter_block.h"
 
+#include <algorithm>
 #include <map>
 #include <set>
 #include <utility>
@@ -147,7 +148,7 @@ absl::Status ParameterBlock::Allocate(Held& tensor) {
 absl::Status ParameterBlock::Touch(int i) {
   Held& tensor = tensors_[i];
   if (tensor.has_memory) {
-    Prefetch(tensor);
+    Prefetch(i);
     return absl::OkStatus();
   }
   RETURN_IF_ERROR(Allocate(tensor));
@@ -242,30 +243,53 @@ absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
   return absl::OkStatus();
 }
 
-void ParameterBlock::Prefetch(const Held& tensor) const {
+void ParameterBlock::Prefetch(int i) const {
+  const Held& tensor = tensors_[i];
   if (tensor.slot == nullptr || !tensor.has_memory) return;
   tier_->Prefetch(tensor.slot, Slot(tensor.state).bytes);
 }
 
+std::vector<int> ParameterBlock::Updated() const {
+  std::vector<int> updated;
+  for (int i = 0; i < tensors(); ++i) {
+    if (!IsUntouched(tensors_[i])) updated.push_back(i);
+  }
+  return updated;
+}
+
 absl::StatusOr<v1::ShardFile> ParameterBlock::Write(const Cut& cut) const {
-  for (const Held& tensor : tensors_) Prefetch(tensor);
   std::vector<std::vector<char>> copies;
   std::vector<SafetensorsEntry> entries;
+  std::vector<int> tensor_of;  // by entry
   std::map<std::string, std::string> metadata;
-  std::vector<v1::TensorDigest> digests;
   for (int i = 0; i < tensors(); ++i) {
     metadata[tensor(i).name + "#count"] = absl::StrCat(count(i));
-    if (IsUntouched(tensors_[i])) continue;
+  }
+  for (int i : Updated()) {
     for (Part& part : PartsOf(i)) {
       const std::span<const char> bytes = OnHost(i, part, &copies.emplace_back());
-      if (part.name == tensor(i).name) digests.push_back(DigestOf(i, bytes));
       entries.push_back({std::move(part.name), part.dtype(), std::move(part.shape),
                          bytes.data(), bytes.size()});
+      tensor_of.push_back(i);
     }
   }
+  // What is in the tier is read once, a little ahead: it may be more than memory holds.
+  std::map<int, v1::TensorDigest> digests;
+  SafetensorsWatch watch;
+  watch.soon = [&](size_t e) {
+    if (tensors_[tensor_of[e]].slot == nullptr) return;
+    tier_->Prefetch(static_cast<const char*>(entries[e].data),
+                    static_cast<int64_t>(entries[e].bytes));
+  };
+  watch.now = [&](size_t e) {
+    const int i = tensor_of[e];
+    if (entries[e].name != tensor(i).name) return;
+    digests[i] =
+        DigestOf(i, {static_cast<const char*>(entries[e].data), entries[e].bytes});
+  };
   ASSIGN_OR_RETURN(v1::ShardFile file,
-                   WriteShardFile(cut, shard_, entries, std::move(metadata)));
-  for (v1::TensorDigest& digest : digests) *file.add_tensors() = std::move(digest);
+                   WriteShardFile(cut, shard_, entries, std::move(metadata), watch));
+  for (auto& [i, digest] : digests) *file.add_tensors() = std::move(digest);
   for (v1::UntouchedTensors& range : Untouched()) {
     *file.add_untouched() = std::move(range);
   }
@@ -273,11 +297,16 @@ absl::StatusOr<v1::ShardFile> ParameterBlock::Write(const Cut& cut) const {
 }
 
 std::vector<v1::TensorDigest> ParameterBlock::Digests() const {
-  for (const Held& tensor : tensors_) Prefetch(tensor);
+  const std::vector<int> updated = Updated();
+  size_t prefetched = 0;
   std::vector<v1::TensorDigest> digests;
-  for (int i = 0; i < tensors(); ++i) {
-    if (IsUntouched(tensors_[i])) continue;
+  for (size_t n = 0; n < updated.size(); ++n) {
+    for (; prefetched < std::min(updated.size(), n + 1 + SafetensorsWatch::kAhead);
+         ++prefetched) {
+      Prefetch(updated[prefetched]);
+    }
     std::vector<char> copy;
+    const int i = updated[n];
     digests.push_back(DigestOf(i, OnHost(i, ParametersOf(i), &copy)));
   }
   return digests;

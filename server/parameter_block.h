@@ -55,8 +55,10 @@ class ParameterBlock {
 
   bool has_memory(int i) const { return tensors_[i].has_memory; }
   // Tensor i will be needed: gives it memory and its initial values, where it has none.
-  // RESOURCE_EXHAUSTED as CapacityTier::Allocate. Different tensors from different threads.
+  // An error is CapacityTier::Allocate's. Different tensors from different threads.
   absl::Status Touch(int i);
+  // Tensor i will be needed soon: begins to read it, if it is in the tier and not in RAM. Any thread.
+  void Prefetch(int i) const;
   // Values of tensor i as it begins, on the backend: [rows, cols], floats or bf16.
   void GetInitialValues(int i, void* out) const;
 
@@ -108,7 +110,8 @@ class ParameterBlock {
     return tensor.spec.of_expert && tensor.count == 0;
   }
   absl::Status Allocate(Held& tensor);
-  void Prefetch(const Held& tensor) const;
+  // Those that files and digests have.
+  std::vector<int> Updated() const;
   void Initialize(int i);
   Part ParametersOf(int i) const;
   // The parameters and what the optimizer keeps of tensor i.

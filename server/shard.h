@@ -32,7 +32,7 @@ class Shard {
   // The state before the first step.
   virtual void Initialize() = 0;
   // The state in a file that Write made; an error names the file and what doesn't fit, or
-  // is RESOURCE_EXHAUSTED as CapacityTier::Allocate.
+  // is CapacityTier::Allocate's.
   virtual absl::Status Restore(const SafetensorsFile& file) = 0;
   // Writes <folder>/<shard file>; an error names the file and the system's text.
   virtual absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const = 0;

@@ -1,7 +1,6 @@
 #include "server/shard_file.h"
 
-#include <filesystem>
-#include <system_error>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,9 +24,10 @@ absl::Status CheckMetadata(const SafetensorsFile& file, const std::string& key,
 
 }  // namespace
 
-absl::StatusOr<v1::ShardFile> WriteShardFile(
-    const Cut& cut, const std::string& shard, std::span<const SafetensorsEntry> entries,
-    std::map<std::string, std::string> metadata) {
+absl::StatusOr<v1::ShardFile> WriteShardFile(const Cut& cut, const std::string& shard,
+                                             std::span<const SafetensorsEntry> entries,
+                                             std::map<std::string, std::string> metadata,
+                                             SafetensorsWatch watch) {
   metadata["job"] = cut.job;
   metadata["step"] = absl::StrCat(cut.step);
   metadata["shard"] = shard;
@@ -35,11 +35,15 @@ absl::StatusOr<v1::ShardFile> WriteShardFile(
   result.set_shard(shard);
   result.set_file(ShardFileName(shard));
   const std::string path = absl::StrCat(cut.folder, "/", result.file());
-  RETURN_IF_ERROR(WriteSafetensors(path, entries, metadata));
-  ASSIGN_OR_RETURN(*result.mutable_sha256(), Sha256File(path));
-  std::error_code error;
-  result.set_bytes(std::filesystem::file_size(path, error));
-  if (error) return absl::UnavailableError(absl::StrCat(path, ": ", error.message()));
+  Sha256 sha;
+  uint64_t bytes = 0;
+  watch.written = [&](std::string_view written) {
+    sha.Update(written);
+    bytes += written.size();
+  };
+  RETURN_IF_ERROR(WriteSafetensors(path, entries, metadata, watch));
+  result.set_sha256(sha.Hex());
+  result.set_bytes(bytes);
   return result;
 }
 

@@ -17,11 +17,12 @@
 
 namespace moe {
 
-// `metadata` is added to the job's name, the step and the shard's id. The result has no
-// tensors yet.
+// `metadata` is added to the job's name, the step and the shard's id. watch: without `written`, for
+// the file is hashed as it is written. The result has no tensors yet.
 absl::StatusOr<v1::ShardFile> WriteShardFile(const Cut& cut, const std::string& shard,
                                              std::span<const SafetensorsEntry> entries,
-                                             std::map<std::string, std::string> metadata);
+                                             std::map<std::string, std::string> metadata,
+                                             SafetensorsWatch watch = {});
 
 // Opens the file of `shard` in `folder` and checks that it is that shard's, at version
 // `step`.

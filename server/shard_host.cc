@@ -14,6 +14,9 @@
 namespace moe {
 namespace {
 
+// The engine makes digests for so long, and of one shard more, before it turns to the job again.
+constexpr absl::Duration kDigestsAtOnce = absl::Milliseconds(200);
+
 // By replica.
 std::vector<std::string> WorkersOf(const v1::ClusterState& state) {
   std::vector<std::string> workers(state.job().training().replicas(), "nobody");
@@ -57,7 +60,7 @@ ShardHost::ShardHost(Backend& backend, Options options, std::unique_ptr<ShardSet
               .version = options_.state.start_step(),
               .waves = waves_,
               .worker_of = worker_of_}),
-      status_(shards_->Status()),
+      status_(std::make_shared<const std::vector<v1::ShardStatus>>(shards_->Status())),
       engine_([this] { OnIdle(); }) {}
 
 ShardHost::~ShardHost() { engine_.Stop(); }
@@ -151,8 +154,10 @@ absl::Status ShardHost::ApplyStep(double scale) {
   shards_->Apply(closed_.learning_rate, scale);
   if (closed_.cut) RETURN_IF_ERROR(WriteCut(inbox_.version() + 1));
   {
+    // Made, and its predecessor dropped, without the lock: messages need it.
+    auto status = std::make_shared<const std::vector<v1::ShardStatus>>(shards_->Status());
     absl::MutexLock lock(&mutex_);
-    status_ = shards_->Status();
+    status_.swap(status);
   }
   inbox_.Advance();
   return absl::OkStatus();
@@ -255,8 +260,12 @@ v1::GetServerStatusResponse ShardHost::Status() const {
     response.set_disk_limit_bytes(tier->options().disk_bytes);
   }
   const uint64_t version = inbox_.version();
-  absl::MutexLock lock(&mutex_);
-  for (const v1::ShardStatus& status : status_) {
+  std::shared_ptr<const std::vector<v1::ShardStatus>> shards;
+  {
+    absl::MutexLock lock(&mutex_);
+    shards = status_;
+  }
+  for (const v1::ShardStatus& status : *shards) {
     v1::ShardStatus* shard = response.add_shards();
     *shard = status;
     shard->set_version(version);
@@ -264,28 +273,56 @@ v1::GetServerStatusResponse ShardHost::Status() const {
   return response;
 }
 
-absl::StatusOr<v1::GetTensorDigestsResponse> ShardHost::Digests() {
+absl::StatusOr<v1::GetTensorDigestsResponse> ShardHost::Digests(
+    const std::function<bool()>& cancelled) {
+  v1::GetTensorDigestsResponse response;
+  int64_t next = 0;
+  do {
+    ASSIGN_OR_RETURN(next, DigestFrom(next, cancelled, &response));
+  } while (next < shards_->size());
+  return response;
+}
+
+absl::StatusOr<int64_t> ShardHost::DigestFrom(int64_t first,
+                                              const std::function<bool()>& cancelled,
+                                              v1::GetTensorDigestsResponse* response) {
   struct Answer {
-    absl::StatusOr<v1::GetTensorDigestsResponse> response =
+    absl::StatusOr<int64_t> next =
         absl::UnavailableError("the server is leaving the generation");
     absl::Notification done;
   };
   const auto answer = std::make_shared<Answer>();
   // Tells the waiter also if the engine drops the task.
   auto done = std::make_shared<OnDestruction>([answer] { answer->done.Notify(); });
-  engine_.Post([this, answer, done = std::move(done)] {
-    v1::GetTensorDigestsResponse response;
-    response.set_version(inbox_.version());
-    for (v1::TensorDigest& digest : shards_->Digests()) {
-      *response.add_tensors() = std::move(digest);
+  engine_.Post([this, answer, done = std::move(done), first, &cancelled, response] {
+    const uint64_t version = inbox_.version();
+    if (first == 0) response->set_version(version);
+    if (version != response->version()) {
+      answer->next = absl::AbortedError(
+          absl::StrCat("a step was taken from version ", response->version(),
+                       " while the digests of its shards were made"));
+      return;
     }
-    for (v1::UntouchedTensors& range : shards_->Untouched()) {
-      *response.add_untouched() = std::move(range);
-    }
-    answer->response = std::move(response);
+    const absl::Time end = absl::Now() + kDigestsAtOnce;
+    int64_t next = first;
+    do {
+      if (cancelled && cancelled()) {
+        answer->next = absl::CancelledError("nobody waits for the digests any more");
+        return;
+      }
+      if (next == shards_->size()) break;
+      for (v1::TensorDigest& digest : shards_->Digests(next)) {
+        *response->add_tensors() = std::move(digest);
+      }
+      for (v1::UntouchedTensors& range : shards_->Untouched(next)) {
+        *response->add_untouched() = std::move(range);
+      }
+      ++next;
+    } while (absl::Now() < end);
+    answer->next = next;
   });
   answer->done.WaitForNotification();
-  return answer->response;
+  return answer->next;
 }
 
 }  // namespace moe

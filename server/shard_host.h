@@ -70,8 +70,10 @@ class ShardHost : private Inbox::Work {
 
   void AddMoving(absl::Duration duration) { engine_.AddMoving(duration); }
   v1::GetServerStatusResponse Status() const;
-  // Waits until the engine is between two tasks.
-  absl::StatusOr<v1::GetTensorDigestsResponse> Digests();
+  // Waits for the engine, which makes them shard by shard, between its other tasks. ABORTED: a
+  // step was taken meanwhile. cancelled: whether the caller has gone; any thread; may be empty.
+  absl::StatusOr<v1::GetTensorDigestsResponse> Digests(
+      const std::function<bool()>& cancelled = {});
 
  private:
   // A step of which all replicas have closed.
@@ -91,6 +93,11 @@ class ShardHost : private Inbox::Work {
   void Score(Inbox::Score score, std::shared_ptr<ReplySink> sink) override;
   // A task's error fails the job.
   void Post(std::function<absl::Status()> task);
+  // Appends the digests of shard `first` and of those after it for which there is time; the next
+  // one's number.
+  absl::StatusOr<int64_t> DigestFrom(int64_t first,
+                                     const std::function<bool()>& cancelled,
+                                     v1::GetTensorDigestsResponse* response);
   absl::Status failure() const ABSL_LOCKS_EXCLUDED(mutex_);
 
   // The place of a frame's rows among those of its mixture in a pass.
@@ -121,7 +128,7 @@ class ShardHost : private Inbox::Work {
   mutable absl::Mutex mutex_;
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);
   // As of the last step.
-  std::vector<v1::ShardStatus> status_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<const std::vector<v1::ShardStatus>> status_ ABSL_GUARDED_BY(mutex_);
 
   // Last, so that its thread ends before what it uses.
   Engine engine_;

@@ -193,25 +193,6 @@ absl::StatusOr<std::vector<v1::ShardFile>> ShardSet::Write(const Cut& cut) const
   return files;
 }
 
-std::vector<v1::TensorDigest> ShardSet::Digests() const {
-  std::vector<v1::TensorDigest> digests;
-  for (const Shard* shard : all_) {
-    for (v1::TensorDigest& digest : shard->Digests())
-      digests.push_back(std::move(digest));
-  }
-  return digests;
-}
-
-std::vector<v1::UntouchedTensors> ShardSet::Untouched() const {
-  std::vector<v1::UntouchedTensors> ranges;
-  for (const Shard* shard : all_) {
-    for (v1::UntouchedTensors& range : shard->Untouched()) {
-      ranges.push_back(std::move(range));
-    }
-  }
-  return ranges;
-}
-
 std::vector<v1::ShardStatus> ShardSet::Status() const {
   std::vector<v1::ShardStatus> status(all_.size());
   for (size_t i = 0; i < all_.size(); ++i) all_[i]->FillStatus(&status[i]);

@@ -81,8 +81,13 @@ class ShardSet {
 
   // Writes a file for each shard.
   absl::StatusOr<std::vector<v1::ShardFile>> Write(const Cut& cut) const;
-  std::vector<v1::TensorDigest> Digests() const;
-  std::vector<v1::UntouchedTensors> Untouched() const;
+  // shard: below size().
+  std::vector<v1::TensorDigest> Digests(int64_t shard) const {
+    return all_[shard]->Digests();
+  }
+  std::vector<v1::UntouchedTensors> Untouched(int64_t shard) const {
+    return all_[shard]->Untouched();
+  }
   std::vector<v1::ShardStatus> Status() const;
 
  private:

@@ -18,7 +18,7 @@ grpc::Status StatusService::GetServerStatus(grpc::ServerContext*,
   return grpc::Status::OK;
 }
 
-grpc::Status StatusService::GetTensorDigests(grpc::ServerContext*,
+grpc::Status StatusService::GetTensorDigests(grpc::ServerContext* context,
                                              const v1::GetTensorDigestsRequest*,
                                              v1::GetTensorDigestsResponse* response) {
   const std::shared_ptr<ShardHost> host = host_();
@@ -26,7 +26,8 @@ grpc::Status StatusService::GetTensorDigests(grpc::ServerContext*,
     return ToGrpcStatus(
         absl::UnavailableError(absl::StrCat(server_, " has no shards yet")));
   }
-  absl::StatusOr<v1::GetTensorDigestsResponse> digests = host->Digests();
+  absl::StatusOr<v1::GetTensorDigestsResponse> digests =
+      host->Digests([context] { return context->IsCancelled(); });
   if (!digests.ok()) return ToGrpcStatus(digests.status());
   *response = *std::move(digests);
   return grpc::Status::OK;

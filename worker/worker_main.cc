@@ -30,6 +30,9 @@ ABSL_FLAG(absl::Duration, start_timeout, absl::Minutes(10),
           "How long to wait for the other members before the job starts or goes on.");
 ABSL_FLAG(absl::Duration, step_timeout, absl::Seconds(60),
           "How long to wait for any answer of a server before giving up.");
+ABSL_FLAG(absl::Duration, cut_timeout, absl::Hours(1),
+          "How much longer to wait at a checkpoint, while the servers write their shards "
+          "to disk.");
 ABSL_FLAG(
     std::string, contexts_file, "",
     "In an evaluation: write to this file, as JSON, the places of the text at which the "
@@ -67,6 +70,13 @@ int main(int argc, char** argv) {
   options.coordinator_timeout = absl::GetFlag(FLAGS_coordinator_timeout);
   options.start_timeout = absl::GetFlag(FLAGS_start_timeout);
   options.step_timeout = absl::GetFlag(FLAGS_step_timeout);
+  options.cut_timeout = absl::GetFlag(FLAGS_cut_timeout);
+  if (options.step_timeout <= absl::ZeroDuration()) {
+    moe::ExitWithUsageError("--step_timeout must be positive");
+  }
+  if (options.cut_timeout < absl::ZeroDuration()) {
+    moe::ExitWithUsageError("--cut_timeout must not be negative");
+  }
   if (options.data.empty())
     moe::ExitWithUsageError("--data is missing: the prepared text's folder");
   if (options.threads < 1) {

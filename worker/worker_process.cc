@@ -163,6 +163,7 @@ absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& me
   connect.member = member.id();
   connect.owned_replicas = owned;
   connect.timeout = options_.step_timeout;
+  connect.cut_timeout = options_.cut_timeout;
   ActivityClock clock;
   Activity before_wait = Activity::kComputing;
   connect.on_wait = [&](const std::string& reason) {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -43,7 +44,8 @@ class DescribeCommand final : public Command {
            "that training\n"
            "takes of each member, as the coordinator computes it at start.\n\n"
            "Usage: moectl describe --job FILE [--vocabulary N] [--json]\n"
-           "           [--servers N] [--workers N] [--threads N] [--disk]\n\n"
+           "           [--servers N] [--workers N] [--threads N]\n"
+           "           [--disk] [--activation_gib N]\n\n"
            "Example: moectl describe --job deploy/configs/tiny.textproto\n";
   }
   void AddFlags(FlagSet& flags) override {
@@ -73,6 +75,11 @@ class DescribeCommand final : public Command {
     flags.Add({.name = "disk",
                .value = &disk_,
                .help = "The servers keep experts on disk (expert_server --disk_dir)."});
+    flags.Add({.name = "activation_gib",
+               .value = &activation_gib_,
+               .placeholder = "N",
+               .help = "The servers keep at most so much of hidden activations "
+                       "(expert_server --activation_gib). 0: all."});
     flags.Add({.name = "json", .value = &json_, .help = "Print JSON, for scripts."});
   }
   absl::Status Run(std::ostream& out) override {
@@ -86,7 +93,17 @@ class DescribeCommand final : public Command {
     const ModelCount count = CountModel(job);
     const ModelStored stored = CountStored(job);
     MemoryNeeds memory;
-    if (servers_ != 0 || workers_ != 0) {
+    if (servers_ == 0 && workers_ == 0) {
+      for (const auto& [flag, given] :
+           {std::pair("disk", disk_), std::pair("threads", threads_ != 0),
+            std::pair("activation_gib", activation_gib_ > 0)}) {
+        if (!given) continue;
+        return absl::InvalidArgumentError(
+            absl::StrCat("--", flag,
+                         " is about the memory of a cluster's servers: give --servers N "
+                         "or --workers N, too"));
+      }
+    } else {
       ASSIGN_OR_RETURN(memory, Memory(job));
     }
     if (json_) {
@@ -132,9 +149,10 @@ class DescribeCommand final : public Command {
     }
     const std::vector<std::string> servers = Ids("server/s", std::max(servers_, 1));
     const std::vector<std::string> workers = Ids("worker/w", std::max(workers_, 1));
+    const auto budget = static_cast<int64_t>(std::ldexp(activation_gib_, 30));
     std::map<std::string, ServerLimits> limits;
     for (const std::string& server : servers) {
-      limits[server] = {.threads = threads_, .tier = disk_};
+      limits[server] = {.threads = threads_, .tier = disk_, .activation_bytes = budget};
     }
     const ModelPlan plan = MakeModelPlan(job);
     return ComputeMemoryNeeds(job, plan, MakePlacement(plan, servers),
@@ -265,6 +283,7 @@ class DescribeCommand final : public Command {
   int workers_ = 0;
   int threads_ = 0;
   bool disk_ = false;
+  double activation_gib_ = 0;
   bool json_ = false;
 };
 

@@ -1,6 +1,7 @@
 #include "client/moectl/flag_set.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -14,6 +15,9 @@ namespace {
 std::string TextOf(const FlagSet::Flag& flag) {
   if (const auto* text = std::get_if<std::string*>(&flag.value)) return **text;
   if (const auto* number = std::get_if<int*>(&flag.value)) return absl::StrCat(**number);
+  if (const auto* number = std::get_if<double*>(&flag.value)) {
+    return absl::StrCat(**number);
+  }
   if (const auto* duration = std::get_if<absl::Duration*>(&flag.value)) {
     return absl::FormatDuration(**duration);
   }
@@ -41,6 +45,10 @@ absl::Status FlagSet::Set(const Flag& flag, const std::string& text) {
   } else if (auto* const* number = std::get_if<int*>(&flag.value)) {
     if (!absl::SimpleAtoi(text, *number) || **number < flag.minimum) {
       return wrong(absl::StrCat("a whole number of at least ", flag.minimum));
+    }
+  } else if (auto* const* real = std::get_if<double*>(&flag.value)) {
+    if (!absl::SimpleAtod(text, *real) || !std::isfinite(**real) || **real < 0) {
+      return wrong("a number of at least 0");
     }
   } else if (auto* const* duration = std::get_if<absl::Duration*>(&flag.value)) {
     if (!absl::ParseDuration(text, *duration) || **duration <= absl::ZeroDuration()) {

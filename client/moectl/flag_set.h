@@ -17,14 +17,14 @@ class FlagSet {
     std::string name;
     // Not owned; its value at first is the default. A bool takes no value on the command
     // line.
-    std::variant<std::string*, int*, bool*, absl::Duration*> value = {};
+    std::variant<std::string*, int*, bool*, absl::Duration*, double*> value = {};
     // What the help calls the value: "FILE".
     std::string placeholder = {};
     std::string help = {};
     bool required = false;
     // Of a string; empty: any.
     std::vector<std::string> choices = {};
-    // Of an int.
+    // Of an int; a double is at least 0.
     int minimum = 0;
   };
 

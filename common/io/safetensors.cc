@@ -153,7 +153,8 @@ nlohmann::json ParseHeader(std::string_view text, std::string* why) {
 
 absl::Status WriteSafetensors(const std::string& path,
                               std::span<const SafetensorsEntry> entries,
-                              const std::map<std::string, std::string>& metadata) {
+                              const std::map<std::string, std::string>& metadata,
+                              const SafetensorsWatch& watch) {
   RETURN_IF_ERROR(CheckEntries(path, entries));
   std::vector<const SafetensorsEntry*> order;
   for (const SafetensorsEntry& entry : entries) order.push_back(&entry);
@@ -187,9 +188,19 @@ absl::Status WriteSafetensors(const std::string& path,
     const uint64_t length = text.size();
     std::string head(reinterpret_cast<const char*>(&length), kLengthBytes);
     head += text;
-    RETURN_IF_ERROR(sink.Append(head));
-    for (const SafetensorsEntry* entry : order) {
-      RETURN_IF_ERROR(sink.Append({static_cast<const char*>(entry->data), entry->bytes}));
+    const auto append = [&](std::string_view bytes) {
+      if (watch.written) watch.written(bytes);
+      return sink.Append(bytes);
+    };
+    RETURN_IF_ERROR(append(head));
+    size_t said = 0;
+    for (size_t i = 0; i < order.size(); ++i) {
+      for (; said < std::min(order.size(), i + 1 + SafetensorsWatch::kAhead); ++said) {
+        if (watch.soon) watch.soon(order[said] - entries.data());
+      }
+      const SafetensorsEntry& entry = *order[i];
+      if (watch.now) watch.now(order[i] - entries.data());
+      RETURN_IF_ERROR(append({static_cast<const char*>(entry.data), entry.bytes}));
     }
     return absl::OkStatus();
   });

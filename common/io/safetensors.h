@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -33,12 +34,25 @@ struct SafetensorsEntry {
   size_t bytes = 0;
 };
 
+// What a caller may follow of a file as it is written. Entries by their place in `entries`, in the
+// order of the file.
+struct SafetensorsWatch {
+  // Of each entry, kAhead entries before its turn: its data will be needed.
+  std::function<void(size_t entry)> soon;
+  static constexpr size_t kAhead = 8;
+  // Just before the entry is written.
+  std::function<void(size_t entry)> now;
+  // All bytes of the file.
+  std::function<void(std::string_view bytes)> written;
+};
+
 // Atomic. Names are unique and not "__metadata__"; bytes fits dtype and shape. The data
 // of entries with wider elements comes first, so that every element lies aligned;
 // otherwise the order is kept.
 absl::Status WriteSafetensors(const std::string& path,
                               std::span<const SafetensorsEntry> entries,
-                              const std::map<std::string, std::string>& metadata);
+                              const std::map<std::string, std::string>& metadata,
+                              const SafetensorsWatch& watch = {});
 
 // A mapped file. Immutable, hence usable from any thread.
 class SafetensorsFile {

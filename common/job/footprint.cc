@@ -6,6 +6,7 @@ namespace moe {
 namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kSmallPage = int64_t{4} << 10;
 // Where a large array begins in its memory, at most (common/kernels/cpu/memory.cc).
 constexpr int64_t kOffset = int64_t{65} << 10;
 
@@ -18,7 +19,7 @@ Footprint HostFloats(double floats) {
 Footprint ArrayOf(double floats) {
   const Footprint host = HostFloats(floats);
   if (host.heap < kHugePage) return host;
-  return {.pages = (host.heap + kOffset + kHugePage - 1) / kHugePage * kHugePage};
+  return {.pages = (host.heap + kOffset + kSmallPage - 1) / kSmallPage * kSmallPage};
 }
 
 }  // namespace moe

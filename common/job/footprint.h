@@ -1,4 +1,4 @@
-// Bytes as a process has them: in whole huge pages, or in malloc's heap.
+// Bytes as a process has them: in blocks of whole pages, or in malloc's heap.
 #pragma once
 
 #include <cstdint>

@@ -145,24 +145,36 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   Work kept;
   Footprint hidden;
   Work wave;
+  // A wave of an evaluation, with what only it has.
+  Work evaluation;
   // The end of a step: a dense shard's sum goes to the backend when its turn comes, as do the
   // groups of a layer. Clipping needs all of both at once.
   Work close;
+  std::vector<std::pair<int32_t, MixtureWork>> works;
   for (const Mixture& mixture : MixturesOf(job_)) {
     if (!groups.contains(mixture.id)) continue;
     const int32_t count = groups.at(mixture.id);
     MixtureWork work = WorkOf(mixture, count, threads);
     // Of sizes that change with every step some are kept for later
     // (common/kernels/cpu/large_blocks.h).
-    for (Footprint* part :
-         {&work.kept.activations, &work.hidden, &work.wave.activations, &work.close}) {
+    for (Footprint* part : {&work.kept.activations, &work.hidden, &work.wave.activations,
+                            &work.untouched, &work.close}) {
       part->pages += part->pages / 4;
     }
-    const int32_t at_once = threads > 0 && !clips ? std::min(threads, count) : count;
     if (training_) hidden += count * work.hidden;
-    if (const int64_t most = limits.activation_bytes; most > 0 && most < hidden.size()) {
+    if (limits.tier) {
+      evaluation = Larger(evaluation, work.wave + Work{.activations = work.untouched});
+    }
+    works.emplace_back(count, work);
+  }
+  // Whose hidden activations there is room for depends on who comes first.
+  const int64_t budget = limits.activation_bytes;
+  const bool again = budget > 0 && budget < hidden.size();
+  if (again) hidden = {.pages = 0, .heap = budget};
+  for (auto& [count, work] : works) {
+    const int32_t at_once = threads > 0 && !clips ? std::min(threads, count) : count;
+    if (again) {
       // All waves of a group again at the end of the step, and one for the backward pass.
-      hidden = {.pages = 0, .heap = most};
       work.close += work.hidden;
       work.wave.activations += std::max(threads, 1) * work.hidden;
     }
@@ -193,6 +205,7 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   Work file = {.messages = std::max({dense.file, table.file, expert.file})};
   Work most = Larger(pull, ServerScores(shards, owned));
   most = Larger(most, kept + wave);
+  most = Larger(most, evaluation);
   if (training_) {
     // A cut is written before the step is over.
     file = kept + file;
@@ -268,6 +281,22 @@ StepMemory::MixtureWork StepMemory::WorkOf(const Mixture& mixture, int32_t group
   const int32_t at_once = threads > 0 ? std::min(threads, groups) : groups;
 
   MixtureWork work;
+  // On each thread the matrices of one expert, and the largest as it is made: floats, and off the
+  // backend.
+  const bool bfloat16 = moe.parameters() == v1::PARAMETERS_BFLOAT16;
+  double before = in;
+  double largest = 0;
+  const auto add_matrix = [&](double cols) {
+    work.untouched += ArrayOf(before * cols / (bfloat16 ? 2 : 1));
+    largest = std::max(largest, before * cols);
+    before = cols;
+  };
+  for (const int32_t hidden : moe.hidden()) add_matrix(hidden);
+  add_matrix(out);
+  work.untouched += HostFloats(bfloat16 ? 1.5 * largest : largest);
+  const int32_t experts = groups * (moe.experts() / moe.groups());
+  work.untouched = (threads > 0 ? std::min(threads, experts) : groups) * work.untouched;
+
   // The rows of all waves, decoded, may wait for their turn; one wave's come in meanwhile. A
   // group's batch in and out, and its sums by row. Experts without a hidden layer need their input
   // in the backward pass, too.
@@ -279,6 +308,7 @@ StepMemory::MixtureWork StepMemory::WorkOf(const Mixture& mixture, int32_t group
     work.wave.messages += groups * Bytes(group_rows * out);
     return work;
   }
+  work.untouched += at_once * HiddenOf(moe, pairs);
   if (moe.hidden().empty()) work.wave.activations += at_once * ArrayOf(pairs * in);
   // Hidden and dhidden; x and dy; numbers of each pair (its row, its gate, its place in the
   // batch); the replies of both passes.

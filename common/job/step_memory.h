@@ -101,7 +101,10 @@ class StepMemory {
     Work kept;         // of all waves, from the forward pass to the end of the step
     Footprint hidden;  // what may be computed again instead; of one group, all waves
     Work wave;         // in a wave's forward or backward pass
-    Footprint close;   // of one group's activations, at the end of the step
+    // In an evaluation's, beside what a training step has in it: experts of a tier that no step
+    // has touched yet, and hidden activations.
+    Footprint untouched;
+    Footprint close;  // of one group's activations, at the end of the step
   };
   // Of the shards of a kind.
   struct Sizes {

@@ -6,6 +6,7 @@
 readonly start_patience=20 # for the coordinator's address
 readonly end_patience=8    # for members to leave a finished job
 readonly restart_limit=10  # how often a member that is killed is started again
+readonly disk_patience=10m # as a flag: for each other, of members with experts on disk
 
 started=()           # pids of the cluster
 coordinator=         # its pid
@@ -29,18 +30,21 @@ start_cluster() {
   start_coordinator "${coordinator_flags[@]}"
   await_address "$address_file"
 
-  local disk_flags=()
+  # A step that waits for the disk may be slow.
+  local server_flags=() worker_flags=()
   if [[ -n $disk_gib ]]; then
     mkdir -p "$out/disk"
-    disk_flags=(--disk_dir "$out/disk" --disk_gib "$disk_gib")
+    server_flags=(--disk_dir "$out/disk" --disk_gib "$disk_gib" --rendezvous_timeout "$disk_patience")
+    worker_flags=(--step_timeout "$disk_patience")
   fi
   for ((i = 0; i < servers; ++i)); do
     start_member "server s$i" "$logs/server-s$i.log" "$bin/server/expert_server" --name "s$i" \
-      --listen 127.0.0.1:0 --coordinator "$address" --threads "$server_threads" "${disk_flags[@]}"
+      --listen 127.0.0.1:0 --coordinator "$address" --threads "$server_threads" \
+      "${server_flags[@]}"
   done
   for ((i = 0; i < workers; ++i)); do
     start_member "worker w$i" "$logs/worker-w$i.log" "$bin/worker/worker" --name "w$i" \
-      --coordinator "$address" --data "$out/data" --threads "$worker_threads"
+      --coordinator "$address" --data "$out/data" --threads "$worker_threads" "${worker_flags[@]}"
   done
 }
 

@@ -12,7 +12,8 @@ prepares the text, starts a coordinator, expert servers and workers as separate 
   --servers N    expert servers (default 2)
   --workers N    workers, at most as many as the job has replicas (default 2)
   --disk_gib N   keep experts on disk, in --out, with at most N GiB a server: for models larger than
-                 memory (default: in memory)
+                 memory; members then wait 10 minutes for each other instead of one (default: in
+                 memory; with --resume as in the run before)
   --threads N    compute threads of each server and of each worker (default: the processors
                  divided among them)
   --job FILE     the job to train (default deploy/configs/kjv-moe.textproto; with --resume the

@@ -5,6 +5,7 @@
 #   OUT/data/           vocabulary and words; source.txt says of which text. Or a link to --data
 #   OUT/checkpoints/    step-<step>/ each
 #   OUT/state/          the coordinator's
+#   OUT/disk_gib        what --disk_gib was, for --resume
 #   OUT/logs/
 #   OUT/result.json     written at the end of the job
 
@@ -26,7 +27,20 @@ open_out() {
   another folder by --out, or remove this one"
   else
     # Of a run that ended before its first checkpoint.
-    rm -f "$out/result.json" "$out/job.textproto"
+    rm -f "$out/result.json" "$out/job.textproto" "$out/disk_gib"
+  fi
+  remember_disk
+}
+
+# A run whose experts are on disk may have no room for them in memory.
+remember_disk() {
+  local file="$out/disk_gib"
+  if [[ -n $disk_gib ]]; then
+    say "$disk_gib" >"$file"
+  elif ((resume)) && [[ -f $file ]]; then
+    disk_gib=$(count "$file" "$(<"$file")")
+    say "Experts are on disk as before, at most $disk_gib GiB a server (--disk_gib; without: remove
+  $file)"
   fi
 }
 

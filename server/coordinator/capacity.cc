@@ -41,11 +41,14 @@ std::string Advice(const MemberRecord& member, const MemoryNeed& need) {
   const bool step = need.activations + need.messages >
                     need.parameters + need.optimizer + need.gradients;
   if (member.registration.kind() == v1::MEMBER_KIND_SERVER) {
-    return step ? "start more servers on other hosts, or lower training.lanes or "
-                  "training.unroll"
+    return step ? "start more servers on other hosts, start servers with "
+                  "--activation_gib, "
+                  "or lower training.lanes or training.unroll"
                 : "start more servers on other hosts (each takes whole groups of experts "
                   "and whole dense shards: raise groups or training.dense_shards where "
-                  "there are fewer than servers), or make the model smaller";
+                  "there are fewer than servers), start them with --disk_dir and "
+                  "--disk_gib to "
+                  "keep experts on disk, or make the model smaller";
   }
   return step ? "start more workers on other hosts, raise training.waves, or lower "
                 "training.lanes or training.unroll"

@@ -83,8 +83,10 @@ TEST_F(CheckMemoryTest, HelpFitsWhatIsLarge) {
     members_.Find(id)->registration.set_memory_bytes(1);
     return Error();
   };
-  EXPECT_THAT(help("server/a", &MemoryNeed::optimizer), HasSubstr("whole groups"));
-  EXPECT_THAT(help("server/a", &MemoryNeed::activations), HasSubstr("training.lanes"));
+  EXPECT_THAT(help("server/a", &MemoryNeed::optimizer),
+              AllOf(HasSubstr("whole groups"), HasSubstr("--disk_dir and --disk_gib")));
+  EXPECT_THAT(help("server/a", &MemoryNeed::activations),
+              AllOf(HasSubstr("training.lanes"), HasSubstr("--activation_gib")));
   EXPECT_THAT(help("server/a", &MemoryNeed::messages), HasSubstr("training.lanes"));
   EXPECT_THAT(help("worker/a", &MemoryNeed::gradients), HasSubstr("fewer replicas"));
   EXPECT_THAT(help("worker/a", &MemoryNeed::activations), HasSubstr("training.waves"));

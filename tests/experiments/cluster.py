@@ -23,12 +23,14 @@ class Cluster:
             if pid in self.names:
                 process.kill()
 
-    def start(self, name, program, *flags):
+    def start(self, name, program, *flags, cgroup=None):
         with open(os.path.join(self.folder, name.replace("/", "-") + ".log"), "w") as log:
             # It ends with this process, too.
-            process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL",
-                                        os.path.join(PROGRAMS, program), *flags],
-                                       stdout=log, stderr=log)
+            command = [os.path.join(PROGRAMS, program), *flags]
+            if cgroup:
+                command = cgroup.command(command)
+            process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdout=log,
+                                       stderr=log)
         self.processes[process.pid] = process
         self.names[process.pid] = name
 
@@ -47,8 +49,9 @@ class Cluster:
         return used
 
     def start_all(self, job, data, servers, workers, coordinator_flags=(), server_flags=(),
-                  worker_flags=()):
-        """A coordinator and its members, the servers with one thread each."""
+                  worker_flags=(), server_cgroups=()):
+        """A coordinator and its members, the servers with one thread each. server_cgroups: of each
+        server, or empty."""
         port_file = os.path.join(self.folder, "address")
         if os.path.exists(port_file):
             os.remove(port_file)
@@ -66,7 +69,8 @@ class Cluster:
             address = file.read().strip()
         for i in range(servers):
             self.start("server/s%d" % i, "server/expert_server", "--name", "s%d" % i, "--threads",
-                       "1", "--coordinator", address, *server_flags)
+                       "1", "--coordinator", address, *server_flags,
+                       cgroup=server_cgroups[i] if server_cgroups else None)
         for i in range(workers):
             self.start("worker/w%d" % i, "worker/worker", "--name", "w%d" % i, "--data", data,
                        "--coordinator", address, *worker_flags)

@@ -2,7 +2,7 @@
 """Steps of the paper's largest models with experts on disk: what they cost by the number of experts.
 
   tests/experiments/larger_than_memory.py DATA [--out DIR] [--results DIR] [--experts LIST]
-                                          [--steps N] [--disk_gib N]
+                                          [--steps N] [--disk_gib N] [--memory_gib N]
 
 DATA is a folder of prepare_text with a small held-out part. For each number of experts (default
 131072,65536,4096,256) the hierarchical model of table 8 of Shazeer et al. 2017 trains for N steps
@@ -12,10 +12,13 @@ the checkpoint, to the same digest. Disk: the experts that are touched, 2 MiB ea
 checkpoint, and half of that for another one.
 
 Writes larger_than_memory.{md,csv,png} to --results (default docs/results). Needs the programs below
-bazel-bin. Runs that are finished stay in --out (default out/larger-than-memory) and aren't made
+bazel-bin. With --memory_gib each server is in a cgroup of its own with so much memory, its part of the
+file cache included, which needs the right to make one: the experts that are touched can then be made
+more than memory. Runs that are finished stay in --out (default out/larger-than-memory) and aren't made
 again.
 """
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -25,6 +28,7 @@ import sys
 import time
 
 from cluster import PROGRAMS, ROOT, Cluster
+from memory_cgroup import MemoryCgroup
 from results import markdown_table, write_csv
 
 SERVERS = 2
@@ -90,19 +94,24 @@ def disk_of(pid):
 class Run:
     """A run of the job in `folder` to its end, watched."""
 
-    def __init__(self, folder, data, disk_gib, resume):
+    def __init__(self, folder, data, args, resume):
         self.peaks = {}
         self.losses = {}
         self.seconds = {}  # by step, as progress showed it
         disk = os.path.join(folder, "disk")
         os.makedirs(disk, exist_ok=True)
-        with Cluster(folder) as cluster:
+        with contextlib.ExitStack() as stack:
+            cgroups = []
+            for _ in range(SERVERS if args.memory_gib else 0):
+                cgroups.append(stack.enter_context(
+                    contextlib.closing(MemoryCgroup(int(args.memory_gib * GIB)))))
+            cluster = stack.enter_context(Cluster(folder))
             cluster.start_all(
                 os.path.join(folder, "job.textproto"), data, SERVERS, 1,
                 ["--result_json", os.path.join(folder, "result.json")] +
                 (["--resume"] if resume else []),
-                ["--disk_dir", disk, "--disk_gib", str(disk_gib), "--rendezvous_timeout", "10m"],
-                ["--threads", "1"])
+                ["--disk_dir", disk, "--disk_gib", str(args.disk_gib), "--rendezvous_timeout", "10m"],
+                ["--threads", "1", "--step_timeout", "10m"], cgroups)
             self.begin = time.monotonic()
             while self.watch(cluster, folder):
                 time.sleep(0.2)
@@ -160,15 +169,15 @@ def measure(experts, args):
     described = json.loads(subprocess.run(
         [os.path.join(PROGRAMS, "client/moectl"), "describe", "--json", "--job", job],
         stdout=subprocess.PIPE, check=True).stdout)
-    run = Run(folder, args.data, args.disk_gib, resume=False)
+    run = Run(folder, args.data, args, resume=False)
     result = json.loads(read(os.path.join(folder, "result.json")))
     touched = touched_experts(result["checkpoint"])
     checkpoint_bytes = size_of(result["checkpoint"])
     shutil.rmtree(os.path.join(folder, "checkpoints"))
     write_job(job, experts, args.steps // 2)
-    Run(folder, args.data, args.disk_gib, resume=False)
+    Run(folder, args.data, args, resume=False)
     write_job(job, experts, args.steps)
-    Run(folder, args.data, args.disk_gib, resume=True)
+    Run(folder, args.data, args, resume=True)
     resumed = json.loads(read(os.path.join(folder, "result.json")))
     # The last one's line comes after its checkpoint.
     steps = sorted(run.losses, key=int)
@@ -262,6 +271,7 @@ def main():
     parser.add_argument("--experts", default="131072,65536,4096,256")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--disk_gib", type=float, default=20)
+    parser.add_argument("--memory_gib", type=float, default=0)
     args = parser.parse_args()
     if args.steps < 2 or args.steps % 2:
         parser.error("--steps must be even: the run is resumed from its middle")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 
+from tests.experiments.memory_cgroup import MemoryCgroup
 from tests.faults import cluster as c
 
 STEPS = 60
@@ -15,6 +16,8 @@ EDITS = {
     "experts: 8 k: 2 hidden: 64 groups: 4": "experts: 512 k: 1 hidden: 64 groups: 4",
     "replicas: 4 waves: 2 lanes: 4 unroll: 8": "replicas: 1 waves: 1 lanes: 4 unroll: 4",
 }
+# Of a server's memory, whose experts are more than that.
+LIMIT = 96 << 20
 ON_DISK = re.compile(r"server/s0 has ([0-9.]+ .iB) of the")
 
 
@@ -105,6 +108,33 @@ class CapacityTierTest(c.TestCase):
         again.start(servers=1, server_flags=flags, flags=["--resume"])
         undisturbed = self.train(self.job.replace("steps: 60", "steps: %d" % (kept + 5)))
         self.assertEqual(self.assert_finished(again)["digest"], undisturbed["digest"])
+
+    def test_more_experts_than_memory(self):
+        folder = self.new_folder()
+        os.makedirs(folder)
+        kind = subprocess.run(["stat", "-f", "-c", "%T", folder], stdout=subprocess.PIPE,
+                              check=True).stdout.decode().strip()
+        if kind in ("tmpfs", "ramfs"):
+            self.skipTest("the disk is memory: " + kind)
+        try:
+            cgroup = MemoryCgroup(LIMIT)
+        except OSError as error:
+            self.skipTest("this user may not make a cgroup: %s" % error)
+        self.addCleanup(cgroup.close)
+        # Experts of 1.5 MiB with their moments.
+        job = c.job(steps=STEPS, every_steps=STEPS, edits={
+            "experts: 8 k: 2 hidden: 64 groups: 4": "experts: 512 k: 1 hidden: 4096 groups: 4",
+            "replicas: 4 waves: 2 lanes: 4 unroll: 8": "replicas: 1 waves: 1 lanes: 4 unroll: 4",
+        })
+        undisturbed = self.train(job)
+        limited = self.train(job, server_cgroup=cgroup, server_flags=[
+            "--disk_dir", folder, "--disk_gib", "4", "--rendezvous_timeout", "2m"])
+        self.assertEqual(limited["digest"], undisturbed["digest"])
+        checkpoint = limited["checkpoint"]
+        touched = sum(os.path.getsize(os.path.join(checkpoint, name))
+                      for name in os.listdir(checkpoint) if "group" in name)
+        self.assertGreater(touched, LIMIT)
+        self.assertGreater(cgroup.times_at_limit(), 0)
 
     def test_wrong_flags(self):
         for flags, said in [

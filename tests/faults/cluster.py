@@ -184,11 +184,12 @@ class Cluster:
 
     # ---- starting
 
-    def start(self, servers=1, workers=1, server_flags=(), worker_flags=(), **options):
-        """The whole cluster, coordinator first."""
+    def start(self, servers=1, workers=1, server_flags=(), worker_flags=(), server_cgroup=None,
+              **options):
+        """The whole cluster, coordinator first. server_cgroup: of all servers."""
         self.start_coordinator(servers, workers, **options)
         for i in range(servers):
-            self.start_server("s%d" % i, flags=server_flags)
+            self.start_server("s%d" % i, flags=server_flags, cgroup=server_cgroup)
         for i in range(workers):
             self.start_worker("w%d" % i, flags=worker_flags)
         return self
@@ -207,9 +208,10 @@ class Cluster:
             self.address = read(port_file).strip()
         return process
 
-    def start_server(self, name, flags=(), **options):
-        return self._launch(name, [EXPERT_SERVER, "--name", name, "--coordinator", self.address,
-                                   "--threads", 1] + list(flags), **options)
+    def start_server(self, name, flags=(), cgroup=None, **options):
+        command = [EXPERT_SERVER, "--name", name, "--coordinator", self.address, "--threads",
+                   1] + list(flags)
+        return self._launch(name, cgroup.command(command) if cgroup else command, **options)
 
     def start_worker(self, name, flags=(), data=None, **options):
         return self._launch(name, [WORKER, "--name", name, "--coordinator", self.address, "--data",

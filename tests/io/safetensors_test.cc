@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -43,6 +44,34 @@ absl::Status OpenRaw(const std::string& contents) {
   const std::string path = TestPath("raw.safetensors");
   WriteQuickly(path, contents);
   return SafetensorsFile::Open(path).status();
+}
+
+TEST(SafetensorsTest, AWriterSeesWhatItWrites) {
+  const std::vector<float> values(3);
+  const std::vector<uint16_t> halves(3);
+  std::vector<SafetensorsEntry> entries;
+  for (int i = 0; i < 20; ++i) {
+    const std::string name = "t" + std::to_string(i);
+    // Halves come last.
+    entries.push_back(i % 2 == 0 ? Floats(name, {3}, values)
+                                 : SafetensorsEntry{name, "BF16", {3}, halves.data(), 6});
+  }
+  std::vector<size_t> soon, now, expected;
+  std::string written;
+  SafetensorsWatch watch;
+  watch.soon = [&](size_t entry) { soon.push_back(entry); };
+  watch.now = [&](size_t entry) {
+    now.push_back(entry);
+    EXPECT_EQ(soon.size(), std::min<size_t>(now.size() + SafetensorsWatch::kAhead, 20));
+  };
+  watch.written = [&](std::string_view bytes) { written += bytes; };
+  const std::string path = TestPath("watched.safetensors");
+  ASSERT_TRUE(WriteSafetensors(path, entries, {{"a", "b"}}, watch).ok());
+  for (size_t i = 0; i < 20; i += 2) expected.push_back(i);
+  for (size_t i = 1; i < 20; i += 2) expected.push_back(i);
+  EXPECT_EQ(soon, expected);
+  EXPECT_EQ(now, expected);
+  EXPECT_EQ(written, *ReadFile(path));
 }
 
 TEST(SafetensorsTest, RoundTrip) {

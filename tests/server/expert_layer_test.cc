@@ -2,6 +2,7 @@
 #include "server/expert_layer.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +13,7 @@
 
 #include "common/job/mixtures.h"
 #include "common/job/model_plan.h"
+#include "common/kernels/cpu/cpu_backend.h"
 #include "tests/server/made_step.h"
 
 namespace moe {
@@ -26,6 +28,33 @@ using testing::kReplicas;
 using testing::kWaves;
 using testing::kWidth;
 using testing::MadeFrame;
+
+// Counts what arrays take. One thread.
+class CountingBackend : public cpu::CpuBackend {
+ public:
+  CountingBackend() : CpuBackend(1) {}
+  void* Allocate(size_t bytes) override {
+    void* const memory = CpuBackend::Allocate(bytes);
+    sizes_[memory] = static_cast<int64_t>(bytes);
+    bytes_ += static_cast<int64_t>(bytes);
+    most_ = std::max(most_, bytes_);
+    return memory;
+  }
+  void Free(void* memory) override {
+    bytes_ -= sizes_.at(memory);
+    sizes_.erase(memory);
+    CpuBackend::Free(memory);
+  }
+
+  int64_t bytes() const { return bytes_; }
+  int64_t most() const { return most_; }
+  void ForgetMost() { most_ = bytes_; }
+
+ private:
+  std::map<void*, int64_t> sizes_;
+  int64_t bytes_ = 0;
+  int64_t most_ = 0;
+};
 
 constexpr double kTolerance = 2e-5;
 constexpr double kRate = 0.1;
@@ -139,6 +168,11 @@ class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
     std::string error;
     backend_ = MakeCpuBackend(threads, &error);
     ASSERT_NE(backend_, nullptr) << error;
+    LoadShards(optimizer, parameters, host);
+  }
+
+  void LoadShards(const std::string& optimizer, v1::Parameters parameters,
+                  ExpertShard::Host host) {
     v1::Job job = testing::MadeJob(optimizer, GetParam());
     job.mutable_model()
         ->mutable_layers(testing::kLayer)
@@ -529,6 +563,69 @@ TEST_P(ExpertLayerTest, ATierTakesDiskForWhatIsTrained) {
     EXPECT_EQ(status.untouched_bytes() > 0, idle);
     EXPECT_EQ(shard->Untouched().size(), idle ? 1u : 0u);
   }
+}
+
+TEST_P(ExpertLayerTest, AnEvaluationMakesOneUntouchedExpertAtATime) {
+  for (v1::Parameters parameters : {v1::PARAMETERS_FLOAT32, v1::PARAMETERS_BFLOAT16}) {
+    const auto tier =
+        CapacityTier::Create({.folder = ::testing::TempDir(), .disk_bytes = 1 << 20},
+                             1 << 20)
+            .value();
+    const auto most = [&](ExpertShard::Host host) {
+      layer_.reset();
+      auto counting = std::make_unique<CountingBackend>();
+      CountingBackend& memory = *counting;
+      backend_ = std::move(counting);
+      LoadShards("adam {}", parameters, host);
+      memory.ForgetMost();
+      const int64_t before = memory.bytes();
+      Forward(v1::MODE_EVALUATE, 0, 0);
+      EXPECT_EQ(memory.bytes(), before);
+      return memory.most() - before;
+    };
+    int64_t expert = 0;
+    for (const std::vector<double>& w : slow_[0].w) {
+      expert += static_cast<int64_t>(w.size()) *
+                (parameters == v1::PARAMETERS_BFLOAT16 ? 2 : 4);
+    }
+    const int64_t in_memory = most({});
+    EXPECT_EQ(most({.tier = tier.get()}), in_memory + expert);
+    layer_.reset();
+  }
+}
+
+TEST_P(ExpertLayerTest, EveryPassReadsItsExpertsAhead) {
+  int soon = 0;
+  CapacityTier::System system = CapacityTier::RealSystem();
+  system.madvise = [&soon, real = system.madvise](void* begin, size_t bytes, int advice) {
+    soon += advice == MADV_WILLNEED ? 1 : 0;
+    return real(begin, bytes, advice);
+  };
+  const auto tier =
+      CapacityTier::Create(
+          {.folder = ::testing::TempDir(), .disk_bytes = 1 << 20, .system = system},
+          1 << 20)
+          .value();
+  Load("adam {}", 1, v1::PARAMETERS_FLOAT32, {.tier = tier.get()});
+  RunStep(0);
+  layer_->Apply(kRate, 1);
+  const auto calls = [&](const auto& pass) {
+    soon = 0;
+    pass();
+    return soon;
+  };
+  const auto matrices = static_cast<int>(slow_[0].w.size());
+  EXPECT_GE(calls([&] { Forward(v1::MODE_EVALUATE, 1, 0); }), matrices);
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    EXPECT_GE(calls([&] { Forward(v1::MODE_TRAIN, 1, w); }), matrices);
+  }
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    EXPECT_GE(calls([&] { Backward(1, w); }), matrices);
+  }
+  std::vector<v1::TensorSquareSum> sums;
+  EXPECT_GE(calls([&] { layer_->AppendSquareSums(&sums); }), matrices);
+  EXPECT_GE(calls([&] { layer_->Apply(kRate, 1); }), matrices);
+  layer_.reset();
 }
 
 TEST_P(ExpertLayerTest, AFullTierLeavesTheShardsAsTheyWere) {

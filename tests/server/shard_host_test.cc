@@ -49,6 +49,17 @@ TEST_F(ShardHostTest, ArrivalOrderAndThreadsChangeNoBit) {
   EXPECT_EQ(DigestsOf(), digests);
 }
 
+TEST_F(ShardHostTest, DigestsEndWhenTheirCallerIsGone) {
+  int asked = 0;
+  const auto gone = host_->Digests([&] { return ++asked == 3; });
+  EXPECT_EQ(gone.status().code(), absl::StatusCode::kCancelled);
+  // Of two shards, and no more.
+  EXPECT_EQ(asked, 3);
+  const auto all = host_->Digests([] { return false; });
+  ASSERT_TRUE(all.ok()) << all.status();
+  EXPECT_GT(all->tensors_size(), 0);
+}
+
 TEST_F(ShardHostTest, PullsWaitForTheirVersion) {
   ASSERT_TRUE(Send("worker/w0", testing::PullOf({"dense/0", "dense/1"}, 0)).ok());
   const v1::ExchangeResponse initial = Next("worker/w0");

@@ -10,7 +10,7 @@
 namespace moe::cpu {
 
 // Thread-safe. Each operation is described in backend.h and stands in the file of its topic.
-class CpuBackend final : public Backend {
+class CpuBackend : public Backend {
  public:
   explicit CpuBackend(int threads);
 

@@ -11,8 +11,8 @@
 namespace moe::cpu {
 namespace {
 
-constexpr size_t RoundUp(size_t bytes) {
-  return (bytes + kHugePage - 1) / kHugePage * kHugePage;
+constexpr size_t RoundUp(size_t bytes, size_t page) {
+  return (bytes + page - 1) / page * page;
 }
 
 // A block serves requests down to four fifths of its size.
@@ -25,7 +25,7 @@ LargeBlocks::~LargeBlocks() {
 }
 
 LargeBlocks::Block LargeBlocks::Take(size_t bytes) {
-  const size_t total = RoundUp(bytes);
+  const size_t total = RoundUp(bytes, kSmallPage);
   const std::lock_guard lock(mutex_);
   if (const auto kept = kept_.lower_bound(total);
       kept != kept_.end() && kept->first <= Slack(total)) {
@@ -61,17 +61,17 @@ size_t LargeBlocks::bytes() const {
 }
 
 LargeBlocks::Block LargeBlocks::Map(size_t bytes) {
-  // One page more than needed, so that there is an aligned block in it.
+  // One huge page more than needed, so that there is an aligned block in it.
   void* const mapped = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   Check(mapped != MAP_FAILED, "enough memory");
   char* const begin = static_cast<char*>(mapped);
   char* const memory =
-      reinterpret_cast<char*>(RoundUp(reinterpret_cast<uintptr_t>(mapped)));
+      reinterpret_cast<char*>(RoundUp(reinterpret_cast<uintptr_t>(mapped), kHugePage));
   char* const end = memory + bytes;
   if (memory > begin) munmap(begin, memory - begin);
   munmap(end, begin + bytes + kHugePage - end);
-  // Advice only: where it fails, ordinary pages serve.
+  // Advice only: where it fails, ordinary pages serve, as they do for what is left of the last one.
   madvise(memory, bytes, MADV_HUGEPAGE);
   return {memory, bytes};
 }

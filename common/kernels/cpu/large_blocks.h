@@ -13,13 +13,15 @@
 namespace moe::cpu {
 
 inline constexpr size_t kHugePage = size_t{2} << 20;
+inline constexpr size_t kSmallPage = size_t{4} << 10;
 
 // Thread-safe.
 class LargeBlocks {
  public:
   struct Block {
     void* memory = nullptr;  // aligned to kHugePage
-    size_t bytes = 0;        // a multiple of kHugePage
+    // A multiple of kSmallPage only: a block of a little more than a huge page isn't two of them.
+    size_t bytes = 0;
   };
 
   LargeBlocks() = default;

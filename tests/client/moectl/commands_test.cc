@@ -16,6 +16,7 @@
 namespace moe {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
@@ -144,6 +145,56 @@ TEST(Moectl, DescribeCountsAJob) {
   }
   // Of the model, and c and h of one lane.
   EXPECT_EQ(parameters, 4 * (288 + 40 + 50 + 4 * 4 * 8 + 4 * 4) + 4 * 2 * 4);
+}
+
+TEST(Moectl, DescribeKnowsWhatServersKeepElsewhere) {
+  const std::string path = testing::TempDir() + "/large-experts.textproto";
+  std::ofstream(path) << R"pb(
+    name: "job"
+    seed: 1
+    model {
+      d_model: 64
+      vocabulary: 10
+      layers {
+        moe { experts: 16 k: 2 hidden: 4096 groups: 4 gating: GATING_NOISY_TOP_K }
+      }
+    }
+    optimizer {
+      sgd {}
+      schedule {
+        base_rate: 1
+        constant {}
+      }
+    }
+    training { replicas: 1 waves: 1 lanes: 64 unroll: 64 steps: 1 }
+  )pb";
+  const auto server = [&](const std::vector<std::string>& flags) {
+    std::vector<std::string> arguments = {"describe",    "--job",       path,
+                                          "--servers=1", "--threads=1", "--json"};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    const Result result = Moectl(arguments);
+    EXPECT_EQ(result.exit_status, 0) << result.err;
+    return nlohmann::json::parse(result.out)["memory"][0];
+  };
+  const auto all = server({});
+  const auto disk = server({"--disk"});
+  // 16 experts of two matrices.
+  EXPECT_GE(all["parameters"].get<int64_t>() - disk["parameters"].get<int64_t>(),
+            int64_t{16} * 2 * 4 * 64 * 4096);
+  EXPECT_EQ(disk["activations"], all["activations"]);
+  // The hidden activations of one group of four at a time.
+  const auto again = server({"--activation_gib=0.001"});
+  EXPECT_LT(again["activations"].get<int64_t>(), all["activations"].get<int64_t>());
+  EXPECT_EQ(again["parameters"], all["parameters"]);
+
+  for (const std::string flag : {"--disk", "--activation_gib=1", "--threads=2"}) {
+    const Result result = Moectl({"describe", "--job", path, flag});
+    EXPECT_NE(result.exit_status, 0) << flag;
+    EXPECT_THAT(result.err, AllOf(HasSubstr(flag.substr(0, flag.find('='))),
+                                  HasSubstr("give --servers N or --workers N")));
+  }
+  EXPECT_THAT(Moectl({"describe", "--job", path, "--activation_gib=-1"}).err,
+              HasSubstr("--activation_gib is '-1'; it must be a number of at least 0"));
 }
 
 TEST(Moectl, DescribeRefusesWhatMakesNoCluster) {
