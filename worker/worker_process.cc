@@ -31,6 +31,7 @@ v1::RegisterRequest Registration(const Worker::Options& options, const TokenData
   request.set_numerics(NumericsFingerprint(backend));
   request.set_numerics_description(backend.Description());
   request.set_memory_bytes(options.memory);
+  request.set_threads(options.threads);
   v1::DataDescription& description = *request.mutable_data();
   description.set_sha256(data.sha256());
   description.set_vocabulary(data.vocabulary().size());

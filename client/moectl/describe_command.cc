@@ -136,10 +136,12 @@ class DescribeCommand final : public Command {
     for (const std::string& server : servers) {
       limits[server] = {.threads = threads_, .tier = disk_};
     }
+    std::map<std::string, int> worker_threads;
+    for (const std::string& worker : workers) worker_threads[worker] = threads_;
     const ModelPlan plan = MakeModelPlan(job);
     return ComputeMemoryNeeds(job, plan, MakePlacement(plan, servers),
                               AssignReplicas(job.training().replicas(), workers), limits,
-                              /*training=*/true);
+                              worker_threads, /*training=*/true);
   }
 
   static Json MemoryToJson(const MemoryNeeds& memory) {

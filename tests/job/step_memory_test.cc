@@ -408,6 +408,41 @@ TEST(StepMemoryTest, ClippingNeedsAllTablesAtOnce) {
   EXPECT_EQ(clipped.OneServer().activations, Heap(2 * sums + kLstm));
 }
 
+// Of 512 tokens of each replica that computes, and in training only.
+TEST(StepMemoryTest, LogitsOfCandidatesAreOfOneBlock) {
+  const auto job = [](int32_t unroll, int32_t candidates) {
+    v1::Job job = JobOf(absl::StrCat("d_model: 4 vocabulary: 100000 tables { shards: 2 "
+                                     "candidates: ",
+                                     candidates, " } layers { lstm { hidden: 4 } }"),
+                        "replicas: 8");
+    job.mutable_training()->set_lanes(64);
+    job.mutable_training()->set_unroll(unroll);
+    return job;
+  };
+  const auto need = [&](int32_t unroll, int32_t candidates, int threads, bool training) {
+    const Planned planned(job(unroll, candidates), training);
+    return planned.memory
+        .OfWorker(std::vector<uint32_t>{0, 1, 2}, /*score_servers=*/0, threads)
+        .activations;
+  };
+  // 512 * 4,097 floats, 5 huge pages; of 64 tokens 64 * 4,097, in the heap.
+  const int64_t two = need(40, 4096, 2, true);
+  EXPECT_EQ(two - need(40, 4096, 1, true), 5 * kHugePage);
+  EXPECT_EQ(need(40, 4096, 3, true) - two, 5 * kHugePage);
+  EXPECT_EQ(need(40, 4096, 9, true), need(40, 4096, 0, true));
+  EXPECT_EQ(need(40, 4096, 0, true), need(40, 4096, 3, true));
+  ExpectMore(need(1, 4096, 2, true), need(1, 4096, 1, true), 4 * 64 * 4097);
+  EXPECT_EQ(need(40, 4096, 3, false), need(40, 8, 1, false));
+  // On a member of a cluster.
+  const Planned planned(job(40, 4096));
+  const MemoryNeeds needs = ComputeMemoryNeeds(
+      planned.job, planned.plan, MakePlacement(planned.plan, {"server/a"}),
+      AssignReplicas(8, {"worker/a", "worker/b"}), {{"server/a", {}}}, {{"worker/a", 1}},
+      /*training=*/true);
+  EXPECT_EQ(needs.at("worker/b").activations - needs.at("worker/a").activations,
+            3 * 5 * kHugePage);
+}
+
 // Four requests of each worker, with 512 tokens of each replica at most; logits of 4,096 words.
 TEST(StepMemoryTest, ScoresUnderWay) {
   const std::string model =
@@ -463,7 +498,7 @@ TEST(StepMemoryTest, OfEveryMemberOfACluster) {
   const MemoryNeeds needs = ComputeMemoryNeeds(
       small.job, small.plan, placement, replicas,
       {{"server/a", {.threads = 1}}, {"server/b", {}}, {"server/c", {}}},
-      /*training=*/true);
+      /*worker_threads=*/{}, /*training=*/true);
   EXPECT_EQ(needs.size(), 5u);
   EXPECT_EQ(needs.at("server/a").parameters + needs.at("server/b").parameters,
             small.OneServer().parameters);

@@ -56,7 +56,7 @@ class SampledSoftmaxTest : public ::testing::Test {
   const Tensor x_ = MakeTensor(kRows, kWidth, RandomValues(5, kRows* kWidth, 2));
   const std::vector<int32_t> row_ = {0, 1, -1, 2, 0};
   const std::vector<int32_t> candidate_ = {6, -1, -1, 3, 6};
-  SampledSoftmax softmax_{TestBackend(), kRows, 7};
+  SampledSoftmax softmax_{TestBackend()};
 };
 
 TEST_F(SampledSoftmaxTest, ATargetThatIsACandidateCountsOnce) {
@@ -113,7 +113,7 @@ TEST(SampledSoftmaxOfAllWordsTest, IsTheSoftmax) {
   const TestParameter b_of_candidates(5, 1, kVocabulary);
   const TestParameter b_of_targets(5, 1, kVocabulary);
   const SampledSoftmax::Rows all{w.value.view(), b.value.data()};
-  SampledSoftmax sampled(TestBackend(), kRows, kVocabulary);
+  SampledSoftmax sampled(TestBackend());
   Tensor dx(TestBackend(), kRows, kWidth);
   const double loss = sampled.Train(
       x.view(), all, all, {target, target}, 0.25f,
@@ -134,6 +134,92 @@ TEST(SampledSoftmaxOfAllWordsTest, IsTheSoftmax) {
                Values(b.gradient));
 }
 
+// A wave is worked on in blocks of 512 tokens: what comes out is, bit for bit, that of its blocks one
+// after the other, and it agrees with sums in double over all tokens.
+TEST(SampledSoftmaxOfLongWavesTest, IsThatOfItsBlocks) {
+  constexpr int64_t kTokens = 2 * 512 + 75;
+  constexpr int64_t kCandidates = 37;
+  constexpr int64_t kTargets = 29;
+  constexpr float kScale = 0.125;
+  const Tensor x = MakeTensor(kTokens, kWidth, RandomValues(1, kTokens * kWidth, 2));
+  std::vector<int32_t> row;
+  std::vector<int32_t> candidate;
+  for (int32_t t = 0; t < kTokens; ++t) {
+    row.push_back(t % 11 == 4 ? -1 : t * 7 % kTargets);
+    // The first targets are candidates, too.
+    candidate.push_back(row[t] >= 0 && row[t] < 5 ? row[t] + 3 : -1);
+  }
+  struct Result {
+    TestRows candidates{2, kCandidates};
+    TestRows targets{4, kTargets};
+    Tensor dx{TestBackend(), kTokens, kWidth};
+    double loss = 0;
+  };
+  const auto train = [&](Result& result, int64_t begin, int64_t count) {
+    result.loss +=
+        SampledSoftmax(TestBackend())
+            .Train(x.Rows(begin, count), result.candidates.rows(), result.targets.rows(),
+                   {std::span(row).subspan(begin, count),
+                    std::span(candidate).subspan(begin, count)},
+                   kScale, result.candidates.gradients(), result.targets.gradients(),
+                   result.dx.Rows(begin, count));
+  };
+  Result whole;
+  train(whole, 0, kTokens);
+  Result blocks;
+  for (int64_t begin = 0; begin < kTokens; begin += 512) {
+    train(blocks, begin, std::min<int64_t>(512, kTokens - begin));
+  }
+  EXPECT_EQ(whole.loss, blocks.loss);
+  EXPECT_EQ(Values(whole.dx), Values(blocks.dx));
+  for (const auto part : {&Result::candidates, &Result::targets}) {
+    EXPECT_EQ(Values((whole.*part).w.gradient), Values((blocks.*part).w.gradient));
+    EXPECT_EQ(Values((whole.*part).b.gradient), Values((blocks.*part).b.gradient));
+  }
+
+  // In double, over all tokens.
+  std::vector<double> dw(kCandidates * kWidth), db(kCandidates), dx(kTokens * kWidth);
+  double loss = 0;
+  const std::vector<float> xs = Values(x);
+  const auto logit = [&](const TestRows& rows, int64_t word, int64_t t) {
+    const std::span<const float> w(rows.w.value.data() + word * kWidth, kWidth);
+    return rows.b.value.data()[word] + testing::Dot(w, {&xs[t * kWidth], kWidth});
+  };
+  for (int64_t t = 0; t < kTokens; ++t) {
+    if (row[t] < 0) continue;
+    const double target = logit(whole.targets, row[t], t);
+    std::vector<double> e(kCandidates);
+    double sum = std::exp(target);
+    for (int64_t c = 0; c < kCandidates; ++c) {
+      if (c != candidate[t]) sum += e[c] = std::exp(logit(whole.candidates, c, t));
+    }
+    loss += std::log(sum) - target;
+    for (int64_t i = 0; i < kWidth; ++i) {
+      for (int64_t c = 0; c < kCandidates; ++c) {
+        const double g = kScale * e[c] / sum;
+        dw[c * kWidth + i] += g * xs[t * kWidth + i];
+        dx[t * kWidth + i] += g * whole.candidates.w.value.data()[c * kWidth + i];
+      }
+      dx[t * kWidth + i] += kScale * (std::exp(target) / sum - 1) *
+                            whole.targets.w.value.data()[row[t] * kWidth + i];
+    }
+    for (int64_t c = 0; c < kCandidates; ++c) db[c] += kScale * e[c] / sum;
+  }
+  EXPECT_NEAR(whole.loss, loss, 1e-6 * loss);
+  const auto expect_near = [](const char* name, const std::vector<float>& got,
+                              const std::vector<double>& want) {
+    ASSERT_EQ(got.size(), want.size());
+    double largest = 0;
+    for (const double value : want) largest = std::max(largest, std::abs(value));
+    for (size_t i = 0; i < want.size(); ++i) {
+      EXPECT_NEAR(got[i], want[i], 2e-6 * largest) << name << "[" << i << "]";
+    }
+  };
+  expect_near("dw", Values(whole.candidates.w.gradient), dw);
+  expect_near("db", Values(whole.candidates.b.gradient), db);
+  expect_near("dx", Values(whole.dx), dx);
+}
+
 // Where the model is right, with the words distributed as its softmax says, the full softmax's
 // gradient is zero; the sampled one's is so on average over candidates. Without the expected counts
 // it is far from it.
@@ -151,7 +237,7 @@ TEST(SampledSoftmaxExpectationTest, GradientVanishesWhereTheFullOneDoes) {
   }
   const auto tokens = static_cast<int64_t>(target.size());
   const Tensor x = MakeTensor(tokens, 1, std::vector<float>(tokens, 1));
-  SampledSoftmax softmax(TestBackend(), tokens, kCandidates);
+  SampledSoftmax softmax(TestBackend());
 
   const auto mean_gradient = [&](bool corrected) {
     std::vector<double> sum(kVocabulary);
