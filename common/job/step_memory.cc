@@ -469,8 +469,9 @@ Footprint StepMemory::OfMixture(const Mixture& mixture, int32_t kept) const {
   // Noisy top-k: logits, raw and noise, and two gradients; the others: logits and their gradient.
   const bool noisy = moe.gating() == v1::GATING_NOISY_TOP_K;
   return (noisy ? 3 * waves * kept + 2 : 2) * ArrayOf(rows * columns) +
-         // Of each choice: expert and gate on the backend and off it, its place in frames.
-         waves * mixture.calls * HostFloats(10 * rows * chosen) +
+         // Of each choice: expert and gate on the backend; these off it, its place in frames.
+         waves * kept * HostFloats(2 * rows * chosen) +
+         waves * mixture.calls * HostFloats(8 * rows * chosen) +
          // Input, off the backend.
          HostFloats(rows * static_cast<double>(mixture.in));
 }

@@ -271,11 +271,11 @@ TEST(StepMemoryTest, RecomputationKeepsStatesInsteadOfTimeSteps) {
   const MemoryNeed two =
       Small(absl::StrCat(kRecurrent, "kept_states: 2 } }")).OneWorker();
   // Without: tanh(c) of 6 rows, c and h of 2 more; three numbers for each of the 2 experts and each
-  // row. With: of 2 rows, c and h of twice 2; gates of one time step, 2 states; three numbers for
-  // the rows of one time step.
-  const int64_t without = 4 * (6 * 4 + 2 * (2 + 6) * 4) + 4 * 3 * 6 * 2;
+  // row; expert and gate of the choice of each row. With: of 2 rows, c and h of twice 2; gates of one
+  // time step, 2 states; three numbers for the rows of one time step, and their choices.
+  const int64_t without = 4 * (6 * 4 + 2 * (2 + 6) * 4) + 4 * 3 * 6 * 2 + 4 * 2 * 6;
   const int64_t with =
-      4 * (2 * 4 + 2 * 4 * 4) + 4 * 2 * 16 + 2 * (4 * 2 * 8) + 4 * 3 * 2 * 2;
+      4 * (2 * 4 + 2 * 4 * 4) + 4 * 2 * 16 + 2 * (4 * 2 * 8) + 4 * 3 * 2 * 2 + 4 * 2 * 2;
   EXPECT_LT(with, without);
   ExpectMore(all.activations, two.activations, without - with);
   // No more states than time steps.
@@ -288,7 +288,7 @@ TEST(StepMemoryTest, RecomputationKeepsStatesInsteadOfTimeSteps) {
   const int64_t layer = row + 2 * (4 * row) + row + 4 * 2 * 4 + 4 * 2 * 8 + 4 * 2 * 16;
   // Both gates: gradients, choices, input off the backend; the input's logits, raw and noise.
   const int64_t input = (3 + 2) * (4 * 6 * 4) + 4 * 10 * 6 * 2 + row;
-  const int64_t gate = 2 * (4 * 2 * 2) + 3 * (4 * 10 * 2) + 4 * 2 * 4;
+  const int64_t gate = 2 * (4 * 2 * 2) + 3 * (4 * 8 * 2) + 4 * 2 * 4;
   EXPECT_EQ(all.activations,
             Heap(4 * 6 * 10 + 3 * row + 4 * row + layer + input + gate + without));
 }
