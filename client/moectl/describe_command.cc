@@ -43,7 +43,8 @@ class DescribeCommand final : public Command {
            "that training\n"
            "takes of each member, as the coordinator computes it at start.\n\n"
            "Usage: moectl describe --job FILE [--vocabulary N] [--json]\n"
-           "           [--servers N] [--workers N] [--threads N] [--disk]\n\n"
+           "           [--servers N] [--workers N] [--threads N] [--disk]\n"
+           "           [--activation_mib N]\n\n"
            "Example: moectl describe --job deploy/configs/tiny.textproto\n";
   }
   void AddFlags(FlagSet& flags) override {
@@ -65,14 +66,20 @@ class DescribeCommand final : public Command {
                .value = &workers_,
                .placeholder = "N",
                .help = "Workers, likewise."});
-    flags.Add(
-        {.name = "threads",
-         .value = &threads_,
-         .placeholder = "N",
-         .help = "Threads of each server. 0: as many as it has groups of experts."});
+    flags.Add({.name = "threads",
+               .value = &threads_,
+               .placeholder = "N",
+               .help =
+                   "Threads of each server and worker. 0: as many as there is work for, "
+                   "groups of experts or replicas."});
     flags.Add({.name = "disk",
                .value = &disk_,
                .help = "The servers keep experts on disk (expert_server --disk_dir)."});
+    flags.Add({.name = "activation_mib",
+               .value = &activation_mib_,
+               .placeholder = "N",
+               .help = "Hidden activations that a server keeps (expert_server "
+                       "--activation_gib), in MiB. 0: all."});
     flags.Add({.name = "json", .value = &json_, .help = "Print JSON, for scripts."});
   }
   absl::Status Run(std::ostream& out) override {
@@ -134,7 +141,9 @@ class DescribeCommand final : public Command {
     const std::vector<std::string> workers = Ids("worker/w", std::max(workers_, 1));
     std::map<std::string, ServerLimits> limits;
     for (const std::string& server : servers) {
-      limits[server] = {.threads = threads_, .tier = disk_};
+      limits[server] = {.threads = threads_,
+                        .tier = disk_,
+                        .activation_bytes = int64_t{activation_mib_} << 20};
     }
     std::map<std::string, int> worker_threads;
     for (const std::string& worker : workers) worker_threads[worker] = threads_;
@@ -267,6 +276,7 @@ class DescribeCommand final : public Command {
   int workers_ = 0;
   int threads_ = 0;
   bool disk_ = false;
+  int activation_mib_ = 0;
   bool json_ = false;
 };
 

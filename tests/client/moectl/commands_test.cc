@@ -146,6 +146,42 @@ TEST(Moectl, DescribeCountsAJob) {
   EXPECT_EQ(parameters, 4 * (288 + 40 + 50 + 4 * 4 * 8 + 4 * 4) + 4 * 2 * 4);
 }
 
+TEST(Moectl, DescribeKnowsWhatLimitsAServer) {
+  const std::string path = testing::TempDir() + "/limits.textproto";
+  std::ofstream(path) << R"pb(
+    name: "limits"
+    model {
+      d_model: 4
+      vocabulary: 10
+      layers {
+        moe { experts: 2 k: 2 hidden: 131072 groups: 2 gating: GATING_NOISY_TOP_K }
+      }
+    }
+    optimizer {
+      sgd {}
+      schedule { base_rate: 0.1 }
+    }
+    training { replicas: 1 waves: 1 lanes: 4 unroll: 4 steps: 10 }
+  )pb";
+  const auto server = [&](const std::vector<std::string>& flags) {
+    std::vector<std::string> arguments = {"describe",    "--job",       path,
+                                          "--servers=1", "--threads=1", "--json"};
+    arguments.insert(arguments.end(), flags.begin(), flags.end());
+    const Result result = Moectl(arguments);
+    EXPECT_EQ(result.exit_status, 0) << result.err;
+    return nlohmann::json::parse(result.out)["memory"][0];
+  };
+  const auto all = server({});
+  EXPECT_EQ(all["member"], "server/s0");
+  // hidden and dhidden of two experts and 16 tokens are 32 MiB.
+  const auto limited = server({"--activation_mib=1"});
+  EXPECT_LT(limited["activations"].get<int64_t>(), all["activations"].get<int64_t>());
+  EXPECT_EQ(limited["activations"], server({"--activation-mib=1"})["activations"]);
+  EXPECT_EQ(server({"--activation_mib=1000"})["activations"], all["activations"]);
+  EXPECT_LT(server({"--disk"})["parameters"].get<int64_t>(),
+            all["parameters"].get<int64_t>());
+}
+
 TEST(Moectl, DescribeRefusesWhatMakesNoCluster) {
   const std::string path = testing::TempDir() + "/words-of-the-data.textproto";
   std::ofstream(path) << R"pb(
