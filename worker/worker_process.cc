@@ -31,9 +31,10 @@ v1::RegisterRequest Registration(const Worker::Options& options, const TokenData
   request.set_numerics(NumericsFingerprint(backend));
   request.set_numerics_description(backend.Description());
   request.set_memory_bytes(options.memory);
+  request.set_threads(options.threads);
   v1::DataDescription& description = *request.mutable_data();
   description.set_sha256(data.sha256());
-  description.set_vocabulary(data.vocabulary().size());
+  description.set_vocabulary(data.vocabulary_size());
   description.set_train_tokens(data.tokens(TextSplit::kTrain).size());
   description.set_validation_tokens(data.tokens(TextSplit::kValidation).size());
   description.set_test_tokens(data.tokens(TextSplit::kTest).size());
@@ -201,10 +202,11 @@ absl::Status Worker::Evaluate(Trainer& trainer, const TokenDataset& data,
   }
   TopContexts contexts(options_.contexts);
   RETURN_IF_ERROR(CheckContexts(options_.contexts, state.job()));
+  ASSIGN_OR_RETURN(const Vocabulary vocabulary, data.ReadVocabulary());
   RETURN_IF_ERROR(trainer.Evaluate(split, state.start_step(), &contexts));
   return WriteFileAtomically(
       options_.contexts_file,
-      contexts.ToJson(data.tokens(ToTextSplit(split)), data.vocabulary()));
+      contexts.ToJson(data.tokens(ToTextSplit(split)), vocabulary));
 }
 
 }  // namespace moe

@@ -67,11 +67,12 @@ class DescribeCommand final : public Command {
                .value = &workers_,
                .placeholder = "N",
                .help = "Workers, likewise."});
-    flags.Add(
-        {.name = "threads",
-         .value = &threads_,
-         .placeholder = "N",
-         .help = "Threads of each server. 0: as many as it has groups of experts."});
+    flags.Add({.name = "threads",
+               .value = &threads_,
+               .placeholder = "N",
+               .help =
+                   "Threads of each server and worker. 0: as many as there is work for, "
+                   "groups of experts or replicas."});
     flags.Add({.name = "disk",
                .value = &disk_,
                .help = "The servers keep experts on disk (expert_server --disk_dir)."});
@@ -154,10 +155,12 @@ class DescribeCommand final : public Command {
     for (const std::string& server : servers) {
       limits[server] = {.threads = threads_, .tier = disk_, .activation_bytes = budget};
     }
+    std::map<std::string, int> worker_threads;
+    for (const std::string& worker : workers) worker_threads[worker] = threads_;
     const ModelPlan plan = MakeModelPlan(job);
     return ComputeMemoryNeeds(job, plan, MakePlacement(plan, servers),
                               AssignReplicas(job.training().replicas(), workers), limits,
-                              /*training=*/true);
+                              worker_threads, /*training=*/true);
   }
 
   static Json MemoryToJson(const MemoryNeeds& memory) {

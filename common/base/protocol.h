@@ -13,6 +13,8 @@ inline constexpr int32_t kProtocolVersion = 6;
 inline constexpr int kMaxScoreTokens = 512;
 // ScoreRequests of one worker that a server has not answered yet.
 inline constexpr int kMaxScoresUnderWay = 4;
+// Tokens of a wave that a sampled softmax works on at a time.
+inline constexpr int kSampledSoftmaxTokens = 512;
 // Words that a server scores at a time.
 inline constexpr int kScoreBlockRows = 4096;
 

@@ -62,6 +62,7 @@ MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
                                const v1::Placement& placement,
                                std::span<const v1::ReplicaAssignment> replicas,
                                const std::map<std::string, ServerLimits>& servers,
+                               const std::map<std::string, int>& worker_threads,
                                bool training) {
   std::map<std::string, std::vector<ShardSpec>> shards = ShardsByServer(plan, placement);
   const std::map<std::string, std::vector<uint32_t>> owned = ReplicasByWorker(replicas);
@@ -81,7 +82,9 @@ MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
   };
   const int64_t score_servers = std::count_if(shards.begin(), shards.end(), scores);
   for (const auto& [worker, of_worker] : owned) {
-    needs[worker] = memory.OfWorker(of_worker, score_servers);
+    const auto threads = worker_threads.find(worker);
+    needs[worker] = memory.OfWorker(
+        of_worker, score_servers, threads == worker_threads.end() ? 0 : threads->second);
   }
   return needs;
 }
@@ -336,8 +339,8 @@ StepMemory::MixtureWork StepMemory::WorkOf(const Mixture& mixture, int32_t group
 
 // ---------------------------------------------------------------- workers
 
-MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned,
-                                int64_t score_servers) const {
+MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned, int64_t score_servers,
+                                int threads) const {
   const int64_t replicas = static_cast<int64_t>(owned.size());
   const Sizes dense = SizesOf(plan_.shards, ShardKind::kDense);
 
@@ -352,7 +355,9 @@ MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned,
     frames = std::max({frames, Sent(in) + Received(out), Sent(out) + Received(in)});
   }
   Work work;
-  work.activations = replicas * Activations() + WorkerRows(owned);
+  const int64_t at_once = threads > 0 ? std::min<int64_t>(threads, replicas) : replicas;
+  work.activations =
+      replicas * Activations() + at_once * CandidateLogits() + WorkerRows(owned);
   // Dense shards come in first, then rows of tables, which are put together.
   const int64_t pulled = traffic_.Bytes(plan_.shards, replicas);
   work.messages = std::max({frames, Received(dense.floats), Received(pulled) + pulled,
@@ -382,17 +387,21 @@ MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned,
   return need;
 }
 
+Footprint StepMemory::CandidateLogits() const {
+  if (!training_ || !job_.model().has_tables()) return {};
+  const auto rows = static_cast<double>(std::min<int64_t>(Rows(), kSampledSoftmaxTokens));
+  return ArrayOf(rows * (job_.model().tables().candidates() + 1));
+}
+
 Footprint StepMemory::Activations() const {
   const double d = job_.model().d_model();
   const double rows = static_cast<double>(Rows());
   const int64_t waves = job_.training().waves();
   // Logits, one wave at a time; words as embedded and their gradient, of each wave; scratch;
   // rows from servers.
-  // With tables: logits of candidates and the target; in evaluations the softmax's input of each
-  // wave off the backend.
-  const v1::Model& model = job_.model();
-  const bool tables = model.has_tables();
-  const int32_t words = tables ? model.tables().candidates() + 1 : model.vocabulary();
+  // With tables: in evaluations the softmax's input of each wave off the backend.
+  const bool tables = job_.model().has_tables();
+  const int32_t words = tables ? 0 : job_.model().vocabulary();
   double from_servers = rows * d;
   for (const Mixture& mixture : MixturesOf(job_)) {
     const auto width = static_cast<double>(std::max(mixture.in, mixture.out));
@@ -490,8 +499,9 @@ Footprint StepMemory::OfMixture(const Mixture& mixture, int32_t kept) const {
   // Noisy top-k: logits, raw and noise, and two gradients; the others: logits and their gradient.
   const bool noisy = moe.gating() == v1::GATING_NOISY_TOP_K;
   return (noisy ? 3 * waves * kept + 2 : 2) * ArrayOf(rows * columns) +
-         // Of each choice: expert and gate on the backend and off it, its place in frames.
-         waves * mixture.calls * HostFloats(10 * rows * chosen) +
+         // Of each choice: expert and gate on the backend; these off it, its place in frames.
+         waves * kept * HostFloats(2 * rows * chosen) +
+         waves * mixture.calls * HostFloats(8 * rows * chosen) +
          // Input, off the backend.
          HostFloats(rows * static_cast<double>(mixture.in));
 }

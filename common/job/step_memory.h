@@ -62,11 +62,13 @@ struct ServerLimits {
 };
 
 // What each member needs. The job is valid and has its vocabulary. servers: of every
-// server, by member id. training: else an evaluation.
+// server, by member id. worker_threads: by member id; a worker that isn't there is taken to
+// have as many as there is work for. training: else an evaluation.
 MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
                                const v1::Placement& placement,
                                std::span<const v1::ReplicaAssignment> replicas,
                                const std::map<std::string, ServerLimits>& servers,
+                               const std::map<std::string, int>& worker_threads,
                                bool training);
 
 // The same for one member at a time.
@@ -80,8 +82,10 @@ class StepMemory {
   MemoryNeed OfServer(std::span<const ShardSpec> shards,
                       std::span<const std::vector<uint32_t>> owned,
                       const ServerLimits& limits) const;
-  // score_servers: those with a part of the softmax's table.
-  MemoryNeed OfWorker(std::span<const uint32_t> owned, int64_t score_servers = 0) const;
+  // score_servers: those with a part of the softmax's table. threads: 0: as many as there is
+  // work for.
+  MemoryNeed OfWorker(std::span<const uint32_t> owned, int64_t score_servers = 0,
+                      int threads = 0) const;
 
  private:
   // What is there at some moment of a step, beside parameters and gradients.
@@ -135,7 +139,9 @@ class StepMemory {
   int64_t WorkerScores(int64_t replicas, int64_t servers) const;
   // The rows of tables that a worker works with, and their gradients.
   Footprint WorkerRows(std::span<const uint32_t> owned) const;
-  // Of one replica.
+  // Logits of a sampled softmax, of one replica while it is computed.
+  Footprint CandidateLogits() const;
+  // Of one replica, without these.
   Footprint Activations() const;
   Footprint OfLstm(const v1::Lstm& lstm) const;
   // Without its mixtures.

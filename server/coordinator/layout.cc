@@ -44,8 +44,12 @@ absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
         .tier = registration.disk_bytes() > 0,
         .activation_bytes = static_cast<int64_t>(registration.activation_bytes())};
   }
+  std::map<std::string, int> threads;
+  for (const std::string& worker : layout.workers) {
+    threads[worker] = static_cast<int>(members.Find(worker)->registration.threads());
+  }
   layout.memory = ComputeMemoryNeeds(layout.job, plan, layout.placement, layout.replicas,
-                                     limits, training);
+                                     limits, threads, training);
   RETURN_IF_ERROR(CheckMemory(job.name(), layout.memory, members));
   return layout;
 }

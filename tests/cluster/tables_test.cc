@@ -129,7 +129,7 @@ TEST_F(TablesTest, AStepTouchesTheRowsOfItsWordsAndCandidates) {
 
   const auto data = TokenDataset::Open(Data());
   ASSERT_TRUE(data.ok()) << data.status();
-  const auto vocabulary = static_cast<int64_t>(data->vocabulary().size());
+  const auto vocabulary = data->vocabulary_size();
   const v1::Training training = ParseJob(text, "job")->training();
   LaneShape shape;
   shape.replicas = training.replicas();

@@ -49,8 +49,9 @@ class PrepareTextTest : public ::testing::Test {
   std::string Error() { return std::string(Prepare().status().message()); }
   static std::string Decode(const TokenDataset& data, TextSplit split) {
     std::string text;
+    const Vocabulary vocabulary = *data.ReadVocabulary();
     for (int32_t id : data.tokens(split))
-      absl::StrAppend(&text, data.vocabulary().word(id), " ");
+      absl::StrAppend(&text, vocabulary.word(id), " ");
     return text;
   }
   static void Damage(const std::string& path, const std::string& contents) {
@@ -70,7 +71,7 @@ TEST_F(PrepareTextTest, ThreeFiles) {
   ASSERT_TRUE(prepared.ok()) << prepared.status();
   const auto data = TokenDataset::Open(options_.out);
   ASSERT_TRUE(data.ok()) << data.status();
-  EXPECT_EQ(data->vocabulary().Serialize(), "<unk>\n<eos>\nthe\n.\ncat\ndog\n");
+  EXPECT_EQ(data->ReadVocabulary()->Serialize(), "<unk>\n<eos>\nthe\n.\ncat\ndog\n");
   EXPECT_EQ(Decode(*data, TextSplit::kTrain), "the dog . <eos> the cat <eos> ");
   EXPECT_EQ(Decode(*data, TextSplit::kValidation), "the <unk> <eos> ");
   EXPECT_EQ(Decode(*data, TextSplit::kTest), "dog <eos> ");
@@ -125,7 +126,7 @@ TEST_F(PrepareTextTest, GivenVocabulary) {
   const auto data = TokenDataset::Open(options_.out);
   ASSERT_TRUE(data.ok()) << data.status();
   // By the training text's counts; a, d and their like in the file's order.
-  EXPECT_EQ(data->vocabulary().Serialize(), "<unk>\n<eos>\nc\nb\ne\na\nd\n");
+  EXPECT_EQ(data->ReadVocabulary()->Serialize(), "<unk>\n<eos>\nc\nb\ne\na\nd\n");
   EXPECT_EQ(Decode(*data, TextSplit::kTrain), "c b c <unk> <unk> <eos> c b e <eos> ");
   EXPECT_EQ(Decode(*data, TextSplit::kValidation), "a <unk> <eos> ");
   EXPECT_EQ(prepared->meta.split(TextSplit::kTrain).unknown, 2);
@@ -133,7 +134,7 @@ TEST_F(PrepareTextTest, GivenVocabulary) {
   EXPECT_TRUE(Prepare()->was_there);
   options_.vocabulary_file = Write("other", "<UNK>\n</S>\na\nb\nc\n");
   EXPECT_FALSE(Prepare()->was_there);
-  EXPECT_EQ(TokenDataset::Open(options_.out)->vocabulary().Serialize(),
+  EXPECT_EQ(TokenDataset::Open(options_.out)->ReadVocabulary()->Serialize(),
             "<unk>\n<eos>\nc\nb\na\n");
 }
 
@@ -209,9 +210,9 @@ TEST_F(PrepareTextTest, SplitsCoverTheTextAndAreSpread) {
   options_.min_count = 1;
   std::set<int> halves;
   const auto data = TokenDataset::Open(options_.out);
+  const Vocabulary vocabulary = *data->ReadVocabulary();
   std::set<std::string> trained;
-  for (int32_t id : data->tokens(TextSplit::kTrain))
-    trained.insert(data->vocabulary().word(id));
+  for (int32_t id : data->tokens(TextSplit::kTrain)) trained.insert(vocabulary.word(id));
   for (int i = 0; i < 2000; ++i) {
     if (!trained.contains(absl::StrCat("word", i))) halves.insert(i / 1000);
   }
@@ -328,6 +329,19 @@ TEST_F(PrepareTextTest, FullDiskIsNoData) {
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(status.message()), HasSubstr("prepare_text"));
   EXPECT_TRUE(Prepare().ok());
+}
+
+TEST_F(PrepareTextTest, TheWordsStayOnDiskAndAreTheSameOrRefused) {
+  ASSERT_TRUE(Prepare().ok());
+  const auto data = TokenDataset::Open(options_.out);
+  ASSERT_TRUE(data.ok()) << data.status();
+  const auto vocabulary = data->ReadVocabulary();
+  ASSERT_TRUE(vocabulary.ok()) << vocabulary.status();
+  EXPECT_EQ(data->vocabulary_size(), vocabulary->size());
+  EXPECT_GT(data->vocabulary_size(), 2);
+  Damage(Path("out/vocab.txt"), vocabulary->Serialize() + "more\n");
+  EXPECT_THAT(std::string(data->ReadVocabulary().status().message()),
+              HasSubstr("vocab.txt is damaged"));
 }
 
 TEST_F(PrepareTextTest, OpenRefusesDamage) {

@@ -6,7 +6,8 @@ docs/design/memory.md.
 
 Trains each job for a few steps on this machine, every server and worker a process with one thread,
 and compares the largest resident size of each with `moectl describe`. NAME: only these jobs. Needs the
-programs below bazel-bin.
+programs below bazel-bin. The resident size of a server with experts on disk has those pages of its file
+too that the kernel may take back; they aren't in what is computed.
 """
 import json
 import os
@@ -31,23 +32,55 @@ MANY_CANDIDATES = {
     "lanes: 32": "lanes: 8",
 }
 
-# Name: the job file, what is changed in it, servers and workers.
+ALL_STATES = {"      kept_states: 6\n": ""}
+LONG_RECURRENT = {"lanes: 32": "lanes: 256"}
+# The paper's appendix D: experts of 2 bytes, without a first moment.
+BFLOAT16 = {
+    "experts: 32": "experts: 256 parameters: PARAMETERS_BFLOAT16",
+    "groups: 4": "groups: 16",
+    "adam {}": "adam {} experts { beta1: 0 second_moment: SECOND_MOMENT_FACTORED }",
+}
+FLAT_256 = {"experts: 32": "experts: 256", "groups: 4": "groups: 16"}
+LONG = {"lanes: 32": "lanes: 256", "hidden: 256": "hidden: 512"}
+ACTIVATION_MIB = 64
+
+# Name: the job file, what is changed in it, servers and workers, and what limits the servers, if anything
+# (limits).
 JOBS = {
     "tiny": ("tiny", {}, 2, 2),
     "flat 32": ("kjv-moe", {}, 1, 1),
     "flat 32, cut": ("kjv-moe", {}, 2, 2),
-    "flat 256": ("kjv-moe", {"experts: 32": "experts: 256", "groups: 4": "groups: 16"}, 1, 1),
-    "flat 256, cut": ("kjv-moe", {"experts: 32": "experts: 256", "groups: 4": "groups: 16"}, 2, 2),
+    "flat 256": ("kjv-moe", FLAT_256, 1, 1),
+    "flat 256, cut": ("kjv-moe", FLAT_256, 2, 2),
+    "flat 256, bf16": ("kjv-moe", BFLOAT16, 1, 1),
+    "flat 256, on disk": ("kjv-moe", FLAT_256, 1, 1, "disk"),
     "hierarchical": ("kjv-moe-h", {}, 1, 1),
     "hierarchical, long": ("kjv-moe-h", {"lanes: 32": "lanes: 256"}, 1, 1),
     "strict": ("kjv-strict", {}, 1, 1),
     "one expert": ("kjv-dense", {}, 1, 1),
-    "long": ("kjv-moe", {"lanes: 32": "lanes: 256", "hidden: 256": "hidden: 512"}, 1, 1),
-    "long, cut": ("kjv-moe", {"lanes: 32": "lanes: 256", "hidden: 256": "hidden: 512"}, 2, 2),
+    "long": ("kjv-moe", LONG, 1, 1),
+    "long, cut": ("kjv-moe", LONG, 2, 2),
+    "long, 64 MiB of activations": ("kjv-moe", LONG, 1, 1, "activations"),
+    "recurrent": ("kjv-recurrent", ALL_STATES, 1, 1),
+    "recurrent, 6 states": ("kjv-recurrent", {}, 1, 1),
+    "recurrent, long": ("kjv-recurrent", {**ALL_STATES, **LONG_RECURRENT}, 1, 1),
+    "recurrent, long, 6 states": ("kjv-recurrent", LONG_RECURRENT, 1, 1),
     "dense only": ("ptb-zaremba-small", {}, 1, 1),
     "tables": ("kjv-moe", TABLES, 1, 1),
     "tables, cut": ("kjv-moe", MANY_CANDIDATES, 2, 2),
 }
+
+
+# Flags of a server whose files are in the folder, and of `moectl describe`.
+def limits(key, folder):
+    if key == "disk":
+        disk = os.path.join(folder, "disk")
+        os.mkdir(disk)
+        return ["--disk_dir", disk, "--disk_gib", "4"], ["--disk"]
+    if key == "activations":
+        return (["--activation_gib", str(ACTIVATION_MIB / 1024)],
+                ["--activation_gib", str(ACTIVATION_MIB / 1024)])
+    return [], []
 
 
 def job_text(config, edits):
@@ -60,31 +93,32 @@ def job_text(config, edits):
     return re.sub(r"every_steps: \d+", "every_steps: %d" % (STEPS // 2), text)
 
 
-def measure(folder, job, data, servers, workers):
+def measure(folder, job, data, servers, workers, server_flags):
     with Cluster(folder) as cluster:
-        cluster.start_all(job, data, servers, workers)
+        cluster.start_all(job, data, servers, workers, server_flags=server_flags)
         return cluster.wait()
 
 
-def compute(job, words, servers, workers):
+def compute(job, words, servers, workers, flags):
     with open(job, encoding="utf-8") as file:
         own = "vocabulary:" in file.read()
     vocabulary = [] if own else ["--vocabulary", str(words)]
     described = subprocess.run(
         [os.path.join(PROGRAMS, "client/moectl"), "describe", "--json", "--job", job, *vocabulary,
-         "--servers", str(servers), "--workers", str(workers), "--threads", "1"],
+         "--servers", str(servers), "--workers", str(workers), "--threads", "1", *flags],
         stdout=subprocess.PIPE, check=True)
     return {member["member"]: member for member in json.loads(described.stdout)["memory"]}
 
 
 def row(name, data, words):
-    config, edits, servers, workers = JOBS[name]
+    config, edits, servers, workers, *limit = JOBS[name]
     folder = tempfile.mkdtemp(prefix="memory-")
     job = os.path.join(folder, "job.textproto")
     with open(job, "w", encoding="utf-8") as file:
         file.write(job_text(config, edits))
-    computed = compute(job, words, servers, workers)
-    used = measure(folder, job, data, servers, workers)
+    server_flags, describe_flags = limits(limit[0] if limit else None, folder)
+    computed = compute(job, words, servers, workers, describe_flags)
+    used = measure(folder, job, data, servers, workers, server_flags)
     subprocess.run(["rm", "-r", folder], check=True)
     cells = [name, "%d, %d" % (servers, workers)]
     for kind in ("server/", "worker/"):

@@ -321,11 +321,11 @@ TEST(StepMemoryTest, RecomputationKeepsStatesInsteadOfTimeSteps) {
   const MemoryNeed two =
       Small(absl::StrCat(kRecurrent, "kept_states: 2 } }")).OneWorker();
   // Without: tanh(c) of 6 rows, c and h of 2 more; three numbers for each of the 2 experts and each
-  // row. With: of 2 rows, c and h of twice 2; gates of one time step, 2 states; three numbers for
-  // the rows of one time step.
-  const int64_t without = 4 * (6 * 4 + 2 * (2 + 6) * 4) + 4 * 3 * 6 * 2;
+  // row; expert and gate of the choice of each row. With: of 2 rows, c and h of twice 2; gates of one
+  // time step, 2 states; three numbers for the rows of one time step, and their choices.
+  const int64_t without = 4 * (6 * 4 + 2 * (2 + 6) * 4) + 4 * 3 * 6 * 2 + 4 * 2 * 6;
   const int64_t with =
-      4 * (2 * 4 + 2 * 4 * 4) + 4 * 2 * 16 + 2 * (4 * 2 * 8) + 4 * 3 * 2 * 2;
+      4 * (2 * 4 + 2 * 4 * 4) + 4 * 2 * 16 + 2 * (4 * 2 * 8) + 4 * 3 * 2 * 2 + 4 * 2 * 2;
   EXPECT_LT(with, without);
   ExpectMore(all.activations, two.activations, without - with);
   // No more states than time steps.
@@ -338,7 +338,7 @@ TEST(StepMemoryTest, RecomputationKeepsStatesInsteadOfTimeSteps) {
   const int64_t layer = row + 2 * (4 * row) + row + 4 * 2 * 4 + 4 * 2 * 8 + 4 * 2 * 16;
   // Both gates: gradients, choices, input off the backend; the input's logits, raw and noise.
   const int64_t input = (3 + 2) * (4 * 6 * 4) + 4 * 10 * 6 * 2 + row;
-  const int64_t gate = 2 * (4 * 2 * 2) + 3 * (4 * 10 * 2) + 4 * 2 * 4;
+  const int64_t gate = 2 * (4 * 2 * 2) + 3 * (4 * 8 * 2) + 4 * 2 * 4;
   EXPECT_EQ(all.activations,
             Heap(4 * 6 * 10 + 3 * row + 4 * row + layer + input + gate + without));
 }
@@ -458,6 +458,41 @@ TEST(StepMemoryTest, ClippingNeedsAllTablesAtOnce) {
   EXPECT_EQ(clipped.OneServer().activations, Heap(2 * sums + kLstm));
 }
 
+// Of 512 tokens of each replica that computes, and in training only.
+TEST(StepMemoryTest, LogitsOfCandidatesAreOfOneBlock) {
+  const auto job = [](int32_t unroll, int32_t candidates) {
+    v1::Job job = JobOf(absl::StrCat("d_model: 4 vocabulary: 100000 tables { shards: 2 "
+                                     "candidates: ",
+                                     candidates, " } layers { lstm { hidden: 4 } }"),
+                        "replicas: 8");
+    job.mutable_training()->set_lanes(64);
+    job.mutable_training()->set_unroll(unroll);
+    return job;
+  };
+  const auto need = [&](int32_t unroll, int32_t candidates, int threads, bool training) {
+    const Planned planned(job(unroll, candidates), training);
+    return planned.memory
+        .OfWorker(std::vector<uint32_t>{0, 1, 2}, /*score_servers=*/0, threads)
+        .activations;
+  };
+  // 512 * 4,097 floats, 5 huge pages; of 64 tokens 64 * 4,097, in the heap.
+  const int64_t two = need(40, 4096, 2, true);
+  EXPECT_EQ(two - need(40, 4096, 1, true), 5 * kHugePage);
+  EXPECT_EQ(need(40, 4096, 3, true) - two, 5 * kHugePage);
+  EXPECT_EQ(need(40, 4096, 9, true), need(40, 4096, 0, true));
+  EXPECT_EQ(need(40, 4096, 0, true), need(40, 4096, 3, true));
+  ExpectMore(need(1, 4096, 2, true), need(1, 4096, 1, true), 4 * 64 * 4097);
+  EXPECT_EQ(need(40, 4096, 3, false), need(40, 8, 1, false));
+  // On a member of a cluster.
+  const Planned planned(job(40, 4096));
+  const MemoryNeeds needs = ComputeMemoryNeeds(
+      planned.job, planned.plan, MakePlacement(planned.plan, {"server/a"}),
+      AssignReplicas(8, {"worker/a", "worker/b"}), {{"server/a", {}}}, {{"worker/a", 1}},
+      /*training=*/true);
+  EXPECT_EQ(needs.at("worker/b").activations - needs.at("worker/a").activations,
+            3 * 5 * kHugePage);
+}
+
 // Four requests of each worker, with 512 tokens of each replica at most; logits of 4,096 words.
 TEST(StepMemoryTest, ScoresUnderWay) {
   const std::string model =
@@ -515,7 +550,7 @@ TEST(StepMemoryTest, OfEveryMemberOfACluster) {
   const MemoryNeeds needs = ComputeMemoryNeeds(
       small.job, small.plan, placement, replicas,
       {{"server/a", {.threads = 1}}, {"server/b", {}}, {"server/c", {}}},
-      /*training=*/true);
+      /*worker_threads=*/{}, /*training=*/true);
   EXPECT_EQ(needs.size(), 5u);
   EXPECT_EQ(needs.at("server/a").parameters + needs.at("server/b").parameters,
             small.OneServer().parameters);

@@ -91,11 +91,10 @@ std::vector<MoeCall> LocalSecondaryGates::Forward(PassMode mode, uint64_t step,
   }
   if (train) rows_.push_back(std::move(rows));
 
+  zeros_.assign(experts_, 0);
   std::vector<MoeCall> flat;
   for (size_t r = 0; r < calls.size(); ++r) {
     Choices choices;
-    choices.importance.resize(experts_);
-    choices.load.resize(experts_);
     std::vector<size_t> next(groups_.size());
     for (int32_t t = 0; t + 1 < static_cast<int32_t>(calls[r]->offset.size()); ++t) {
       choices.offset.push_back(static_cast<int32_t>(choices.expert.size()));
@@ -117,8 +116,8 @@ std::vector<MoeCall> LocalSecondaryGates::Forward(PassMode mode, uint64_t step,
     call.offset = w.flat[r].offset;
     call.expert = w.flat[r].expert;
     call.gate = w.flat[r].gate;
-    call.importance = w.flat[r].importance;
-    call.load = w.flat[r].load;
+    call.importance = zeros_;
+    call.load = zeros_;
   }
   return flat;
 }

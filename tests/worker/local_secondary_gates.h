@@ -70,6 +70,7 @@ class LocalSecondaryGates {
   const int64_t experts_;
   std::vector<Group> groups_;
   std::vector<Wave> waves_;
+  std::vector<double> zeros_;   // [experts]
   std::vector<WaveRows> rows_;  // of the training step in progress
 };
 

@@ -85,7 +85,7 @@ void Run(const std::string& folder) {
   dump.json()["draws"] = drawn.draws;
   dump.json()["scale"] = kScale;
   for (int r = 0; r < kReplicas; ++r) {
-    TableWordLayers words(backend, kWidth, kCandidates, /*dropout=*/0, kTokens, kWaves);
+    TableWordLayers words(backend, kWidth, /*dropout=*/0, kWaves);
     words.BeginStep({.step = kStep, .replica = static_cast<uint32_t>(r)}, &(*pulled)[r]);
     for (int w = 0; w < kWaves; ++w) {
       const std::vector<float> x = RandomValues(20 + r * kWaves + w, kTokens * kWidth);

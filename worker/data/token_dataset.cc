@@ -79,13 +79,26 @@ absl::Status CheckTokenFile(const std::string& path, const DatasetMeta::File& ex
   return absl::OkStatus();
 }
 
+std::string PathOf(const std::string& folder, const std::string& name) {
+  return (std::filesystem::path(folder) / name).string();
+}
+
+absl::StatusOr<Vocabulary> ReadWords(const std::string& folder,
+                                     const std::string& sha256) {
+  const std::string path = PathOf(folder, kVocabularyFile);
+  ASSIGN_OR_RETURN(const std::string words, ReadFile(path));
+  if (Sha256Hex(words) != sha256) {
+    return absl::DataLossError(absl::StrCat(path, " is damaged: its checksum isn't the ",
+                                            "one in ", kMetaFile,
+                                            "; prepare the text again"));
+  }
+  return Vocabulary::Parse(words, path);
+}
+
 }  // namespace
 
 absl::StatusOr<TokenDataset> TokenDataset::Open(const std::string& folder) {
-  const auto path_of = [&](const std::string& name) {
-    return (std::filesystem::path(folder) / name).string();
-  };
-  const std::string meta_path = path_of(kMetaFile);
+  const std::string meta_path = PathOf(folder, kMetaFile);
   absl::StatusOr<std::string> meta_text = ReadFile(meta_path);
   if (absl::IsNotFound(meta_text.status())) {
     return absl::NotFoundError(absl::StrCat(folder,
@@ -95,34 +108,39 @@ absl::StatusOr<TokenDataset> TokenDataset::Open(const std::string& folder) {
   RETURN_IF_ERROR(meta_text.status());
   ASSIGN_OR_RETURN(const DatasetMeta meta, ParseDatasetMeta(*meta_text, meta_path));
 
-  const std::string vocabulary_path = path_of(kVocabularyFile);
-  ASSIGN_OR_RETURN(const std::string words, ReadFile(vocabulary_path));
-  if (Sha256Hex(words) != meta.vocabulary_sha256) {
-    return absl::DataLossError(
-        absl::StrCat(vocabulary_path, " is damaged: its checksum isn't the ", "one in ",
-                     kMetaFile, "; prepare the text again"));
+  int64_t vocabulary_size = 0;
+  {
+    ASSIGN_OR_RETURN(const Vocabulary vocabulary,
+                     ReadWords(folder, meta.vocabulary_sha256));
+    vocabulary_size = vocabulary.size();
   }
-  ASSIGN_OR_RETURN(Vocabulary vocabulary, Vocabulary::Parse(words, vocabulary_path));
 
   std::array<std::unique_ptr<MappedFile>, 3> files;
   for (TextSplit split : kTextSplits) {
-    const std::string path = path_of(TokenFileName(split));
+    const std::string path = PathOf(folder, TokenFileName(split));
     auto& file = files[static_cast<size_t>(split)];
-    RETURN_IF_ERROR(CheckTokenFile(path, meta.split(split), vocabulary.size()));
+    RETURN_IF_ERROR(CheckTokenFile(path, meta.split(split), vocabulary_size));
     ASSIGN_OR_RETURN(file, MappedFile::Open(path));
     if (static_cast<int64_t>(AsTokens(*file).size()) != meta.split(split).tokens) {
       return absl::AbortedError(absl::StrCat(
           path, " has changed while it was read; is its text being prepared?"));
     }
   }
-  return TokenDataset(std::move(vocabulary), DatasetSha256(meta), std::move(files));
+  return TokenDataset(folder, meta, vocabulary_size, std::move(files));
 }
 
-TokenDataset::TokenDataset(Vocabulary vocabulary, std::string sha256,
+TokenDataset::TokenDataset(std::string folder, const DatasetMeta& meta,
+                           int64_t vocabulary_size,
                            std::array<std::unique_ptr<MappedFile>, 3> files)
-    : vocabulary_(std::move(vocabulary)),
-      sha256_(std::move(sha256)),
+    : folder_(std::move(folder)),
+      vocabulary_sha256_(meta.vocabulary_sha256),
+      vocabulary_size_(vocabulary_size),
+      sha256_(DatasetSha256(meta)),
       files_(std::move(files)) {}
+
+absl::StatusOr<Vocabulary> TokenDataset::ReadVocabulary() const {
+  return ReadWords(folder_, vocabulary_sha256_);
+}
 
 std::span<const int32_t> TokenDataset::tokens(TextSplit split) const {
   return AsTokens(*files_[static_cast<size_t>(split)]);

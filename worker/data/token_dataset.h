@@ -1,4 +1,4 @@
-// A prepared text: the token ids of its three splits, and the vocabulary.
+// A prepared text: the token ids of its three splits, and its vocabulary, whose words stay on disk.
 #pragma once
 
 #include <array>
@@ -22,15 +22,19 @@ class TokenDataset {
 
   // Valid as long as this object; may be empty.
   std::span<const int32_t> tokens(TextSplit split) const;
-  const Vocabulary& vocabulary() const { return vocabulary_; }
+  int64_t vocabulary_size() const { return vocabulary_size_; }
+  // Reads the words, which must still be those that Open found.
+  absl::StatusOr<Vocabulary> ReadVocabulary() const;
   // Equal for equal data, wherever it lies.
   const std::string& sha256() const { return sha256_; }
 
  private:
-  TokenDataset(Vocabulary vocabulary, std::string sha256,
+  TokenDataset(std::string folder, const DatasetMeta& meta, int64_t vocabulary_size,
                std::array<std::unique_ptr<MappedFile>, 3> files);
 
-  Vocabulary vocabulary_;
+  std::string folder_;
+  std::string vocabulary_sha256_;
+  int64_t vocabulary_size_ = 0;
   std::string sha256_;
   std::array<std::unique_ptr<MappedFile>, 3> files_;  // by TextSplit
 };

@@ -15,47 +15,47 @@ void Reserve(Backend& backend, int64_t size, Array<T>* array) {
 
 }  // namespace
 
-ChosenSoftmax::ChosenSoftmax(Backend& backend, const Parameter& wg, int64_t rows,
-                             int32_t calls)
+ChosenSoftmax::ChosenSoftmax(Backend& backend, const Parameter& wg,
+                             const GateCalls& calls)
     : backend_(backend),
       wg_(wg),
-      rows_(rows),
-      experts_(wg.value.cols),
       calls_(calls),
-      dlogits_(backend, rows, experts_) {
-  for (Call& call : calls_) {
-    call.offset = Array<int32_t>(backend, rows + 1);
-    call.choices.offset.resize(rows + 1);
-  }
+      experts_(wg.value.cols),
+      kept_(calls.kept()),
+      choices_(calls.all()),
+      dlogits_(backend, calls.rows, experts_) {
+  for (Kept& kept : kept_) kept.offset = Array<int32_t>(backend, calls.rows + 1);
+  for (Choices& choices : choices_) choices.offset.resize(calls.rows + 1);
 }
 
-void ChosenSoftmax::Forward(int32_t call, ConstMatrix logits, const uint8_t* chosen) {
-  Call& c = calls_[call];
-  const int64_t pairs = backend_.CountChosen(rows_, experts_, chosen, c.offset.data());
+void ChosenSoftmax::Forward(GateCall at, ConstMatrix logits, const uint8_t* chosen) {
+  Kept& kept = kept_[calls_.KeptPlaceOf(at)];
+  const int64_t pairs =
+      backend_.CountChosen(calls_.rows, experts_, chosen, kept.offset.data());
   // At least one, for a call that is all padding may be the first.
-  Reserve(backend_, std::max<int64_t>(pairs, 1), &c.expert);
-  Reserve(backend_, std::max<int64_t>(pairs, 1), &c.gate);
-  backend_.ChosenSoftmaxForward(logits, chosen, c.offset.data(), c.expert.data(),
-                                c.gate.data());
+  Reserve(backend_, std::max<int64_t>(pairs, 1), &kept.expert);
+  Reserve(backend_, std::max<int64_t>(pairs, 1), &kept.gate);
+  backend_.ChosenSoftmaxForward(logits, chosen, kept.offset.data(), kept.expert.data(),
+                                kept.gate.data());
 
-  Choices& choices = c.choices;
+  Choices& choices = choices_[calls_.PlaceOf(at)];
   choices.expert.resize(pairs);
   choices.gate.resize(pairs);
-  c.offset.Download(choices.offset);
-  c.expert.Download(choices.expert);
-  c.gate.Download(choices.gate);
-  choices.importance.assign(experts_, 0);
-  choices.load.assign(experts_, 0);
+  kept.offset.Download(choices.offset);
+  kept.expert.Download(choices.expert);
+  kept.gate.Download(choices.gate);
+  sums_.importance.assign(experts_, 0);
+  sums_.load.assign(experts_, 0);
   for (int64_t j = 0; j < pairs; ++j) {
-    choices.importance[choices.expert[j]] += choices.gate[j];
-    choices.load[choices.expert[j]] += 1;
+    sums_.importance[choices.expert[j]] += choices.gate[j];
+    sums_.load[choices.expert[j]] += 1;
   }
 }
 
-void ChosenSoftmax::Backward(int32_t call, ConstMatrix x, std::span<const float> dgate,
+void ChosenSoftmax::Backward(GateCall at, ConstMatrix x, std::span<const float> dgate,
                              std::span<const double> dimportance, Matrix dx) {
-  const Call& c = calls_[call];
-  const std::vector<int32_t>& expert = c.choices.expert;
+  const Kept& kept = kept_[calls_.KeptPlaceOf(at)];
+  const std::vector<int32_t>& expert = choices(at).expert;
   CHECK_EQ(dgate.size(), expert.size());
   CHECK_EQ(static_cast<int64_t>(dimportance.size()), experts_);
   // Importance_i is the sum of the gates of expert i, so its gradient is the same for
@@ -66,7 +66,7 @@ void ChosenSoftmax::Backward(int32_t call, ConstMatrix x, std::span<const float>
   }
   Reserve(backend_, static_cast<int64_t>(dgate.size()), &dgate_);
   dgate_.Upload(host_dgate_);
-  backend_.ChosenSoftmaxBackward(c.offset.data(), c.expert.data(), c.gate.data(),
+  backend_.ChosenSoftmaxBackward(kept.offset.data(), kept.expert.data(), kept.gate.data(),
                                  dgate_.data(), dlogits_.view());
   backend_.Gemm(Transpose::kYes, Transpose::kNo, 1, x, dlogits_.view(), 1, wg_.gradient);
   backend_.Gemm(Transpose::kNo, Transpose::kYes, 1, dlogits_.view(), wg_.value, 1, dx);

@@ -15,32 +15,34 @@ namespace moe {
 // through what is chosen.
 class ChosenSoftmax {
  public:
-  // rows: T. calls: of all waves.
-  ChosenSoftmax(Backend& backend, const Parameter& wg, int64_t rows, int32_t calls);
+  ChosenSoftmax(Backend& backend, const Parameter& wg, const GateCalls& calls);
 
   // logits: [T, n] x W_g, up to a constant for each token. chosen: as in
   // common/kernels/backend.h. Load is the number of tokens.
-  // call: among all.
-  void Forward(int32_t call, ConstMatrix logits, const uint8_t* chosen);
-  const Choices& choices(int32_t call) const { return calls_[call].choices; }
+  void Forward(GateCall at, ConstMatrix logits, const uint8_t* chosen);
+  const Choices& choices(GateCall at) const { return choices_[calls_.PlaceOf(at)]; }
+  // Of the last Forward.
+  const GateSums& sums() const { return sums_; }
 
   // As Gate::Backward.
-  void Backward(int32_t call, ConstMatrix x, std::span<const float> dgate,
+  void Backward(GateCall at, ConstMatrix x, std::span<const float> dgate,
                 std::span<const double> dimportance, Matrix dx);
 
  private:
-  struct Call {
+  // What Backward needs of a call.
+  struct Kept {
     Array<int32_t> offset;  // [T + 1]
     Array<int32_t> expert;  // [p]
     Array<float> gate;      // [p]
-    Choices choices;
   };
 
   Backend& backend_;
   const Parameter wg_;
-  const int64_t rows_;
+  const GateCalls calls_;
   const int64_t experts_;
-  std::vector<Call> calls_;
+  std::vector<Kept> kept_;
+  std::vector<Choices> choices_;  // of all calls
+  GateSums sums_;
   // Of the call whose backward is running.
   Array<float> dgate_;  // [p]
   Tensor dlogits_;      // [T, n]

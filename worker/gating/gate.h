@@ -38,15 +38,22 @@ struct GateCalls {
 
   int32_t all() const { return waves * calls; }
   int32_t PlaceOf(GateCall at) const { return at.call * waves + at.wave; }
+  // The same for what only Backward needs.
+  int32_t kept() const { return repeats ? waves : all(); }
+  int32_t KeptPlaceOf(GateCall at) const { return repeats ? at.wave : PlaceOf(at); }
 };
 
 // What a gate chose for the T tokens of one call: p pairs of token and expert, by token,
 // then by expert. Token t has the pairs [offset[t], offset[t + 1]), any number of them; a
 // token without any has the output 0. Host memory.
 struct Choices {
-  std::vector<int32_t> offset;     // [T + 1]
-  std::vector<int32_t> expert;     // [p] ascending within a token
-  std::vector<float> gate;         // [p]
+  std::vector<int32_t> offset;  // [T + 1]
+  std::vector<int32_t> expert;  // [p] ascending within a token
+  std::vector<float> gate;      // [p]
+};
+
+// Of one call, by expert.
+struct GateSums {
   std::vector<double> importance;  // [n]
   std::vector<double> load;        // [n]
 };
@@ -63,6 +70,8 @@ class Gate {
   // Valid until the next Forward of the same call; what a Forward repeats with the same pass and x
   // stays where it is.
   virtual const Choices& choices(GateCall at) const = 0;
+  // Of the last Forward.
+  virtual const GateSums& sums() const = 0;
 
   // After a Forward in training, with the same pass and x. dgate: [p] <dL/dy, E_i(x)>;
   // dimportance, dload: [n] gradients of the balancing losses by the step's totals. Adds

@@ -20,6 +20,9 @@ NoisyTopKGate::NoisyTopKGate(Backend& backend, uint32_t layer_id,
       rows_(calls.rows),
       experts_(parameters.wg.value.cols),
       choices_(calls.all()),
+      importance_(backend, experts_),
+      load_(backend, experts_),
+      sums_{std::vector<double>(experts_), std::vector<double>(experts_)},
       draw_row_(rows_ * calls.calls),
       dclean_(backend, rows_, experts_),
       draw_(backend, rows_, experts_),
@@ -29,7 +32,7 @@ NoisyTopKGate::NoisyTopKGate(Backend& backend, uint32_t layer_id,
       host_dload_(experts_) {
   CHECK_LE(k, experts_);
   std::iota(draw_row_.begin(), draw_row_.end(), 0);
-  for (int32_t i = 0; i < (calls.repeats ? calls.waves : calls.all()); ++i) {
+  for (int32_t i = 0; i < calls.kept(); ++i) {
     Kept& kept = kept_.emplace_back();
     kept.clean = Tensor(backend, rows_, experts_);
     kept.raw = Tensor(backend, rows_, experts_);
@@ -37,17 +40,11 @@ NoisyTopKGate::NoisyTopKGate(Backend& backend, uint32_t layer_id,
     kept.expert = Array<int32_t>(backend, rows_ * k);
     kept.gate = Array<float>(backend, rows_ * k);
     kept.threshold = Array<int32_t>(backend, rows_ * 2);
-    kept.importance = Array<double>(backend, experts_);
-    kept.load = Array<double>(backend, experts_);
-  }
-  for (Choices& choices : choices_) {
-    choices.importance.resize(experts_);
-    choices.load.resize(experts_);
   }
 }
 
 GateBatch NoisyTopKGate::Batch(const Pass& pass, GateCall at) const {
-  const Kept& kept = kept_[KeptPlaceOf(at)];
+  const Kept& kept = kept_[calls_.KeptPlaceOf(at)];
   GateBatch batch;
   batch.clean = kept.clean.view();
   batch.raw = kept.raw.view();
@@ -59,14 +56,14 @@ GateBatch NoisyTopKGate::Batch(const Pass& pass, GateCall at) const {
   batch.expert = kept.expert.data();
   batch.gate = kept.gate.data();
   batch.threshold = kept.threshold.data();
-  batch.importance = kept.importance.data();
-  batch.load = kept.load.data();
+  batch.importance = importance_.data();
+  batch.load = load_.data();
   return batch;
 }
 
 void NoisyTopKGate::Forward(const Pass& pass, GateCall at, ConstMatrix x,
                             std::span<const int32_t> target) {
-  Kept& kept = kept_[KeptPlaceOf(at)];
+  Kept& kept = kept_[calls_.KeptPlaceOf(at)];
   backend_.Gemm(Transpose::kNo, Transpose::kNo, 1, x, parameters_.wg.value, 0,
                 kept.clean.view());
   if (pass.training()) {
@@ -84,16 +81,16 @@ void NoisyTopKGate::Forward(const Pass& pass, GateCall at, ConstMatrix x,
   choices.gate.resize(rows_ * k_);
   kept.expert.Download(choices.expert);
   kept.gate.Download(choices.gate);
-  kept.importance.Download(choices.importance);
-  kept.load.Download(choices.load);
+  importance_.Download(sums_.importance);
+  load_.Download(sums_.load);
   if (!pass.training()) DropPadding(target, &choices);
 }
 
-void NoisyTopKGate::DropPadding(std::span<const int32_t> target, Choices* choices) const {
+void NoisyTopKGate::DropPadding(std::span<const int32_t> target, Choices* choices) {
   CHECK_EQ(static_cast<int64_t>(target.size()), rows_);
   if (std::find(target.begin(), target.end(), -1) == target.end()) return;
-  std::fill(choices->importance.begin(), choices->importance.end(), 0);
-  std::fill(choices->load.begin(), choices->load.end(), 0);
+  std::fill(sums_.importance.begin(), sums_.importance.end(), 0);
+  std::fill(sums_.load.begin(), sums_.load.end(), 0);
   int32_t kept = 0;
   for (int64_t t = 0; t < rows_; ++t) {
     choices->offset[t] = kept;
@@ -101,8 +98,8 @@ void NoisyTopKGate::DropPadding(std::span<const int32_t> target, Choices* choice
     for (int64_t j = t * k_; j < (t + 1) * k_; ++j, ++kept) {
       const int32_t expert = choices->expert[kept] = choices->expert[j];
       const float gate = choices->gate[kept] = choices->gate[j];
-      choices->importance[expert] += gate;
-      choices->load[expert] += 1;
+      sums_.importance[expert] += gate;
+      sums_.load[expert] += 1;
     }
   }
   choices->offset[rows_] = kept;

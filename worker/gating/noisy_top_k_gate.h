@@ -28,6 +28,7 @@ class NoisyTopKGate final : public Gate {
   const Choices& choices(GateCall at) const override {
     return choices_[calls_.PlaceOf(at)];
   }
+  const GateSums& sums() const override { return sums_; }
   void Backward(const Pass& pass, GateCall at, ConstMatrix x,
                 std::span<const float> dgate, std::span<const double> dimportance,
                 std::span<const double> dload, Matrix dx) override;
@@ -41,15 +42,10 @@ class NoisyTopKGate final : public Gate {
     Array<int32_t> expert;     // [T, k]
     Array<float> gate;         // [T, k]
     Array<int32_t> threshold;  // [T, 2]
-    Array<double> importance;  // [n]
-    Array<double> load;        // [n]
   };
 
-  int32_t KeptPlaceOf(GateCall at) const {
-    return calls_.repeats ? at.wave : calls_.PlaceOf(at);
-  }
   GateBatch Batch(const Pass& pass, GateCall at) const;
-  void DropPadding(std::span<const int32_t> target, Choices* choices) const;
+  void DropPadding(std::span<const int32_t> target, Choices* choices);
 
   Backend& backend_;
   const uint32_t layer_id_;
@@ -59,7 +55,11 @@ class NoisyTopKGate final : public Gate {
   const int64_t rows_;
   const int64_t experts_;
   std::vector<Kept> kept_;
-  std::vector<Choices> choices_;   // of all calls
+  std::vector<Choices> choices_;  // of all calls
+  // Of the last Forward.
+  Array<double> importance_;  // [n]
+  Array<double> load_;        // [n]
+  GateSums sums_;
   std::vector<int32_t> draw_row_;  // 0, 1, .. of all tokens of a micro-batch
   // Of the call whose backward is running.
   Tensor dclean_;       // [T, n]

@@ -9,10 +9,9 @@ namespace moe {
 SoftmaxGate::SoftmaxGate(Backend& backend, const Parameter& wg, const GateCalls& calls)
     : backend_(backend),
       wg_(wg),
-      calls_(calls),
       bytes_(ChosenBytes(wg.value.cols)),
       all_experts_(bytes_, 0xFF),
-      softmax_(backend, wg, calls.rows, calls.all()),
+      softmax_(backend, wg, calls),
       logits_(backend, calls.rows, wg.value.cols),
       chosen_(backend, calls.rows * bytes_),
       host_chosen_(calls.rows * bytes_) {
@@ -29,7 +28,7 @@ void SoftmaxGate::Forward(const Pass& pass, GateCall at, ConstMatrix x,
               host_chosen_.begin() + t * bytes_);
   }
   chosen_.Upload(host_chosen_);
-  softmax_.Forward(calls_.PlaceOf(at), logits_.view(), chosen_.data());
+  softmax_.Forward(at, logits_.view(), chosen_.data());
 }
 
 void SoftmaxGate::Backward(const Pass& pass, GateCall at, ConstMatrix x,
@@ -37,7 +36,7 @@ void SoftmaxGate::Backward(const Pass& pass, GateCall at, ConstMatrix x,
                            std::span<const double> dimportance, std::span<const double>,
                            Matrix dx) {
   CHECK(pass.training());
-  softmax_.Backward(calls_.PlaceOf(at), x, dgate, dimportance, dx);
+  softmax_.Backward(at, x, dgate, dimportance, dx);
 }
 
 }  // namespace moe

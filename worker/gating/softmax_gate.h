@@ -19,9 +19,8 @@ class SoftmaxGate final : public Gate {
 
   void Forward(const Pass& pass, GateCall at, ConstMatrix x,
                std::span<const int32_t> target) override;
-  const Choices& choices(GateCall at) const override {
-    return softmax_.choices(calls_.PlaceOf(at));
-  }
+  const Choices& choices(GateCall at) const override { return softmax_.choices(at); }
+  const GateSums& sums() const override { return softmax_.sums(); }
   // dload plays no part: Load is the number of tokens, whatever the gate says.
   void Backward(const Pass& pass, GateCall at, ConstMatrix x,
                 std::span<const float> dgate, std::span<const double> dimportance,
@@ -30,7 +29,6 @@ class SoftmaxGate final : public Gate {
  private:
   Backend& backend_;
   const Parameter wg_;
-  const GateCalls calls_;
   const int64_t bytes_;  // of a token's choices
   std::vector<uint8_t> all_experts_;
   ChosenSoftmax softmax_;

@@ -21,7 +21,7 @@ StrictlyBalancedGate::StrictlyBalancedGate(Backend& backend, uint32_t layer_id,
       parameters_(parameters),
       experts_(parameters.wg.value.cols),
       m_(k * rows / experts_),
-      softmax_(backend, parameters.wg, rows, waves),
+      softmax_(backend, parameters.wg, {.rows = rows, .waves = waves}),
       above_(waves, std::vector<int32_t>(experts_)),
       log_softmax_(backend, rows, experts_),
       chosen_(backend, rows * ChosenBytes(experts_)),
@@ -45,7 +45,7 @@ void StrictlyBalancedGate::Forward(const Pass& pass, GateCall at, ConstMatrix x,
   } else {
     backend_.ChooseAbove(log_softmax_.view(), threshold, target, chosen_.data());
   }
-  softmax_.Forward(at.wave, log_softmax_.view(), chosen_.data());
+  softmax_.Forward(at, log_softmax_.view(), chosen_.data());
 }
 
 void StrictlyBalancedGate::Backward(const Pass& pass, GateCall at, ConstMatrix x,
@@ -54,7 +54,7 @@ void StrictlyBalancedGate::Backward(const Pass& pass, GateCall at, ConstMatrix x
                                     std::span<const double>, Matrix dx) {
   CHECK(pass.training());
   CHECK_GT(pass.tokens, 0);
-  softmax_.Backward(at.wave, x, dgate, dimportance, dx);
+  softmax_.Backward(at, x, dgate, dimportance, dx);
   // The derivative of L_batchwise (eq. 20, in the logarithms of X and T) divided by m, as
   // this micro-batch's share of a mean over the step.
   const double share = static_cast<double>(x.rows) / static_cast<double>(pass.tokens);

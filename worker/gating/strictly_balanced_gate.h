@@ -28,7 +28,8 @@ class StrictlyBalancedGate final : public Gate {
 
   void Forward(const Pass& pass, GateCall at, ConstMatrix x,
                std::span<const int32_t> target) override;
-  const Choices& choices(GateCall at) const override { return softmax_.choices(at.wave); }
+  const Choices& choices(GateCall at) const override { return softmax_.choices(at); }
+  const GateSums& sums() const override { return softmax_.sums(); }
   // dload plays no part: in training Load is m, whatever the gate says.
   void Backward(const Pass& pass, GateCall at, ConstMatrix x,
                 std::span<const float> dgate, std::span<const double> dimportance,

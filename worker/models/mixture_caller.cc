@@ -23,8 +23,8 @@ void MixtureCaller::Forward(const Pass& pass, GateCall at, ConstMatrix x,
   call.expert = choices.expert;
   call.gate = choices.gate;
   call.x = x_;
-  call.importance = choices.importance;
-  call.load = choices.load;
+  call.importance = gate_->sums().importance;
+  call.load = gate_->sums().load;
 }
 
 void MixtureCaller::Repeat(const Pass& pass, GateCall at, ConstMatrix x) {

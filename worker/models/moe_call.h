@@ -19,10 +19,11 @@ struct MoeExchange {
 // (worker/gating/gate.h); in a hierarchical MoE this is the primary gate, and its experts are the
 // groups. Host memory, owned by the model.
 struct MoeCall {
-  std::span<const int32_t> offset;     // [T + 1] of each token's pairs
-  std::span<const int32_t> expert;     // [p] ascending within a token
-  std::span<const float> gate;         // [p]
-  std::span<const float> x;            // [T, in]; valid until the mixture's next call
+  std::span<const int32_t> offset;  // [T + 1] of each token's pairs
+  std::span<const int32_t> expert;  // [p] ascending within a token
+  std::span<const float> gate;      // [p]
+  // Valid until the mixture's next call.
+  std::span<const float> x;            // [T, in]
   std::span<const double> importance;  // [n]
   std::span<const double> load;        // [n]
 };

@@ -173,8 +173,7 @@ ReplicaModel::Impl::Impl(Backend& backend, const v1::Job& job, const ModelPlan& 
   const v1::Model& model = job.model();
   if (model.has_tables()) {
     auto words =
-        std::make_unique<TableWordLayers>(backend, d_, model.tables().candidates(),
-                                          model.embedding_dropout(), rows_, waves);
+        std::make_unique<TableWordLayers>(backend, d_, model.embedding_dropout(), waves);
     table_words_ = words.get();
     words_ = std::move(words);
   } else {

@@ -33,12 +33,12 @@ double DenseWordLayers::Evaluate(ConstMatrix x, std::span<const int32_t> target)
   return softmax_.Evaluate(x, target);
 }
 
-TableWordLayers::TableWordLayers(Backend& backend, int64_t d, int32_t candidates,
-                                 float dropout, int64_t rows, int32_t waves)
+TableWordLayers::TableWordLayers(Backend& backend, int64_t d, float dropout,
+                                 int32_t waves)
     : backend_(backend),
       d_(d),
       embedding_(backend, dropout),
-      softmax_(backend, rows, candidates),
+      softmax_(backend),
       input_(waves) {}
 
 void TableWordLayers::BeginStep(const Pass& pass, const StepTables* tables) {

@@ -64,8 +64,7 @@ class DenseWordLayers final : public WordLayers {
 // Tables: training has a sampled softmax. In evaluation the softmax is the servers'.
 class TableWordLayers final : public WordLayers {
  public:
-  TableWordLayers(Backend& backend, int64_t d, int32_t candidates, float dropout,
-                  int64_t rows, int32_t waves);
+  TableWordLayers(Backend& backend, int64_t d, float dropout, int32_t waves);
 
   void BeginStep(const Pass& pass, const StepTables* tables) override;
   void Embed(const Pass& pass, int32_t wave, std::span<const int32_t> input,

@@ -53,8 +53,8 @@ class NoisyTopKGateTest : public ::testing::TestWithParam<uint64_t> {
         sum += choices.gate[j] * r[j / k * kExperts + choices.expert[j]];
       }
       std::vector<double> unused;
-      return sum + weights.importance * CvSquared(choices.importance, 1, &unused) +
-             weights.load * CvSquared(choices.load, 1, &unused);
+      return sum + weights.importance * CvSquared(gate.sums().importance, 1, &unused) +
+             weights.load * CvSquared(gate.sums().load, 1, &unused);
     };
     loss();
     const Choices& choices = gate.choices(1);
@@ -64,8 +64,8 @@ class NoisyTopKGateTest : public ::testing::TestWithParam<uint64_t> {
       dgate.push_back(r[j / k * kExperts + chosen[j]]);
     }
     std::vector<double> dimportance, dload;
-    CvSquared(choices.importance, weights.importance, &dimportance);
-    CvSquared(choices.load, weights.load, &dload);
+    CvSquared(gate.sums().importance, weights.importance, &dimportance);
+    CvSquared(gate.sums().load, weights.load, &dload);
     Tensor dx(TestBackend(), kRows, kWidth);
     dx.Zero();
     gate.Backward(pass, 1, x_.view(), dgate, dimportance, dload, dx.view());
@@ -118,7 +118,7 @@ TEST_P(NoisyTopKGateTest, ChoicesAreAscendingAndSumToOne) {
   gate.Forward({.seed = GetParam()}, 0, x_.view(), {});
   const Choices& choices = gate.choices(0);
   double importance = 0;
-  for (double value : choices.importance) importance += value;
+  for (double value : gate.sums().importance) importance += value;
   EXPECT_NEAR(importance, kRows, 1e-5);
   for (int64_t t = 0; t < kRows; ++t) {
     EXPECT_EQ(choices.offset[t + 1], 3 * (t + 1));
@@ -169,8 +169,8 @@ TEST_P(NoisyTopKGateTest, EvaluationHasNoNoiseAndSkipsPadding) {
   EXPECT_EQ(choices.offset, expected.offset);
   EXPECT_EQ(choices.expert, expected.expert);
   EXPECT_EQ(choices.gate, expected.gate);
-  EXPECT_EQ(choices.importance, importance);
-  EXPECT_EQ(choices.load, load);
+  EXPECT_EQ(gate.sums().importance, importance);
+  EXPECT_EQ(gate.sums().load, load);
 }
 
 // Two calls of half the rows each.
@@ -180,6 +180,7 @@ TEST_P(NoisyTopKGateTest, ATokensNoiseIsThatOfItsPlaceInTheMicroBatch) {
   NoisyTopKGate whole = MakeGate(2);
   whole.Forward(pass, 1, x_.view(), {});
   const Choices& expected = whole.choices(1);
+  GateSums sums{std::vector<double>(kExperts), std::vector<double>(kExperts)};
   const auto in_two = [&](const GateCalls& calls) {
     NoisyTopKGate gate(TestBackend(), /*layer_id=*/2, {wg_.view(), wnoise_.view()}, 2,
                        calls);
@@ -187,6 +188,10 @@ TEST_P(NoisyTopKGateTest, ATokensNoiseIsThatOfItsPlaceInTheMicroBatch) {
     for (int32_t call : {0, 1}) {
       gate.Forward(pass, {1, call}, x_.Rows(call * kHalf, kHalf), {});
       choices.push_back(gate.choices({1, call}));
+      for (int32_t e = 0; e < kExperts; ++e) {
+        sums.importance[e] += gate.sums().importance[e];
+        sums.load[e] += gate.sums().load[e];
+      }
     }
     return choices;
   };
@@ -197,9 +202,8 @@ TEST_P(NoisyTopKGateTest, ATokensNoiseIsThatOfItsPlaceInTheMicroBatch) {
   }
   EXPECT_EQ(expert, expected.expert);
   for (int32_t e = 0; e < kExperts; ++e) {
-    EXPECT_NEAR(halves[0].importance[e] + halves[1].importance[e], expected.importance[e],
-                1e-5);
-    EXPECT_NEAR(halves[0].load[e] + halves[1].load[e], expected.load[e], 1e-5);
+    EXPECT_NEAR(sums.importance[e], whole.sums().importance[e], 1e-5);
+    EXPECT_NEAR(sums.load[e], whole.sums().load[e], 1e-5);
   }
   const std::vector<Choices> recurrent = in_two(
       {.rows = kHalf, .waves = 2, .calls = 2, .noise = Purpose::kRecurrentGateNoise});

@@ -55,9 +55,9 @@ TEST_F(SoftmaxGateTest, EveryExpertForEveryToken) {
     }
   }
   for (int64_t i = 0; i < kExperts; ++i) {
-    EXPECT_NEAR(choices.importance[i], importance[i], 1e-5);
+    EXPECT_NEAR(gate_.sums().importance[i], importance[i], 1e-5);
   }
-  EXPECT_THAT(choices.load, Each(double{kRows}));
+  EXPECT_THAT(gate_.sums().load, Each(double{kRows}));
 }
 
 TEST_F(SoftmaxGateTest, Gradients) {
@@ -68,17 +68,47 @@ TEST_F(SoftmaxGateTest, Gradients) {
     const Choices& choices = gate_.choices(0);
     std::vector<double> unused;
     return testing::Dot(choices.gate, r) +
-           kImportance * CvSquared(choices.importance, 1, &unused);
+           kImportance * CvSquared(gate_.sums().importance, 1, &unused);
   };
   loss();
   std::vector<double> dimportance;
-  CvSquared(gate_.choices(0).importance, kImportance, &dimportance);
+  CvSquared(gate_.sums().importance, kImportance, &dimportance);
   Tensor dx(TestBackend(), kRows, kWidth);
   dx.Zero();
   gate_.Backward({}, 0, x_.view(), r, dimportance, std::vector<double>(kExperts, 3),
                  dx.view());
   CheckGradient("x", x_, Values(dx), loss);
   CheckGradient("wg", wg_.value, Values(wg_.gradient), loss);
+}
+
+TEST_F(SoftmaxGateTest, ARepeatedForwardBringsBackWhatBackwardNeeds) {
+  constexpr int32_t kHalf = kRows / 2;
+  const std::vector<double> dimportance(kExperts, 0.5), dload(kExperts);
+  std::vector<std::vector<float>> dx;
+  for (const bool repeats : {false, true}) {
+    SoftmaxGate gate(TestBackend(), wg_.view(),
+                     {.rows = kHalf, .waves = 1, .calls = 2, .repeats = repeats});
+    for (int32_t call : {0, 1}) {
+      gate.Forward({}, {0, call}, x_.Rows(call * kHalf, kHalf), {});
+    }
+    const Choices first = gate.choices({0, 0});
+    const int32_t* const expert = gate.choices({0, 0}).expert.data();
+    for (int32_t call : {1, 0}) {
+      const Matrix x = x_.Rows(call * kHalf, kHalf);
+      if (repeats) gate.Forward({}, {0, call}, x, {});
+      Tensor gradient(TestBackend(), kHalf, kWidth);
+      gradient.Zero();
+      gate.Backward({}, {0, call}, x, RandomValues(call, kHalf * kExperts), dimportance,
+                    dload, gradient.view());
+      dx.push_back(Values(gradient));
+    }
+    // Who has seen the choices need not look again.
+    EXPECT_EQ(gate.choices({0, 0}).expert.data(), expert);
+    EXPECT_EQ(gate.choices({0, 0}).gate, first.gate);
+  }
+  EXPECT_EQ(dx[0], dx[2]);
+  EXPECT_EQ(dx[1], dx[3]);
+  EXPECT_NE(dx[0], dx[1]);
 }
 
 TEST_F(SoftmaxGateTest, EvaluationSkipsPadding) {
@@ -97,7 +127,7 @@ TEST_F(SoftmaxGateTest, EvaluationSkipsPadding) {
                     all.gate.begin() + (t + 1) * kExperts);
   }
   EXPECT_EQ(choices.gate, expected);
-  EXPECT_THAT(choices.load, Each(double{kRows - 2}));
+  EXPECT_THAT(gate_.sums().load, Each(double{kRows - 2}));
 }
 
 }  // namespace

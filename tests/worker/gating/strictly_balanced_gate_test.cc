@@ -87,7 +87,7 @@ TEST_P(StrictlyBalancedGateTest, EachExpertTakesItsBestTokens) {
   StrictlyBalancedGate gate = MakeGate();
   gate.Forward(pass_, 0, x_.view(), {});
   const Choices& choices = gate.choices(0);
-  EXPECT_THAT(choices.load, Each(double{kEach}));
+  EXPECT_THAT(gate.sums().load, Each(double{kEach}));
   const auto g = SoftmaxOf(x_, wg_.value);
   const auto gates = Spread(choices, kExperts);
   std::vector<std::vector<double>> expected(kRows, std::vector<double>(kExperts));
@@ -108,7 +108,7 @@ TEST_P(StrictlyBalancedGateTest, EachExpertTakesItsBestTokens) {
     }
   }
   for (int64_t i = 0; i < kExperts; ++i) {
-    EXPECT_NEAR(choices.importance[i], importance[i], 1e-9);
+    EXPECT_NEAR(gate.sums().importance[i], importance[i], 1e-9);
   }
 }
 
@@ -126,7 +126,7 @@ TEST_P(StrictlyBalancedGateTest, GradientsWithTheChoiceHeldFixed) {
       }
     }
     std::vector<double> unused;
-    return sum + kImportance * CvSquared(choices.importance, 1, &unused);
+    return sum + kImportance * CvSquared(gate.sums().importance, 1, &unused);
   };
   loss();
   const Choices here = gate.choices(1);
@@ -137,7 +137,7 @@ TEST_P(StrictlyBalancedGateTest, GradientsWithTheChoiceHeldFixed) {
     }
   }
   std::vector<double> dimportance;
-  CvSquared(here.importance, kImportance, &dimportance);
+  CvSquared(gate.sums().importance, kImportance, &dimportance);
   const std::vector<double> dload(kExperts, 3);  // of no effect
   Tensor dx(TestBackend(), kRows, kWidth);
   dx.Zero();
@@ -212,7 +212,7 @@ TEST_P(StrictlyBalancedGateTest, EvaluationGoesByThresholdsAndSkipsPadding) {
       EXPECT_NEAR(gates[t][i], sum == 0 ? 0 : expected[i] / sum, 1e-6) << t << " " << i;
     }
   }
-  EXPECT_EQ(choices.load, load);
+  EXPECT_EQ(gate.sums().load, load);
   EXPECT_GT(choices.expert.size(), 0u);
   EXPECT_LT(choices.expert.size(), static_cast<size_t>((kRows - 2) * kExperts));
 }
@@ -224,7 +224,7 @@ TEST_P(StrictlyBalancedGateTest, TiesAreDrawn) {
                             kRows, 2);
   const auto offsets = [&](const Pass& pass, int32_t wave) {
     gate.Forward(pass, wave, x_.view(), {});
-    EXPECT_THAT(gate.choices(wave).load, Each(double{kEach}));
+    EXPECT_THAT(gate.sums().load, Each(double{kEach}));
     return gate.choices(wave).offset;
   };
   const std::vector<int32_t> first = offsets(pass_, 0);
@@ -265,7 +265,7 @@ TEST_F(WantedExpertsTest, ATokenMayHaveNoneOrSeveral) {
   const Choices& choices = gate_.choices(0);
   EXPECT_THAT(choices.offset, ElementsAre(0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12));
   EXPECT_THAT(choices.expert, ElementsAre(0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5));
-  EXPECT_THAT(choices.load, Each(2.0));
+  EXPECT_THAT(gate_.sums().load, Each(2.0));
   for (int j = 0; j < 12; ++j) EXPECT_NEAR(choices.gate[j], j < 10 ? 1 : 0.5, 1e-6);
 
   // A token without experts has no gradient through the gate.

@@ -6,8 +6,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <memory>
+#include <numeric>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,6 +18,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "client/cluster_client.h"
+#include "common/checkpoint/manifest.h"
+#include "common/io/safetensors.h"
 #include "common/job/job_file.h"
 #include "common/job/model_plan.h"
 #include "glog/logging.h"
@@ -82,6 +87,8 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
     state.set_generation(1);
     *state.mutable_job() = job_;
     state.set_mode(v1::RUN_MODE_TRAIN);
+    checkpoints_ = absl::StrCat(::testing::TempDir(), "/step_runner-", GetParam());
+    state.set_checkpoint_dir(checkpoints_);
     for (const ShardSpec& shard : plan_.shards) {
       v1::ShardPlacement& placed = *state.mutable_placement()->add_shards();
       placed.set_shard(shard.id);
@@ -103,6 +110,9 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
       options.server = id;
       options.state = state;
       options.rendezvous_timeout = absl::Seconds(60);
+      options.events.shard_written = [](uint64_t, const v1::ShardFile&) {
+        return absl::OkStatus();
+      };
       options.events.failed = [](const absl::Status& cause) { LOG(FATAL) << cause; };
       options.events.idle = [](const std::string&, const v1::MemberTimes&) {};
       auto host = ShardHost::Load(TestBackend(), std::move(options));
@@ -134,6 +144,8 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
       } else {
         FillInitialValues(job_.seed(), tensor, value.data());
       }
+      initial_[tensor.name].resize(tensor.size());
+      FillInitialValues(job_.seed(), tensor, initial_[tensor.name].data());
     }
     local_ = std::make_unique<LocalModel>(TestBackend(), job_);
     local_->SetParameters(values);
@@ -141,6 +153,8 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
 
   static v1::Job Job() {
     v1::Job job = testing::SmallJob(GetParam());
+    // So large that an update follows a gradient, and not its sign and rounding alone.
+    job.mutable_optimizer()->mutable_adam()->set_epsilon(1e-3f);
     FillDefaults(&job);
     return job;
   }
@@ -185,8 +199,99 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
     }
   }
 
+  // As Trainer does.
+  void Close(double rate) {
+    StepClose close;
+    close.learning_rate = rate;
+    close.cut = true;
+    for (size_t i = 0; i < runner_->owned().size(); ++i) {
+      const uint32_t replica = runner_->owned()[i];
+      ReplicaModel& model = runner_->model(i);
+      for (const Array<float>& shard : model.gradients().shards()) {
+        close.gradients[replica].emplace_back(shard.size());
+        shard.Download(close.gradients[replica].back());
+      }
+      close.replica_states[replica] = model.SaveState();
+      if (!job_.model().has_tables()) continue;
+      close.embedding_gradients[replica] = model.EmbeddingGradients();
+      close.softmax_gradients[replica] = model.SoftmaxGradients();
+    }
+    const auto closed = client_->parameters().Close(std::move(close));
+    ASSERT_TRUE(closed.ok()) << closed.status();
+  }
+
+  // What the servers have at version 1: dense tensors and all rows of tables as pulled, experts and
+  // groups' gates from the cut. An expert without rows is in no file, and as it was.
+  NamedTensors Pulled() {
+    NamedTensors pulled = initial_;
+    std::vector<std::vector<float>> dense;
+    for (const Array<float>& shard : parameters_.shards())
+      dense.emplace_back(shard.size());
+    const std::vector<std::span<float>> spans(dense.begin(), dense.end());
+    const absl::Status status = client_->parameters().PullDense(1, spans);
+    EXPECT_TRUE(status.ok()) << status;
+    std::map<Table, std::vector<float>> rows;
+    if (job_.model().has_tables()) {
+      for (const Table table : {Table::kEmbedding, Table::kSoftmax}) {
+        rows[table] = PullRows(table);
+      }
+    }
+    size_t shard_of_dense = 0;
+    for (const ShardSpec& shard : plan_.shards) {
+      if (shard.kind == ShardKind::kDense) {
+        const float* from = dense[shard_of_dense++].data();
+        for (const int64_t t : shard.tensors) {
+          std::vector<float>& values = pulled.at(plan_.tensors[t].name);
+          std::copy_n(from, values.size(), values.begin());
+          from += values.size();
+        }
+      } else if (shard.kind == ShardKind::kTable) {
+        const int64_t width = client_->tables().columns(shard.table);
+        int64_t column = 0;
+        for (const int64_t t : shard.tensors) {
+          const TensorSpec& tensor = plan_.tensors[t];
+          for (int64_t r = 0; r < shard.rows; ++r) {
+            std::copy_n(
+                rows[shard.table].begin() + (shard.first_row + r) * width + column,
+                tensor.cols, pulled.at(tensor.name).begin() + r * tensor.cols);
+          }
+          column += tensor.cols;
+        }
+      } else if (shard.kind == ShardKind::kExpert) {
+        ReadShard(shard, &pulled);
+      }
+    }
+    return pulled;
+  }
+
+  std::vector<float> PullRows(Table table) {
+    std::vector<int32_t> words(job_.model().vocabulary());
+    std::iota(words.begin(), words.end(), 0);
+    std::vector<float> rows(words.size() * client_->tables().columns(table));
+    absl::Status status = client_->tables().SendPull(1, table, words);
+    EXPECT_TRUE(status.ok()) << status;
+    status = client_->tables().AwaitPull(1, table, words, rows);
+    EXPECT_TRUE(status.ok()) << status;
+    return rows;
+  }
+
+  void ReadShard(const ShardSpec& shard, NamedTensors* values) {
+    const auto file = SafetensorsFile::Open(
+        absl::StrCat(checkpoints_, "/", StepFolderName(1), "/", ShardFileName(shard.id)));
+    ASSERT_TRUE(file.ok()) << file.status();
+    for (const int64_t t : shard.tensors) {
+      std::vector<float>& of_tensor = values->at(plan_.tensors[t].name);
+      const auto entry = (*file)->Find(plan_.tensors[t].name);
+      if (!entry.ok()) continue;
+      ASSERT_EQ(entry->bytes, of_tensor.size() * sizeof(float));
+      std::memcpy(of_tensor.data(), entry->data, entry->bytes);
+    }
+  }
+
   const v1::Job job_;
   const ModelPlan plan_;
+  std::string checkpoints_;
+  NamedTensors initial_;
   const DenseParameters parameters_;
   std::map<std::string, std::unique_ptr<ShardHost>> hosts_;
   std::unique_ptr<ClusterClient> client_;
@@ -237,6 +342,58 @@ TEST_P(StepRunnerTest, LossesBalanceAndGradients) {
       }
     }
   }
+}
+
+TEST_P(StepRunnerTest, CloseUpdatesEveryTensor) {
+  const auto batches = testing::RandomBatches(job_, 1);
+  const v1::Training& training = job_.training();
+  const auto pass = runner_->Forward(
+      0, PassMode::kTrain, /*version=*/0,
+      int64_t{training.replicas()} * training.lanes() * training.unroll(),
+      Flatten(batches));
+  ASSERT_TRUE(pass.ok()) << pass.status();
+  const absl::Status backward = runner_->Backward();
+  ASSERT_TRUE(backward.ok()) << backward;
+  constexpr float kRate = 0.01f;
+  Close(kRate);
+  const NamedTensors actual = Pulled();
+
+  local_->Train(0, batches);
+  // What the servers started from.
+  local_->SetParameters(initial_);
+  NamedTensors m = initial_;
+  for (auto& [name, values] : m) std::fill(values.begin(), values.end(), 0);
+  NamedTensors v = m;
+  const v1::Adam& adam = job_.optimizer().adam();
+  OptimizerStep step;
+  step.kind = OptimizerStep::Kind::kAdam;
+  step.adam = {.rate = kRate,
+               .beta1 = adam.beta1(),
+               .beta2 = adam.beta2(),
+               .epsilon = adam.epsilon(),
+               .count = 1};
+  local_->Update(step, &m, &v);
+  const NamedTensors expected = local_->GetParameters();
+  ASSERT_EQ(actual.size(), expected.size());
+  for (const TensorSpec& tensor : plan_.tensors) {
+    const std::vector<float>& got = actual.at(tensor.name);
+    const std::vector<float>& wanted = expected.at(tensor.name);
+    ASSERT_EQ(got.size(), wanted.size());
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      EXPECT_NEAR(got[i], wanted[i], 1e-4 * kRate) << tensor.name << "[" << i << "]";
+    }
+  }
+  // And that there was something to see.
+  std::map<ShardKind, int> changed;
+  for (const ShardSpec& shard : plan_.shards) {
+    if (shard.kind == ShardKind::kReplica) continue;
+    int& of_kind = changed[shard.kind];
+    for (const int64_t t : shard.tensors) {
+      const std::string& name = plan_.tensors[t].name;
+      of_kind += actual.at(name) != initial_.at(name);
+    }
+  }
+  for (const auto& [kind, tensors] : changed) EXPECT_GT(tensors, 0);
 }
 
 TEST_P(StepRunnerTest, EvaluationWithPadding) {

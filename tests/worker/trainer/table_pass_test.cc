@@ -209,8 +209,7 @@ TEST_F(TablePassTest, EvaluationPullsInputWordsAlone) {
 TEST_F(TablePassTest, EmbeddingGradientsAddInTokenOrder) {
   const std::span<const StepTables> pulled = Pull(PassMode::kTrain);
   for (int r = 0; r < kReplicas; ++r) {
-    TableWordLayers words(TestBackend(), kWidth, kCandidates, /*dropout=*/0, kTokens,
-                          kWaves);
+    TableWordLayers words(TestBackend(), kWidth, /*dropout=*/0, kWaves);
     const Pass pass = {.step = kStep, .replica = static_cast<uint32_t>(r)};
     words.BeginStep(pass, &pulled[r]);
     std::map<int32_t, std::vector<float>> expected;
@@ -254,8 +253,7 @@ TEST_F(TablePassTest, SoftmaxGradientsOfCandidatesAndTargets) {
   const std::span<const StepTables> pulled = Pull(PassMode::kTrain);
   int both = 0;
   for (int r = 0; r < kReplicas; ++r) {
-    TableWordLayers words(TestBackend(), kWidth, kCandidates, /*dropout=*/0, kTokens,
-                          kWaves);
+    TableWordLayers words(TestBackend(), kWidth, /*dropout=*/0, kWaves);
     words.BeginStep({.step = kStep, .replica = static_cast<uint32_t>(r)}, &pulled[r]);
     std::vector<std::vector<float>> x;
     std::vector<double> losses;
