@@ -7,12 +7,12 @@ namespace moe {
 
 // Raised when a message or its meaning changes: the coordinator refuses members that
 // differ.
-inline constexpr int32_t kProtocolVersion = 5;
+inline constexpr int32_t kProtocolVersion = 6;
 
-// Tokens of one replica in one ScoreRequest.
+// Tokens of one ScoreRequest, all its frames together.
 inline constexpr int kMaxScoreTokens = 512;
 // ScoreRequests of one worker that a server has not answered yet.
-inline constexpr int kMaxScoresUnderWay = 4;
+inline constexpr int kMaxScoresUnderWay = 2;
 // Words that a server scores at a time.
 inline constexpr int kScoreBlockRows = 4096;
 

@@ -408,7 +408,7 @@ TEST(StepMemoryTest, ClippingNeedsAllTablesAtOnce) {
   EXPECT_EQ(clipped.OneServer().activations, Heap(2 * sums + kLstm));
 }
 
-// Four requests of each worker, with 512 tokens of each replica at most; logits of 4,096 words.
+// Two requests of each worker, with 512 tokens at most; logits of 4,096 words.
 TEST(StepMemoryTest, ScoresUnderWay) {
   const std::string model =
       "d_model: 64 vocabulary: 10000 tables { shards: 2 candidates: 6 } "
@@ -421,12 +421,17 @@ TEST(StepMemoryTest, ScoresUnderWay) {
   const MemoryNeed server = evaluated.memory.OfServer(
       TablesOf(evaluated.plan), std::vector<std::vector<uint32_t>>{{0}, {1}},
       {.threads = 1});
-  EXPECT_EQ(server.activations, Heap(2 * 4 * x) + 5 * kHugePage);
-  EXPECT_EQ(server.messages, Heap(2 * 4 * x + 2 * 3 * x) - Heap(2 * 4 * x));
+  EXPECT_EQ(server.activations, Heap(2 * 2 * x) + 5 * kHugePage);
+  EXPECT_EQ(server.messages, Heap(2 * 2 * x + 2 * 3 * x) - Heap(2 * 2 * x));
   const std::vector<uint32_t> owned = {0};
   const int64_t few = evaluated.memory.OfWorker(owned, 4).messages;
   const int64_t many = evaluated.memory.OfWorker(owned, 8).messages;
   ExpectMore(many, few, 4 * 2 * x);
+  // A worker of two replicas sends no more at a time.
+  const MemoryNeed of_one = evaluated.memory.OfServer(
+      TablesOf(evaluated.plan), std::vector<std::vector<uint32_t>>{{0, 1}},
+      {.threads = 1});
+  EXPECT_EQ(of_one.activations, Heap(2 * x) + 5 * kHugePage);
 }
 
 // ---------------------------------------------------------------- large arrays, clusters
