@@ -168,6 +168,7 @@ class OneBillionWordsTest(TestCase):
             with self.subTest(cause):
                 self.replace(shard, contents)
                 self.assert_refused(self.path(shard) + cause)
+                self.assert_refused(self.path(shard) + cause, "--one_billion_words", self.folder)
         self.replace(shard, good.replace(b"\n", b"\r\n\r\n"))
         self.assert_prepared(*self.flags)
         self.assert_holds()
