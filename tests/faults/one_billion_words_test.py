@@ -9,7 +9,7 @@ import subprocess
 from tests.data import one_billion_words as obw
 from tests.faults import cluster as c
 
-STEPS = 8
+STEPS = 40  # The word that isn't there is a candidate in about every fifth.
 SHARDS = 3
 
 
