@@ -38,6 +38,40 @@ struct TokenScore {
   double loss() const { return words.Log() - target; }
 };
 
+// Tokens of a call that make a frame.
+struct ScoredTokens {
+  const ScoreCall* call;
+  std::vector<size_t> place;  // in call->target
+};
+
+// The tokens that count, as the frames of requests with at most kMaxScoreTokens each. A replica's
+// tokens are cut in one way whichever replicas the worker owns: the bits of a logit depend on how
+// many tokens a product has.
+std::vector<std::vector<ScoredTokens>> CutIntoRequests(std::span<const ScoreCall> calls) {
+  std::vector<std::vector<ScoredTokens>> requests;
+  size_t tokens = kMaxScoreTokens;  // of the last request
+  const auto add = [&](ScoredTokens frame) {
+    if (frame.place.empty()) return;
+    if (tokens + frame.place.size() > kMaxScoreTokens) {
+      requests.emplace_back();
+      tokens = 0;
+    }
+    tokens += frame.place.size();
+    requests.back().push_back(std::move(frame));
+  };
+  for (const ScoreCall& call : calls) {
+    ScoredTokens frame{&call, {}};
+    for (size_t t = 0; t < call.target.size(); ++t) {
+      if (call.target[t] < 0) continue;
+      frame.place.push_back(t);
+      if (frame.place.size() < kMaxScoreTokens) continue;
+      add(std::exchange(frame, {&call, {}}));
+    }
+    add(std::move(frame));
+  }
+  return requests;
+}
+
 // Adds what the reply has at `position`, which must be the shard's, to the tokens' scores.
 absl::Status Join(const v1::ScoreReply& reply, int position, const std::string& shard,
                   uint32_t replica, std::span<TokenScore> scores) {
@@ -99,7 +133,7 @@ std::vector<RemoteTables::Run> RemoteTables::RunsOf(
   return runs;
 }
 
-absl::Status RemoteTables::SendPull(uint64_t version, Table table,
+absl::Status RemoteTables::SendPull(uint64_t version, PullFor purpose, Table table,
                                     std::span<const int32_t> words) {
   for (const Run& run : RunsOf(table, words)) {
     const ShardSpec& spec = plan_.shards[run.shard];
@@ -109,6 +143,7 @@ absl::Status RemoteTables::SendPull(uint64_t version, Table table,
     }
     v1::ExchangeRequest request;
     request.mutable_pull()->set_version(version);
+    request.mutable_pull()->set_evaluation(purpose == PullFor::kEvaluation);
     v1::RowSet& rows = *request.mutable_pull()->add_rows();
     rows.set_shard(spec.id);
     PutArray(row, rows.mutable_row());
@@ -146,34 +181,22 @@ absl::Status RemoteTables::AwaitPull(uint64_t version, Table table,
 
 absl::StatusOr<std::vector<double>> RemoteTables::Score(
     uint64_t batch, uint32_t wave, uint64_t version, std::span<const ScoreCall> calls) {
-  // The tokens that count, by call.
-  std::vector<std::vector<size_t>> tokens(calls.size());
-  size_t most = 0;
-  for (size_t i = 0; i < calls.size(); ++i) {
-    for (size_t t = 0; t < calls[i].target.size(); ++t) {
-      if (calls[i].target[t] >= 0) tokens[i].push_back(t);
-    }
-    most = std::max(most, tokens[i].size());
-  }
-  const size_t parts = (most + kMaxScoreTokens - 1) / kMaxScoreTokens;
+  const std::vector<std::vector<ScoredTokens>> requests = CutIntoRequests(calls);
   const auto part_of = [&](size_t part) {
     v1::ScoreRequest score;
     score.set_batch(batch);
     score.set_wave(wave);
     score.set_part(static_cast<uint32_t>(part));
     score.set_version(version);
-    for (size_t i = 0; i < calls.size(); ++i) {
-      const size_t begin = part * kMaxScoreTokens;
-      const size_t end = std::min(tokens[i].size(), begin + kMaxScoreTokens);
-      if (begin >= end) continue;
+    for (const ScoredTokens& tokens : requests[part]) {
+      const ScoreCall& call = *tokens.call;
       v1::ScoreFrame& frame = *score.add_frames();
-      frame.set_replica(calls[i].replica);
+      frame.set_replica(call.replica);
       std::vector<int32_t> target;
       std::vector<float> x;
-      for (size_t at = begin; at < end; ++at) {
-        const size_t t = tokens[i][at];
-        target.push_back(calls[i].target[t]);
-        x.insert(x.end(), calls[i].x + t * d_model_, calls[i].x + (t + 1) * d_model_);
+      for (const size_t t : tokens.place) {
+        target.push_back(call.target[t]);
+        x.insert(x.end(), call.x + t * d_model_, call.x + (t + 1) * d_model_);
       }
       PutArray(x, frame.mutable_x());
       PutArray(target, frame.mutable_target());
@@ -183,8 +206,8 @@ absl::StatusOr<std::vector<double>> RemoteTables::Score(
 
   std::map<uint32_t, double> sums;  // by replica
   std::deque<v1::ScoreRequest> under_way;
-  for (size_t next = 0; next < parts || !under_way.empty();) {
-    if (next < parts && under_way.size() < kMaxScoresUnderWay) {
+  for (size_t next = 0; next < requests.size() || !under_way.empty();) {
+    if (next < requests.size() && under_way.size() < kMaxScoresUnderWay) {
       const v1::ScoreRequest& score = under_way.emplace_back(part_of(next++));
       for (const int32_t server : softmax_servers_) {
         v1::ExchangeRequest request;
@@ -208,7 +231,9 @@ absl::StatusOr<std::vector<double>> RemoteTables::Score(
 absl::StatusOr<std::vector<std::vector<double>>> RemoteTables::AwaitScore(
     const v1::ScoreRequest& score) {
   const ExchangeKey key = ScoreKey(score.batch(), score.wave(), score.part());
-  const absl::Time deadline = servers_.Deadline();
+  // Every answer begins it anew. A server works on the requests of all workers in turn.
+  const absl::Time deadline =
+      absl::Now() + static_cast<double>(servers_.map.workers) * servers_.timeout;
   std::map<int32_t, v1::ExchangeResponse> answers;
   for (const int32_t server : softmax_servers_) {
     ASSIGN_OR_RETURN(answers[server], servers_.Await(server, key, deadline));

@@ -24,7 +24,7 @@ class RemoteTables final : public TableClient {
   RemoteTables(const ServerSet& servers, const ModelPlan& plan, int64_t d_model);
 
   int64_t columns(Table table) const override;
-  absl::Status SendPull(uint64_t version, Table table,
+  absl::Status SendPull(uint64_t version, PullFor purpose, Table table,
                         std::span<const int32_t> words) override;
   absl::Status AwaitPull(uint64_t version, Table table, std::span<const int32_t> words,
                          std::span<float> out) override;

@@ -1,5 +1,7 @@
 #include "client/shard_map.h"
 
+#include <set>
+
 #include "absl/strings/str_cat.h"
 
 namespace moe {
@@ -21,6 +23,11 @@ absl::StatusOr<ShardMap> MakeShardMap(const v1::ClusterState& state,
   }
 
   ShardMap map;
+  std::set<std::string> workers;
+  for (const v1::ReplicaAssignment& replica : state.replicas()) {
+    workers.insert(replica.worker());
+  }
+  map.workers = static_cast<int64_t>(workers.size());
   for (auto& [server, position] : index) {
     const auto found = address.find(server);
     if (found == address.end()) {

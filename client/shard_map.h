@@ -24,6 +24,8 @@ struct ShardMap {
   };
   // Every server that hosts a shard, by id.
   std::vector<Server> servers;
+  // How many workers share the servers.
+  int64_t workers = 0;
   // [shards of the plan]: index into servers.
   std::vector<int32_t> server_of_shard;
   // For each mixture of experts.

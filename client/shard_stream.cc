@@ -65,6 +65,7 @@ class GrpcShardStream final : public ShardStream {
 
   absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
                                              absl::Time deadline) override {
+    const absl::Duration patience = deadline - absl::Now();
     absl::MutexLock lock(&mutex_);
     const auto ready = [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
       return !cancelled_.ok() || !broken_.ok() || responses_.contains(key);
@@ -74,9 +75,10 @@ class GrpcShardStream final : public ShardStream {
     // What came before the stream broke is as good as ever.
     if (auto response = responses_.extract(key)) return std::move(response.mapped());
     RETURN_IF_ERROR(broken_);
-    return absl::DeadlineExceededError(
-        absl::StrFormat("%s did not answer %s within %s", peer_, Describe(key),
-                        absl::FormatDuration(options_.timeout)));
+    return absl::DeadlineExceededError(absl::StrFormat(
+        "%s did not answer %s within %s", peer_, Describe(key),
+        absl::FormatDuration(
+            absl::Floor(patience + absl::Milliseconds(50), absl::Milliseconds(100)))));
   }
 
   void Cancel(const absl::Status& cause) override {

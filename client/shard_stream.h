@@ -66,7 +66,7 @@ struct ShardStreamOptions {
   // Member id of the worker.
   std::string member;
   uint64_t generation = 0;
-  // For the first answer, and named in the error of a late one.
+  // For the first answer.
   absl::Duration timeout;
 };
 

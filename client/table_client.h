@@ -19,6 +19,8 @@ struct ScoreCall {
   std::span<const int32_t> target;  // [T] words; -1: not counted
 };
 
+enum class PullFor { kTraining, kEvaluation };
+
 // Thread-compatible: one caller at a time. Sends return as soon as the messages are queued;
 // awaits have a deadline, and their error names the server and what it was to send.
 class TableClient {
@@ -29,7 +31,7 @@ class TableClient {
   virtual int64_t columns(Table table) const = 0;
 
   // Rows of `words` (ascending), which may be none.
-  virtual absl::Status SendPull(uint64_t version, Table table,
+  virtual absl::Status SendPull(uint64_t version, PullFor purpose, Table table,
                                 std::span<const int32_t> words) = 0;
   // out: [words, columns].
   virtual absl::Status AwaitPull(uint64_t version, Table table,

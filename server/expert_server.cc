@@ -80,6 +80,11 @@ absl::Status ExpertServer::Wait() {
   return result_;
 }
 
+v1::GetServerStatusResponse ExpertServer::Status() const {
+  absl::MutexLock lock(&mutex_);
+  return host_ != nullptr ? host_->Status() : last_status_;
+}
+
 void ExpertServer::Stop() {
   if (member_ != nullptr) member_->Cancel();
 }
@@ -92,6 +97,7 @@ void ExpertServer::Run() {
   member_->Leave();
   rpc_->Shutdown(kParting);
   absl::MutexLock lock(&mutex_);
+  if (host_ != nullptr) last_status_ = host_->Status();
   host_ = nullptr;
   result_ = std::move(result);
   over_ = true;

@@ -56,6 +56,8 @@ class ExpertServer {
   // Returns when the server has left the cluster: OK when the job finished, CANCELLED
   // after Stop, else the cause.
   absl::Status Wait();
+  // Of the generation that it serves; after Wait, as the last one was at its end.
+  v1::GetServerStatusResponse Status() const;
   // Any thread; doesn't wait.
   void Stop();
 
@@ -81,6 +83,7 @@ class ExpertServer {
   std::shared_ptr<ShardHost> host_ ABSL_GUARDED_BY(mutex_);
   // Once over_.
   absl::Status result_ ABSL_GUARDED_BY(mutex_);
+  v1::GetServerStatusResponse last_status_ ABSL_GUARDED_BY(mutex_);
   bool over_ ABSL_GUARDED_BY(mutex_) = false;
 
   ShardService shard_service_;

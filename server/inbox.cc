@@ -167,6 +167,7 @@ absl::Status Inbox::HandlePull(const std::string& worker, const v1::PullRequest&
   Pull pull;
   pull.worker = worker;
   pull.version = request.version();
+  pull.evaluation = request.evaluation();
   pull.shards.assign(request.shards().begin(), request.shards().end());
   std::set<std::string> asked;
   for (const v1::RowSet& rows : request.rows()) {
@@ -313,6 +314,14 @@ absl::Status Inbox::HandleScore(const std::string& worker,
                                 const std::shared_ptr<ReplySink>& sink) {
   RETURN_IF_ERROR(CheckReplicas(worker, ReplicasOf(request)));
   RETURN_IF_ERROR(CheckVersion(request.version()));
+  if (shards_.softmax().empty()) return Bad("no rows of the softmax are here");
+  size_t tokens = 0;
+  for (const v1::ScoreFrame& frame : request.frames()) {
+    tokens += frame.target().size() / sizeof(int32_t);
+  }
+  if (tokens > kMaxScoreTokens) {
+    return Bad("has ", tokens, " tokens instead of at most ", kMaxScoreTokens);
+  }
   Score score;
   score.worker = worker;
   score.batch = request.batch();

@@ -57,6 +57,7 @@ class Inbox {
     uint64_t version = 0;
     std::vector<std::string> shards;
     std::vector<Rows> rows;  // of table shards
+    bool evaluation = false;
   };
 
   // Gets what is complete, in the order in which it became so; only puts it in a queue.

@@ -127,10 +127,10 @@ void ShardHost::Pull(Inbox::Pull pull, std::shared_ptr<ReplySink> sink) {
 }
 
 void ShardHost::Score(Inbox::Score score, std::shared_ptr<ReplySink> sink) {
-  Post([this, score = std::move(score), sink = std::move(sink)] {
-    AnswerScore(score, *sink);
-    return absl::OkStatus();
-  });
+  const auto work = std::make_shared<ScoreWork>();
+  work->score = std::move(score);
+  work->sink = std::move(sink);
+  PostScore(work);
 }
 
 // ---------------------------------------------------------------- the engine
@@ -193,28 +193,48 @@ void ShardHost::AnswerPull(const Inbox::Pull& pull, ReplySink& sink) {
   };
   for (const std::string& shard : pull.shards) add(shard, shards_->Content(shard));
   for (const Inbox::Pull::Rows& rows : pull.rows) {
-    add(rows.shard, shards_->Rows(rows.shard, rows.index));
+    add(rows.shard, shards_->Rows(rows.shard, rows.index, pull.evaluation));
   }
   inbox_.FinishPull(pull);
   sink.Send(response);
 }
 
-void ShardHost::AnswerScore(const Inbox::Score& score, ReplySink& sink) {
+void ShardHost::PostScore(std::shared_ptr<ScoreWork> work) {
+  Post([this, work = std::move(work)] {
+    WorkOnScore(work);
+    return absl::OkStatus();
+  });
+}
+
+void ShardHost::WorkOnScore(const std::shared_ptr<ScoreWork>& work) {
+  const Inbox::Score& score = work->score;
   // A step may have been taken since it came.
   if (const absl::Status status = inbox_.CheckVersion(score.version); !status.ok()) {
     inbox_.FinishScore(score);
-    sink.Send(FailureResponse(generation(), Annotate(status, "score")));
+    work->sink->Send(FailureResponse(generation(), Annotate(status, "score")));
     return;
   }
-  const std::shared_ptr<v1::ExchangeResponse> response = inbox_.NewResponse();
-  response->mutable_score()->set_batch(score.batch);
-  response->mutable_score()->set_wave(score.wave);
-  response->mutable_score()->set_part(score.part);
-  for (const auto& input : score.inputs) {
-    *response->mutable_score()->add_replies() = shards_->Score(*input);
+  const std::vector<const TableShard*>& shards = shards_->softmax();
+  v1::ScoreResponse& response = work->response;
+  if (work->frame < score.inputs.size()) {
+    const ScoreInput& input = *score.inputs[work->frame];
+    v1::ScoreReply& reply = work->shard == 0 ? *response.add_replies()
+                                             : *response.mutable_replies()->rbegin();
+    reply.set_replica(input.replica);
+    *reply.add_shards() = shards[work->shard]->Score(input.x.view(), input.target);
+    if (++work->shard == shards.size()) {
+      work->shard = 0;
+      ++work->frame;
+    }
+    if (work->frame < score.inputs.size()) return PostScore(work);
   }
+  response.set_batch(score.batch);
+  response.set_wave(score.wave);
+  response.set_part(score.part);
+  const std::shared_ptr<v1::ExchangeResponse> answer = inbox_.NewResponse();
+  *answer->mutable_score() = std::move(response);
   inbox_.FinishScore(score);
-  sink.Send(response);
+  work->sink->Send(answer);
 }
 
 void ShardHost::OnIdle() {

@@ -82,6 +82,15 @@ class ShardHost : private Inbox::Work {
     bool cut = false;
   };
 
+  // A score and how far it is. Engine thread only, once it is posted.
+  struct ScoreWork {
+    Inbox::Score score;
+    std::shared_ptr<ReplySink> sink;
+    size_t frame = 0;
+    size_t shard = 0;
+    v1::ScoreResponse response;
+  };
+
   ShardHost(Backend& backend, Options options, std::unique_ptr<ShardSet> shards);
 
   // ---- Inbox::Work; any thread
@@ -91,6 +100,7 @@ class ShardHost : private Inbox::Work {
   void Apply(const RendezvousKey& key, double scale) override;
   void Pull(Inbox::Pull pull, std::shared_ptr<ReplySink> sink) override;
   void Score(Inbox::Score score, std::shared_ptr<ReplySink> sink) override;
+  void PostScore(std::shared_ptr<ScoreWork> work);
   // A task's error fails the job.
   void Post(std::function<absl::Status()> task);
   // Appends the digests of shard `first` and of those after it for which there is time; the next
@@ -111,7 +121,8 @@ class ShardHost : private Inbox::Work {
   absl::Status ApplyStep(double scale);
   absl::Status WriteCut(uint64_t version) const;
   void AnswerPull(const Inbox::Pull& pull, ReplySink& sink);
-  void AnswerScore(const Inbox::Score& score, ReplySink& sink);
+  // One frame by one shard. What other workers want comes before the next.
+  void WorkOnScore(const std::shared_ptr<ScoreWork>& work);
   void OnIdle();
   void Fail(const absl::Status& cause);
 

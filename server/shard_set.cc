@@ -47,6 +47,7 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
         auto shard = std::make_unique<TableShard>(backend, plan, spec, job);
         set->all_.push_back(shard.get());
         set->table_shapes_[spec.id] = {shard->rows(), shard->columns()};
+        if (spec.table == Table::kSoftmax) set->softmax_.push_back(shard.get());
         set->tables_.push_back(std::move(shard));
         break;
       }
@@ -131,19 +132,10 @@ TableShard& ShardSet::table(const std::string& shard) const {
   return **found;
 }
 
-std::string ShardSet::Rows(const std::string& shard,
-                           std::span<const int32_t> index) const {
+std::string ShardSet::Rows(const std::string& shard, std::span<const int32_t> index,
+                           bool evaluation) const {
+  table(shard).CountPulled(static_cast<int64_t>(index.size()), evaluation);
   return table(shard).Content(index);
-}
-
-v1::ScoreReply ShardSet::Score(const ScoreInput& input) const {
-  v1::ScoreReply reply;
-  reply.set_replica(input.replica);
-  for (const auto& table : tables_) {
-    if (table->spec().table != Table::kSoftmax) continue;
-    *reply.add_shards() = table->Score(input.x.view(), input.target);
-  }
-  return reply;
 }
 
 absl::Status ShardSet::Close(std::span<const std::shared_ptr<const CloseInput>> closes) {

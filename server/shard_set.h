@@ -64,14 +64,15 @@ class ShardSet {
   const CapacityTier* tier() const { return tier_.get(); }
   int64_t d_model() const { return d_model_; }
   int64_t vocabulary() const { return vocabulary_; }
+  // The shards of the softmax's table, by rows.
+  const std::vector<const TableShard*>& softmax() const { return softmax_; }
 
   // ---- in a step
   ExpertLayer& mixture(MixtureId mixture) { return *mixtures_.at(mixture); }
   std::string Content(const std::string& shard) const;
-  // Rows of a table shard.
-  std::string Rows(const std::string& shard, std::span<const int32_t> index) const;
-  // Over the words of every softmax shard here, by rows.
-  v1::ScoreReply Score(const ScoreInput& input) const;
+  // Rows of a table shard, which counts them as pulled.
+  std::string Rows(const std::string& shard, std::span<const int32_t> index,
+                   bool evaluation) const;
 
   // ---- the end of a step
   // closes: [R]; replicas of one worker share theirs.
@@ -104,6 +105,7 @@ class ShardSet {
   std::map<MixtureId, std::unique_ptr<ExpertLayer>> mixtures_;
   // Embedding and softmax; by rows within each.
   std::vector<std::unique_ptr<TableShard>> tables_;
+  std::vector<const TableShard*> softmax_;  // of tables_
   std::map<std::string, int64_t> dense_sizes_;
   TableShapes table_shapes_;
   int64_t d_model_ = 0;

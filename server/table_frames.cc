@@ -1,7 +1,6 @@
 #include "server/table_frames.h"
 
 #include "absl/strings/str_cat.h"
-#include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "common/tensor/bytes.h"
 #include "server/fields.h"
@@ -58,9 +57,6 @@ absl::StatusOr<ScoreInput> DecodeScore(Backend& backend, int64_t width,
     }
   }
   const auto tokens = static_cast<int64_t>(input.target.size());
-  if (tokens > kMaxScoreTokens) {
-    return Bad("has ", tokens, " tokens instead of at most ", kMaxScoreTokens);
-  }
   ASSIGN_OR_RETURN(input.x, DecodeTensor(backend, "x", tokens, width, frame.x()));
   return input;
 }

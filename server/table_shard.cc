@@ -63,8 +63,11 @@ int64_t TableShard::columns() const {
   return columns;
 }
 
-std::string TableShard::Content(std::span<const int32_t> index) {
-  rows_pulled_ += index.size();
+void TableShard::CountPulled(int64_t rows, bool evaluation) {
+  (evaluation ? evaluation_rows_pulled_ : rows_pulled_) += rows;
+}
+
+std::string TableShard::Content(std::span<const int32_t> index) const {
   const auto rows = static_cast<int64_t>(index.size());
   const int64_t width = columns();
   std::string content(rows * width * sizeof(float), '\0');
@@ -280,6 +283,7 @@ void TableShard::FillStatus(v1::ShardStatus* status) const {
     status->set_optimizer_bytes(status->optimizer_bytes() + part.state.optimizer_bytes());
   }
   status->set_rows_pulled(rows_pulled_);
+  status->set_evaluation_rows_pulled(evaluation_rows_pulled_);
   status->set_rows_pushed(rows_pushed_);
   status->set_rows_touched(rows_touched_);
 }

@@ -32,7 +32,9 @@ class TableShard : public Shard {
   int64_t columns() const;
 
   // The rows [index.size(), columns()] as bytes. index: within the shard.
-  std::string Content(std::span<const int32_t> index);
+  std::string Content(std::span<const int32_t> index) const;
+  // So many rows went to a worker.
+  void CountPulled(int64_t rows, bool evaluation);
   // Softmax: of x [T, d], over this shard's words; target: words, host, [T].
   v1::ShardScore Score(ConstMatrix x, std::span<const int32_t> target) const;
 
@@ -88,6 +90,7 @@ class TableShard : public Shard {
   // Once the tree is complete and until Apply.
   std::optional<Gradient> gradient_;
   uint64_t rows_pulled_ = 0;
+  uint64_t evaluation_rows_pulled_ = 0;
   uint64_t rows_pushed_ = 0;
   // With a count greater than 0.
   uint64_t rows_touched_ = 0;

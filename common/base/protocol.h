@@ -9,10 +9,10 @@ namespace moe {
 // differ.
 inline constexpr int32_t kProtocolVersion = 6;
 
-// Tokens of one replica in one ScoreRequest.
+// Tokens of one ScoreRequest, all its frames together.
 inline constexpr int kMaxScoreTokens = 512;
 // ScoreRequests of one worker that a server has not answered yet.
-inline constexpr int kMaxScoresUnderWay = 4;
+inline constexpr int kMaxScoresUnderWay = 2;
 // Tokens of a wave that a sampled softmax works on at a time.
 inline constexpr int kSampledSoftmaxTokens = 512;
 // Words that a server scores at a time.

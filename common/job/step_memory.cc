@@ -244,6 +244,10 @@ Footprint StepMemory::RowSums(std::span<const ShardSpec> shards, bool clips) con
   return sums + updates;
 }
 
+double StepMemory::ScoreTokens(int64_t replicas) const {
+  return static_cast<double>(std::min<int64_t>(replicas * Rows(), kMaxScoreTokens));
+}
+
 StepMemory::Work StepMemory::ServerScores(
     std::span<const ShardSpec> shards,
     std::span<const std::vector<uint32_t>> owned) const {
@@ -254,16 +258,17 @@ StepMemory::Work StepMemory::ServerScores(
     }
   }
   if (rows == 0) return {};
-  const auto tokens = static_cast<double>(std::min<int64_t>(Rows(), kMaxScoreTokens));
-  int64_t replicas = 0;
+  const double d = job_.model().d_model();
+  Footprint x;
+  int64_t received = 0;
   for (const std::vector<uint32_t>& of_worker : owned) {
-    replicas += static_cast<int64_t>(of_worker.size());
+    const Footprint request = ArrayOf(ScoreTokens(of_worker.size()) * d);
+    x += kMaxScoresUnderWay * request;
+    received += Received(request.size());
   }
   // Decoded inputs, and logits of a block of words.
-  const auto x = ArrayOf(tokens * job_.model().d_model());
   const auto block = static_cast<double>(std::min<int64_t>(rows, kScoreBlockRows));
-  return {.activations = replicas * kMaxScoresUnderWay * x + ArrayOf(tokens * block),
-          .messages = replicas * Received(x.size())};
+  return {.activations = x + ArrayOf(ScoreTokens(1) * block), .messages = received};
 }
 
 StepMemory::MixtureWork StepMemory::WorkOf(const Mixture& mixture, int32_t groups,
@@ -465,8 +470,7 @@ Footprint StepMemory::WorkerRows(std::span<const uint32_t> owned) const {
 }
 
 int64_t StepMemory::WorkerScores(int64_t replicas, int64_t servers) const {
-  const int64_t tokens = replicas * std::min<int64_t>(Rows(), kMaxScoreTokens);
-  const int64_t x = Bytes(static_cast<double>(tokens * job_.model().d_model()));
+  const int64_t x = Bytes(ScoreTokens(replicas) * job_.model().d_model());
   // As requests; and on their way to every server.
   return servers == 0 ? 0 : kMaxScoresUnderWay * x + servers * Sent(x);
 }

@@ -133,6 +133,8 @@ class StepMemory {
   // The end of a step on a server: sums of the rows of these table shards over all replicas, and
   // of one shard at a time, with clipping of all, what its update takes.
   Footprint RowSums(std::span<const ShardSpec> shards, bool clips) const;
+  // Of a ScoreRequest, at most.
+  double ScoreTokens(int64_t replicas) const;
   // Scores under way: on a server from all workers; on the worker of so many replicas.
   Work ServerScores(std::span<const ShardSpec> shards,
                     std::span<const std::vector<uint32_t>> owned) const;

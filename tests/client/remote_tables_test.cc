@@ -47,12 +47,16 @@ class FakeStream final : public ShardStream {
     return absl::OkStatus();
   }
   absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
-                                             absl::Time) override {
+                                             absl::Time deadline) override {
+    patience = deadline - absl::Now();
     auto found = responses_.extract(key);
     if (found.empty()) return absl::DeadlineExceededError(Describe(key));
     return std::move(found.mapped());
   }
   void Cancel(const absl::Status&) override {}
+
+  // Of the last wait.
+  absl::Duration patience;
 
  private:
   const std::string peer_;
@@ -77,7 +81,8 @@ class RemoteTablesTest : public ::testing::Test {
     for (const ShardSpec& spec : plan_.shards) {
       servers_.map.server_of_shard.push_back(spec.id.ends_with("rows1") ? 1 : 0);
     }
-    servers_.timeout = absl::Seconds(1);
+    servers_.timeout = absl::Seconds(100);
+    servers_.map.workers = 3;
   }
 
   const ShardSpec& Spec(const std::string& id) const {
@@ -123,12 +128,13 @@ class RemoteTablesTest : public ::testing::Test {
     const std::vector<std::string> hosted =
         scores_++ % 2 == 0 ? std::vector<std::string>{"softmax/rows0", "softmax/rows2"}
                            : std::vector<std::string>{"softmax/rows1"};
+    std::vector<std::pair<uint32_t, int>>& frames = requests_.emplace_back();
     for (const v1::ScoreFrame& frame : request.frames()) {
       v1::ScoreReply& reply = *response->add_replies();
       reply.set_replica(frame.replica());
       const auto x = GetArray<float>("x", frame.x());
       const auto target = GetArray<int32_t>("target", frame.target());
-      most_tokens_ = std::max(most_tokens_, static_cast<int>(target->size()));
+      frames.emplace_back(frame.replica(), static_cast<int>(target->size()));
       for (const std::string& id : hosted) {
         const ShardSpec& spec = Spec(id);
         std::vector<float> largest, chosen;
@@ -165,7 +171,8 @@ class RemoteTablesTest : public ::testing::Test {
   ModelPlan plan_;
   ServerSet servers_;
   int scores_ = 0;
-  int most_tokens_ = 0;
+  // Replica and tokens of each frame, by score.
+  std::vector<std::vector<std::pair<uint32_t, int>>> requests_;
   std::function<void(v1::ExchangeResponse*)> spoil_;
 };
 
@@ -175,8 +182,8 @@ TEST_F(RemoteTablesTest, RowsComeInTheOrderOfTheWords) {
   // The thirds begin at 0, 4 and 8.
   for (const std::vector<int32_t>& words :
        {std::vector<int32_t>{0, 3, 4, 7, 8, 12}, {5}, {0, 12}, {}}) {
-    ASSERT_TRUE(tables.SendPull(5, Table::kEmbedding, words).ok());
-    ASSERT_TRUE(tables.SendPull(5, Table::kSoftmax, words).ok());
+    ASSERT_TRUE(tables.SendPull(5, PullFor::kTraining, Table::kEmbedding, words).ok());
+    ASSERT_TRUE(tables.SendPull(5, PullFor::kTraining, Table::kSoftmax, words).ok());
     std::vector<float> rows(words.size() * kWidth);
     ASSERT_TRUE(tables.AwaitPull(5, Table::kEmbedding, words, rows).ok());
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -197,7 +204,7 @@ TEST_F(RemoteTablesTest, AnAnswerOfAnotherSizeNamesTheServer) {
   };
   RemoteTables tables(servers_, plan_, kWidth);
   const std::vector<int32_t> words = {4, 5};
-  ASSERT_TRUE(tables.SendPull(5, Table::kEmbedding, words).ok());
+  ASSERT_TRUE(tables.SendPull(5, PullFor::kTraining, Table::kEmbedding, words).ok());
   std::vector<float> rows(words.size() * kWidth);
   const absl::Status status = tables.AwaitPull(5, Table::kEmbedding, words, rows);
   EXPECT_THAT(std::string(status.message()), HasSubstr("server s1"));
@@ -237,9 +244,53 @@ TEST_F(RemoteTablesTest, ScoreIsTheSoftmaxOverAllShards) {
     }
     EXPECT_NEAR((*losses)[r], expected, 1e-4 * (1 + expected)) << r;
   }
-  // Two servers, and four parts of which only the third call has the last ones.
-  EXPECT_EQ(scores_, 2 * 4);
-  EXPECT_EQ(most_tokens_, kMaxScoreTokens);
+}
+
+// The first and the third have more than a request may; whoever owns them, a replica's tokens are cut
+// from its own first one.
+TEST_F(RemoteTablesTest, ARequestHasFewTokensHoweverManyReplicas) {
+  RemoteTables tables(servers_, plan_, kWidth);
+  const std::vector<int> tokens = {
+      kMaxScoreTokens + 300, 100, 2 * kMaxScoreTokens, 12, 0, 7};
+  std::vector<std::vector<float>> x;
+  std::vector<std::vector<int32_t>> target;
+  std::vector<ScoreCall> calls;
+  for (const int count : tokens) {
+    target.emplace_back(count, 5);
+    target.back().insert(target.back().begin(), 3, -1);
+    x.emplace_back(target.back().size() * kWidth, 1.0f);
+  }
+  for (uint32_t r = 0; r < tokens.size(); ++r) {
+    calls.push_back({.replica = r, .x = x[r].data(), .target = target[r]});
+  }
+  ASSERT_TRUE(tables.Score(9, 1, 5, calls).ok());
+  using Frames = std::vector<std::pair<uint32_t, int>>;
+  const std::vector<Frames> expected = {{{0, kMaxScoreTokens}},
+                                        {{0, 300}, {1, 100}},
+                                        {{2, kMaxScoreTokens}},
+                                        {{2, kMaxScoreTokens}},
+                                        {{3, 12}, {5, 7}}};
+  ASSERT_EQ(requests_.size(), 2 * expected.size());
+  for (size_t i = 0; i < requests_.size(); ++i) {
+    EXPECT_EQ(requests_[i], expected[i / 2]) << i;  // two servers
+  }
+}
+
+// A server works on the scores of all workers in turn, and answers the rest before.
+TEST_F(RemoteTablesTest, AScoreMayWaitForThoseOfOtherWorkers) {
+  RemoteTables tables(servers_, plan_, kWidth);
+  const auto patience = [&] {
+    return static_cast<FakeStream&>(*servers_.streams[1]).patience;
+  };
+  const std::vector<int32_t> words = {4};
+  std::vector<float> row(kWidth);
+  ASSERT_TRUE(tables.SendPull(5, PullFor::kTraining, Table::kEmbedding, words).ok());
+  ASSERT_TRUE(tables.AwaitPull(5, Table::kEmbedding, words, row).ok());
+  EXPECT_LE(patience(), absl::Seconds(100));
+  const std::vector<ScoreCall> calls = {{.replica = 0, .x = row.data(), .target = words}};
+  ASSERT_TRUE(tables.Score(9, 1, 5, calls).ok());
+  EXPECT_GT(patience(), absl::Seconds(200));
+  EXPECT_LE(patience(), absl::Seconds(300));
 }
 
 TEST_F(RemoteTablesTest, AScoreWithoutAShardNamesIt) {

@@ -58,7 +58,12 @@ LocalClusterResult RunLocalCluster(const LocalClusterOptions& options) {
 
   result.status = (*coordinator)->Wait();
   for (auto& worker : workers) result.status.Update(worker->Wait());
-  for (auto& server : servers) result.status.Update(server->Wait());
+  for (auto& server : servers) {
+    result.status.Update(server->Wait());
+    for (const v1::ShardStatus& shard : server->Status().shards()) {
+      result.shards[shard.shard()] = shard;
+    }
+  }
   const RunSummary summary = (*coordinator)->summary();
   result.digest = summary.digest;
   result.test_perplexity = summary.test_perplexity;

@@ -2,12 +2,14 @@
 // loopback. For tests and benchmarks.
 #pragma once
 
+#include <map>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/job.pb.h"
+#include "proto/moe/v1/status.pb.h"
 
 namespace moe {
 
@@ -35,6 +37,8 @@ struct LocalClusterResult {
   std::string digest;
   double test_perplexity = 0;
   double words_per_second = 0;
+  // By shard, at the end.
+  std::map<std::string, v1::ShardStatus> shards;
 };
 
 // Runs the job to its end. Blocks.

@@ -2,11 +2,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <map>
+#include <iterator>
 #include <set>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -14,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/io/safetensors.h"
 #include "common/job/job_file.h"
+#include "common/job/model_plan.h"
 #include "tests/cluster/local_cluster.h"
 #include "worker/data/lane_batches.h"
 #include "worker/data/prepare_text.h"
@@ -121,6 +124,73 @@ TEST_F(TablesTest, EvaluationIsTheExactSoftmax) {
   EXPECT_NEAR(perplexity("tables { shards: 1 candidates: 20 }", 2), dense, 1e-5 * dense);
 }
 
+// What the text and the draws say about the steps of a job.
+class NamedRows {
+ public:
+  explicit NamedRows(const v1::Job& job, const TokenDataset& data)
+      : job_(job),
+        data_(data),
+        batches_(*TrainingBatches::Create(data.tokens(TextSplit::kTrain), Shape())) {}
+
+  LaneShape Shape() const {
+    const v1::Training& training = job_.training();
+    LaneShape shape;
+    shape.replicas = training.replicas();
+    shape.lanes = training.lanes();
+    shape.waves = training.waves();
+    shape.unroll = training.unroll();
+    return shape;
+  }
+
+  // Words that a step of these replicas names; of the softmax the candidates, too.
+  std::set<int32_t> OfStep(const std::string& table, int step,
+                           const std::vector<uint32_t>& replicas) const {
+    std::set<int32_t> words =
+        Of(table, replicas, [&](auto... args) { batches_.Fill(step, args...); });
+    if (table == "embedding") return words;
+    const Candidates drawn = DrawCandidates(job_.seed(), step, job_.model().vocabulary(),
+                                            job_.model().tables().candidates());
+    words.insert(drawn.words.begin(), drawn.words.end());
+    return words;
+  }
+  // Input words of an evaluation, by batch.
+  std::vector<std::set<int32_t>> OfEvaluation(
+      TextSplit split, const std::vector<uint32_t>& replicas) const {
+    const auto batches = EvaluationBatches::Create(data_.tokens(split), Shape());
+    EXPECT_TRUE(batches.ok());
+    std::vector<std::set<int32_t>> words;
+    for (int64_t b = 0; b < batches->batches(); ++b) {
+      words.push_back(
+          Of("embedding", replicas, [&](auto... args) { batches->Fill(b, args...); }));
+    }
+    return words;
+  }
+
+ private:
+  template <typename Fill>
+  std::set<int32_t> Of(const std::string& table, const std::vector<uint32_t>& replicas,
+                       const Fill& fill) const {
+    const LaneShape shape = Shape();
+    std::set<int32_t> words;
+    for (const uint32_t r : replicas) {
+      for (int32_t w = 0; w < shape.waves; ++w) {
+        std::vector<int32_t> input(shape.rows()), target(shape.rows());
+        fill(static_cast<int32_t>(r), w, std::span<int32_t>(input),
+             std::span<int32_t>(target));
+        const std::vector<int32_t>& named = table == "embedding" ? input : target;
+        words.insert(named.begin(), named.end());
+      }
+    }
+    return words;
+  }
+
+  const v1::Job job_;
+  const TokenDataset& data_;
+  const TrainingBatches batches_;
+};
+
+constexpr char kTableNames[][10] = {"embedding", "softmax"};
+
 // Every row has been updated once for each step whose words or candidates name it, and no more.
 TEST_F(TablesTest, AStepTouchesTheRowsOfItsWordsAndCandidates) {
   constexpr int kSteps = 6;
@@ -129,35 +199,14 @@ TEST_F(TablesTest, AStepTouchesTheRowsOfItsWordsAndCandidates) {
 
   const auto data = TokenDataset::Open(Data());
   ASSERT_TRUE(data.ok()) << data.status();
-  const auto vocabulary = data->vocabulary_size();
-  const v1::Training training = ParseJob(text, "job")->training();
-  LaneShape shape;
-  shape.replicas = training.replicas();
-  shape.lanes = training.lanes();
-  shape.waves = training.waves();
-  shape.unroll = training.unroll();
-  const auto batches = TrainingBatches::Create(data->tokens(TextSplit::kTrain), shape);
-  ASSERT_TRUE(batches.ok());
-  std::map<std::string, std::vector<int64_t>> expected;
-  expected["embedding"].resize(vocabulary);
-  expected["softmax"].resize(vocabulary);
-  for (int step = 0; step < kSteps; ++step) {
-    std::set<int32_t> inputs, outputs;
-    for (int32_t r = 0; r < shape.replicas; ++r) {
-      for (int32_t w = 0; w < shape.waves; ++w) {
-        std::vector<int32_t> input(shape.rows()), target(shape.rows());
-        batches->Fill(step, r, w, input, target);
-        inputs.insert(input.begin(), input.end());
-        outputs.insert(target.begin(), target.end());
-      }
+  v1::Job job = *ParseJob(text, "job");
+  job.mutable_model()->set_vocabulary(data->vocabulary_size());
+  const NamedRows named(job, *data);
+  for (const std::string table : kTableNames) {
+    std::vector<int64_t> counts(data->vocabulary_size());
+    for (int step = 0; step < kSteps; ++step) {
+      for (const int32_t word : named.OfStep(table, step, {0, 1, 2})) ++counts[word];
     }
-    const Candidates drawn = DrawCandidates(10, step, vocabulary, 20);
-    outputs.insert(drawn.words.begin(), drawn.words.end());
-    for (const int32_t word : inputs) ++expected["embedding"][word];
-    for (const int32_t word : outputs) ++expected["softmax"][word];
-  }
-
-  for (const auto& [table, counts] : expected) {
     std::vector<int64_t> found;
     for (int shard = 0; shard < 3; ++shard) {
       const auto file = SafetensorsFile::Open(
@@ -172,6 +221,63 @@ TEST_F(TablesTest, AStepTouchesTheRowsOfItsWordsAndCandidates) {
     }
     EXPECT_EQ(found, counts) << table;
     EXPECT_TRUE(std::find(counts.begin(), counts.end(), 0) != counts.end()) << table;
+  }
+}
+
+// Each worker pulls what its own replicas name, and the candidates once; a row is pushed once
+// whoever names it; and what is pulled for an evaluation counts for itself.
+TEST_F(TablesTest, StatusCountsTheRowsThatTheTextNames) {
+  constexpr int kSteps = 6;
+  const std::string text = JobText(kTables, kAdam, kSteps);
+  const auto data = TokenDataset::Open(Data());
+  ASSERT_TRUE(data.ok()) << data.status();
+  v1::Job job = *ParseJob(text, "job");
+  job.mutable_model()->set_vocabulary(data->vocabulary_size());
+  const NamedRows named(job, *data);
+  using Replicas = std::vector<uint32_t>;
+  const std::vector<std::vector<Replicas>> owned = {{{0, 1, 2}}, {{0, 1}, {2}}};
+  for (const std::vector<Replicas>& by_worker : owned) {
+    const LocalClusterResult result =
+        Run(text, /*servers=*/2, static_cast<int>(by_worker.size()), 1);
+    const ModelPlan plan = MakeModelPlan(job);
+    int tables = 0;
+    for (const ShardSpec& shard : plan.shards) {
+      if (shard.kind != ShardKind::kTable) continue;
+      ++tables;
+      const auto rows_of = [&](const std::set<int32_t>& words) {
+        return std::distance(
+            words.lower_bound(static_cast<int32_t>(shard.first_row)),
+            words.lower_bound(static_cast<int32_t>(shard.first_row + shard.rows)));
+      };
+      const std::string table =
+          shard.table == Table::kEmbedding ? "embedding" : "softmax";
+      int64_t pulled = 0, pushed = 0, evaluated = 0;
+      for (int step = 0; step < kSteps; ++step) {
+        pushed += rows_of(named.OfStep(table, step, {0, 1, 2}));
+        for (const Replicas& replicas : by_worker) {
+          pulled += rows_of(named.OfStep(table, step, replicas));
+        }
+      }
+      // That of the first checkpoint is before the last step. It pulls no row of the softmax.
+      for (const Replicas& replicas : by_worker) {
+        if (table == "softmax") continue;
+        for (const auto& words : named.OfEvaluation(TextSplit::kValidation, replicas)) {
+          evaluated += rows_of(words);
+        }
+      }
+      const v1::ShardStatus& status = result.shards.at(shard.id);
+      EXPECT_EQ(status.version(), uint64_t{kSteps});
+      EXPECT_EQ(status.rows_pulled(), static_cast<uint64_t>(pulled)) << shard.id;
+      EXPECT_EQ(status.rows_pushed(), static_cast<uint64_t>(pushed)) << shard.id;
+      EXPECT_EQ(status.evaluation_rows_pulled(), static_cast<uint64_t>(evaluated))
+          << shard.id;
+      if (by_worker.size() == 1) {
+        EXPECT_EQ(pulled, pushed);
+      } else {
+        EXPECT_GT(pulled, pushed);
+      }
+    }
+    EXPECT_EQ(tables, 6);
   }
 }
 

@@ -154,6 +154,28 @@ TEST_F(PrepareTextTest, GivenVocabularyThatWontDo) {
   EXPECT_FALSE(fs::exists(options_.out));
 }
 
+TEST_F(PrepareTextTest, NoEndOfSentenceAmongTheTextsOwnWords) {
+  options_.text.clear();
+  options_.tokenizer.tokenized = true;
+  const std::string train = Write("train", Lines(30));
+  const std::string validation = Write("validation", "all Word1\n");
+  const std::string test = Write("test", "all Word2\n");
+  for (const char* end : {"</S>", "<S>", "<s>", "</s>", "<eos>"}) {
+    const std::string spoilt =
+        Write("spoilt", "one\n\nall " + std::string(end) + " two\n");
+    for (int split = 0; split < 3; ++split) {
+      options_.train = {split == 0 ? spoilt : train};
+      options_.validation = {split == 1 ? spoilt : validation};
+      options_.test = {split == 2 ? spoilt : test};
+      EXPECT_THAT(Error(), HasSubstr("spoilt line 3 has the word " + std::string(end)))
+          << split;
+    }
+  }
+  EXPECT_FALSE(fs::exists(options_.out));
+  options_.test = {test};
+  EXPECT_TRUE(Prepare().ok());
+}
+
 TEST_F(PrepareTextTest, WarnsOfAVocabularyOfAnotherText) {
   options_.vocabulary_file = Write("words", "<UNK>\n</S>\nall\n.\n");
   std::ostringstream progress;

@@ -475,10 +475,10 @@ TEST(StepMemoryTest, LogitsOfCandidatesAreOfOneBlock) {
         .OfWorker(std::vector<uint32_t>{0, 1, 2}, /*score_servers=*/0, threads)
         .activations;
   };
-  // 512 * 4,097 floats, 5 huge pages; of 64 tokens 64 * 4,097, in the heap.
+  // 512 * 4,097 floats; of 64 tokens 64 * 4,097, in the heap.
   const int64_t two = need(40, 4096, 2, true);
-  EXPECT_EQ(two - need(40, 4096, 1, true), 5 * kHugePage);
-  EXPECT_EQ(need(40, 4096, 3, true) - two, 5 * kHugePage);
+  EXPECT_EQ(two - need(40, 4096, 1, true), Large(4 * 512 * 4097));
+  EXPECT_EQ(need(40, 4096, 3, true) - two, Large(4 * 512 * 4097));
   EXPECT_EQ(need(40, 4096, 9, true), need(40, 4096, 0, true));
   EXPECT_EQ(need(40, 4096, 0, true), need(40, 4096, 3, true));
   ExpectMore(need(1, 4096, 2, true), need(1, 4096, 1, true), 4 * 64 * 4097);
@@ -490,10 +490,10 @@ TEST(StepMemoryTest, LogitsOfCandidatesAreOfOneBlock) {
       AssignReplicas(8, {"worker/a", "worker/b"}), {{"server/a", {}}}, {{"worker/a", 1}},
       /*training=*/true);
   EXPECT_EQ(needs.at("worker/b").activations - needs.at("worker/a").activations,
-            3 * 5 * kHugePage);
+            3 * Large(4 * 512 * 4097));
 }
 
-// Four requests of each worker, with 512 tokens of each replica at most; logits of 4,096 words.
+// Two requests of each worker, with 512 tokens at most; logits of 4,096 words.
 TEST(StepMemoryTest, ScoresUnderWay) {
   const std::string model =
       "d_model: 64 vocabulary: 10000 tables { shards: 2 candidates: 6 } "
@@ -506,12 +506,17 @@ TEST(StepMemoryTest, ScoresUnderWay) {
   const MemoryNeed server = evaluated.memory.OfServer(
       TablesOf(evaluated.plan), std::vector<std::vector<uint32_t>>{{0}, {1}},
       {.threads = 1});
-  EXPECT_EQ(server.activations, Heap(2 * 4 * x) + Large(4 * 512 * 4096));
-  EXPECT_EQ(server.messages, Heap(2 * 4 * x + 2 * 3 * x) - Heap(2 * 4 * x));
+  EXPECT_EQ(server.activations, Heap(2 * 2 * x) + Large(4 * 512 * 4096));
+  EXPECT_EQ(server.messages, Heap(2 * 2 * x + 2 * 3 * x) - Heap(2 * 2 * x));
   const std::vector<uint32_t> owned = {0};
   const int64_t few = evaluated.memory.OfWorker(owned, 4).messages;
   const int64_t many = evaluated.memory.OfWorker(owned, 8).messages;
   ExpectMore(many, few, 4 * 2 * x);
+  // A worker of two replicas sends no more at a time.
+  const MemoryNeed of_one = evaluated.memory.OfServer(
+      TablesOf(evaluated.plan), std::vector<std::vector<uint32_t>>{{0, 1}},
+      {.threads = 1});
+  EXPECT_EQ(of_one.activations, Heap(2 * x) + Large(4 * 512 * 4097));
 }
 
 // ---------------------------------------------------------------- large arrays, clusters

@@ -139,11 +139,15 @@ TEST_F(TableShardTest, RowsAreUpdatedWithTheirOwnCount) {
     for (size_t at = 0; at < w.size(); ++at) EXPECT_NEAR(got[at], w[at], 1e-5) << step;
   }
 
+  shard->CountPulled(7, /*evaluation=*/false);
+  shard->CountPulled(4, /*evaluation=*/true);
+  shard->CountPulled(2, /*evaluation=*/true);
   v1::ShardStatus status;
   shard->FillStatus(&status);
   EXPECT_EQ(status.rows_pushed(), 3u + 1u + 4u - 0u);
   EXPECT_EQ(status.rows_touched(), 4u);
-  EXPECT_EQ(status.rows_pulled(), 4u * watched.size());
+  EXPECT_EQ(status.rows_pulled(), 7u);
+  EXPECT_EQ(status.evaluation_rows_pulled(), 6u);
   EXPECT_EQ(status.parameter_bytes(), shard->rows() * width * 4);
   EXPECT_EQ(status.optimizer_bytes(), shard->rows() * 2 * width * 4);
 }

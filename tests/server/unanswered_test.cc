@@ -61,7 +61,7 @@ TEST_F(UnansweredTest, Scores) {
   EXPECT_EQ(one_more.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(one_more.message()),
               AllOf(HasSubstr("score of evaluation batch 0 wave 0 of worker/w0"),
-                    HasSubstr("has 4 scores without an answer already")));
+                    HasSubstr("has 2 scores without an answer already")));
   // Each worker for itself. The one that holds the engine is answered.
   for (uint32_t part = 1; part <= kMaxScoresUnderWay; ++part) {
     EXPECT_TRUE(Send("worker/w1", ScoreOf(2, part)).ok());
@@ -73,6 +73,47 @@ TEST_F(UnansweredTest, Scores) {
   }
   EXPECT_TRUE(Send("worker/w0", ScoreOf(0, kMaxScoresUnderWay)).ok());
   EXPECT_EQ(Next("worker/w0").score().replies(0).shards_size(), 2);
+}
+
+// A score is worked on frame by frame and shard by shard, so that nothing waits for the whole of it.
+TEST_F(UnansweredTest, APullDoesNotWaitForAWholeScore) {
+  const auto holding = std::make_shared<HoldingSink>();
+  ASSERT_TRUE(host_->Handle("worker/w1", ScoreOf(2, 0), holding).ok());
+  holding->held.WaitForNotification();
+  v1::ExchangeRequest score = ScoreOf(0, 0);
+  *score.mutable_score()->add_frames() = score.score().frames(0);
+  score.mutable_score()->mutable_frames(1)->set_replica(1);
+  ASSERT_TRUE(Send("worker/w0", score).ok());
+  ASSERT_TRUE(Send("worker/w0", testing::PullOf({"dense/0"}, 0)).ok());
+  holding->let_go.Notify();
+  EXPECT_TRUE(Next("worker/w0").has_pull());
+  const v1::ScoreResponse response = Next("worker/w0").score();
+  ASSERT_EQ(response.replies_size(), 2);
+  for (uint32_t r = 0; r < 2; ++r) {
+    EXPECT_EQ(response.replies(r).replica(), r);
+    ASSERT_EQ(response.replies(r).shards_size(), 2);
+    EXPECT_EQ(response.replies(r).shards(0).shard(), "softmax/rows0");
+    EXPECT_EQ(response.replies(r).shards(1).shard(), "softmax/rows1");
+  }
+}
+
+TEST_F(UnansweredTest, TokensOfAScore) {
+  const auto score_of = [](const std::vector<int>& tokens) {
+    v1::ExchangeRequest request = testing::PullOf({}, 0);
+    for (size_t r = 0; r < tokens.size(); ++r) {
+      v1::ScoreFrame& frame = *request.mutable_score()->add_frames();
+      frame.set_replica(static_cast<uint32_t>(r));
+      frame.set_x(testing::Bytes(std::vector<float>(tokens[r] * testing::kWidth, 0.5f)));
+      frame.set_target(std::string(tokens[r] * sizeof(int32_t), '\0'));
+    }
+    return request;
+  };
+  EXPECT_TRUE(Send("worker/w0", score_of({kMaxScoreTokens - 9, 9})).ok());
+  EXPECT_EQ(Next("worker/w0").score().replies_size(), 2);
+  const absl::Status status = Send("worker/w0", score_of({kMaxScoreTokens - 9, 10}));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("has 513 tokens instead of at most 512"));
 }
 
 TEST_F(UnansweredTest, Pulls) {

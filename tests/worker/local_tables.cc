@@ -12,18 +12,19 @@ void LocalTables::Set(Table table, std::vector<float> rows) {
   rows_[table] = std::move(rows);
 }
 
-absl::Status LocalTables::SendPull(uint64_t version, Table table,
+absl::Status LocalTables::SendPull(uint64_t version, PullFor purpose, Table table,
                                    std::span<const int32_t> words) {
-  pulls_.push_back({version, table, {words.begin(), words.end()}});
+  pulls_.push_back({version, table, {words.begin(), words.end()}, purpose});
   return absl::OkStatus();
 }
 
 absl::Status LocalTables::AwaitPull(uint64_t version, Table table,
                                     std::span<const int32_t> words,
                                     std::span<float> out) {
-  const Pull wanted = {version, table, {words.begin(), words.end()}};
-  CHECK(std::find(pulls_.begin(), pulls_.end(), wanted) != pulls_.end())
-      << "awaits what it didn't ask for";
+  CHECK(std::any_of(pulls_.begin(), pulls_.end(), [&](const Pull& pull) {
+    return pull.version == version && pull.table == table &&
+           std::equal(pull.words.begin(), pull.words.end(), words.begin(), words.end());
+  })) << "awaits what it didn't ask for";
   const int64_t width = columns(table);
   CHECK_EQ(out.size(), words.size() * width);
   for (size_t i = 0; i < words.size(); ++i) {

@@ -23,6 +23,7 @@ class LocalTables final : public TableClient {
     uint64_t version = 0;
     Table table = Table::kEmbedding;
     std::vector<int32_t> words;
+    PullFor purpose = PullFor::kTraining;
     friend bool operator==(const Pull&, const Pull&) = default;
   };
   std::vector<Pull> TakePulls() { return std::exchange(pulls_, {}); }
@@ -30,7 +31,7 @@ class LocalTables final : public TableClient {
   int64_t columns(Table table) const override {
     return table == Table::kEmbedding ? d_ : d_ + 1;
   }
-  absl::Status SendPull(uint64_t version, Table table,
+  absl::Status SendPull(uint64_t version, PullFor purpose, Table table,
                         std::span<const int32_t> words) override;
   absl::Status AwaitPull(uint64_t version, Table table, std::span<const int32_t> words,
                          std::span<float> out) override;

@@ -92,14 +92,15 @@ class Preparation {
     absl::flat_hash_map<std::string, int64_t> counts;
     RETURN_IF_ERROR(source_.ForEachSentence([&](const Sentence& sentence) {
       ++sentences_[static_cast<size_t>(sentence.split)];
-      if (sentence.split != TextSplit::kTrain) return absl::OkStatus();
+      const bool training = sentence.split == TextSplit::kTrain;
       for (const std::string_view token : sentence.tokens) {
         const auto there = counts.find(ToAbsl(token));
         if (there != counts.end()) {
-          ++there->second;
-        } else {
-          counts.emplace(std::string(token), 1);
+          if (training) ++there->second;
+          continue;
         }
+        RETURN_IF_ERROR(CheckIsNoEnd(sentence, token));
+        if (training) counts.emplace(std::string(token), 1);
       }
       return absl::OkStatus();
     }));
@@ -124,10 +125,8 @@ class Preparation {
       if (training) tokens += static_cast<int64_t>(sentence.tokens.size());
       for (const std::string_view token : sentence.tokens) {
         const int32_t id = words.Find(token);
-        if (id <= Vocabulary::kEndOfSentence && Vocabulary::IsSentenceEndName(token)) {
-          return absl::InvalidArgumentError(absl::StrCat(
-              sentence.path, " line ", sentence.line, " has the word ", ToAbsl(token),
-              "; the end of a line is the sentence's end, so remove the word"));
+        if (id <= Vocabulary::kEndOfSentence) {
+          RETURN_IF_ERROR(CheckIsNoEnd(sentence, token));
         }
         if (training) ++counts[id];
       }
@@ -147,6 +146,13 @@ class Preparation {
           100 * share, options_.vocabulary_file));
     }
     return words.SortedBy(counts);
+  }
+
+  static absl::Status CheckIsNoEnd(const Sentence& sentence, std::string_view token) {
+    if (!Vocabulary::IsSentenceEndName(token)) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        sentence.path, " line ", sentence.line, " has the word ", ToAbsl(token),
+        "; the end of a line is the sentence's end, so remove the word"));
   }
 
   // That every split that should have text has some.

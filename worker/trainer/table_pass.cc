@@ -52,9 +52,10 @@ absl::StatusOr<std::span<const StepTables>> TablePass::Pull(
   softmax.words = DistinctWords(std::move(softmax.words));
 
   ActivityScope scope(clock_, Activity::kMoving);
-  RETURN_IF_ERROR(client_.SendPull(version, Table::kEmbedding, embedding.words));
+  const PullFor purpose = training ? PullFor::kTraining : PullFor::kEvaluation;
+  RETURN_IF_ERROR(client_.SendPull(version, purpose, Table::kEmbedding, embedding.words));
   if (training) {
-    RETURN_IF_ERROR(client_.SendPull(version, Table::kSoftmax, softmax.words));
+    RETURN_IF_ERROR(client_.SendPull(version, purpose, Table::kSoftmax, softmax.words));
   }
   RETURN_IF_ERROR(Await(version, Table::kEmbedding, &embedding));
   if (training) RETURN_IF_ERROR(Await(version, Table::kSoftmax, &softmax));

@@ -1,10 +1,13 @@
 #include "worker/layers/candidates.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <set>
+#include <utility>
 #include <vector>
 
+#include "common/random/random.h"
 #include "gtest/gtest.h"
 
 namespace moe {
@@ -27,6 +30,34 @@ TEST(CandidatesTest, MayBeTheWholeVocabulary) {
   EXPECT_EQ(std::set<int32_t>(drawn.words.begin(), drawn.words.end()).size(), 20u);
   // All are there for certain: nothing is corrected.
   for (int32_t word = 0; word < 20; ++word) EXPECT_EQ(drawn.LogExpectedCount(word), 0);
+}
+
+// Draw by draw: how many there are, repetitions included, and what follows for each word.
+TEST(CandidatesTest, DrawsAreCountedOneByOne) {
+  for (const auto& [vocabulary, count] :
+       {std::pair<int64_t, int32_t>{100, 20}, {1000, 200}, {1000, 1}, {50, 49}}) {
+    for (uint64_t step = 0; step < 20; ++step) {
+      const Candidates drawn = DrawCandidates(7, step, vocabulary, count);
+      const RandomKey key = MakeKey(7, Purpose::kCandidate, {.step = step});
+      const int64_t row = std::max(count, 64);
+      std::set<int32_t> distinct;
+      int64_t draws = 0;
+      while (distinct.size() < static_cast<size_t>(count)) {
+        const double uniform = (Bits(key, draws / row, draws % row) + 0.5) / 4294967296.0;
+        ++draws;
+        distinct.insert(static_cast<int32_t>(
+            std::pow(static_cast<double>(vocabulary) + 1, uniform) - 1));
+      }
+      EXPECT_EQ(drawn.draws, draws);
+      EXPECT_EQ(std::set<int32_t>(drawn.words.begin(), drawn.words.end()), distinct);
+      for (int32_t word = 0; word < vocabulary; ++word) {
+        const double p = std::log((word + 2.0) / (word + 1.0)) /
+                         std::log(static_cast<double>(vocabulary) + 1);
+        const double expected = std::log(1 - std::pow(1 - p, static_cast<double>(draws)));
+        EXPECT_NEAR(drawn.LogExpectedCount(word), expected, 1e-6 * (1 - expected));
+      }
+    }
+  }
 }
 
 // How often a word is drawn, over many steps, against its expected count.

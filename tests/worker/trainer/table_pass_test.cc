@@ -196,8 +196,10 @@ TEST_F(TablePassTest, EvaluationPullsInputWordsAlone) {
   const std::span<const StepTables> pulled = Pull(PassMode::kEvaluate);
   const WordSet inputs = Inputs(0, kReplicas);
   EXPECT_THAT(tables_.TakePulls(),
-              ElementsAre(LocalTables::Pull{
-                  kVersion, Table::kEmbedding, {inputs.begin(), inputs.end()}}));
+              ElementsAre(LocalTables::Pull{kVersion,
+                                            Table::kEmbedding,
+                                            {inputs.begin(), inputs.end()},
+                                            PullFor::kEvaluation}));
   for (int r = 0; r < kReplicas; ++r) {
     ExpectRows(pulled[r].input, embedding_, /*corrected=*/false);
     EXPECT_EQ(pulled[r].candidates, nullptr);
