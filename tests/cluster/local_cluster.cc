@@ -60,7 +60,8 @@ LocalClusterResult RunLocalCluster(const LocalClusterOptions& options) {
   for (auto& worker : workers) result.status.Update(worker->Wait());
   for (auto& server : servers) {
     result.status.Update(server->Wait());
-    for (const v1::ShardStatus& shard : server->Status().shards()) {
+    const v1::GetServerStatusResponse status = server->Status();
+    for (const v1::ShardStatus& shard : status.shards()) {
       result.shards[shard.shard()] = shard;
     }
   }

@@ -268,7 +268,7 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
     std::vector<int32_t> words(job_.model().vocabulary());
     std::iota(words.begin(), words.end(), 0);
     std::vector<float> rows(words.size() * client_->tables().columns(table));
-    absl::Status status = client_->tables().SendPull(1, table, words);
+    absl::Status status = client_->tables().SendPull(1, PullFor::kTraining, table, words);
     EXPECT_TRUE(status.ok()) << status;
     status = client_->tables().AwaitPull(1, table, words, rows);
     EXPECT_TRUE(status.ok()) << status;
