@@ -202,19 +202,17 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   // Rows as they come in, or while they are joined, beside what they are decoded to.
   close.messages = Received(nodes * dense.floats) + 2 * pushed + states;
 
-  // Dense shards and rows of tables that all workers pull; a shard's file; scores.
+  // Dense shards and rows of tables that all workers pull; scores.
   const int64_t workers = static_cast<int64_t>(owned.size());
   const Work pull = {.messages = Sent(workers * dense.floats + pulled)};
-  Work file = {.messages = std::max({dense.file, table.file, expert.file})};
   Work most = Larger(pull, ServerScores(shards, owned));
   most = Larger(most, kept + wave);
   most = Larger(most, evaluation);
   if (training_) {
-    // A cut is written before the step is over.
-    file = kept + file;
     most = Larger(most, kept + close);
+    // A cut's largest file comes on top: its arrays don't fit into the holes that others leave.
+    most.messages += std::max({dense.file, table.file, expert.file});
   }
-  most = Larger(most, file);
 
   MemoryNeed need;
   need.program = kProgram;

@@ -6,8 +6,8 @@ docs/design/memory.md.
 
 Trains each job for a few steps on this machine, every server and worker a process with one thread,
 and compares the largest resident size of each with `moectl describe`. NAME: only these jobs. Needs the
-programs below bazel-bin. The resident size of a server with experts on disk has those pages of its file
-too that the kernel may take back; they aren't in what is computed.
+programs below bazel-bin. Of a server with experts on disk the pages of its file don't count, which the
+kernel may take back; its size is then the largest of what was seen every few milliseconds.
 """
 import json
 import os
@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 from cluster import PROGRAMS, ROOT, Cluster
 from results import markdown_table
@@ -93,10 +94,32 @@ def job_text(config, edits):
     return re.sub(r"every_steps: \d+", "every_steps: %d" % (STEPS // 2), text)
 
 
+def resident_but_experts(pid):
+    """Resident bytes outside of the file that holds experts."""
+    counted, total = True, 0
+    try:
+        with open("/proc/%d/smaps" % pid, encoding="utf-8") as file:
+            for line in file:
+                if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                    counted = "/experts-" not in line
+                elif counted and line.startswith("Rss:"):
+                    total += int(line.split()[1]) * 1024
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return total
+
+
 def measure(folder, job, data, servers, workers, server_flags):
+    peaks = {}
     with Cluster(folder) as cluster:
         cluster.start_all(job, data, servers, workers, server_flags=server_flags)
-        return cluster.wait()
+        coordinator = next(pid for pid, name in cluster.names.items() if name == "coordinator")
+        while "--disk_dir" in server_flags and resident_but_experts(coordinator):
+            for pid, name in cluster.names.items():
+                if name.startswith("server/"):
+                    peaks[name] = max(peaks.get(name, 0), resident_but_experts(pid))
+            time.sleep(0.005)
+        return {**cluster.wait(), **peaks}
 
 
 def compute(job, words, servers, workers, flags):

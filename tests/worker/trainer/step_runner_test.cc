@@ -276,8 +276,8 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
   }
 
   void ReadShard(const ShardSpec& shard, NamedTensors* values) {
-    const auto file = SafetensorsFile::Open(
-        absl::StrCat(checkpoints_, "/", StepFolderName(1), "/", ShardFileName(shard.id)));
+    const auto file = SafetensorsFile::Open(absl::StrCat(
+        checkpoints_, "/", CutFolderName(1, 1), "/", ShardFileName(shard.id)));
     ASSERT_TRUE(file.ok()) << file.status();
     for (const int64_t t : shard.tensors) {
       std::vector<float>& of_tensor = values->at(plan_.tensors[t].name);
