@@ -13,23 +13,25 @@
 #include "common/checkpoint/manifest.h"
 #include "common/net/channel.h"
 #include "common/net/grpc_status.h"
+#include "proto/moe/v1/operator.grpc.pb.h"
 #include "proto/moe/v1/status.grpc.pb.h"
 
 namespace moe {
 namespace {
 
-// Calls Stub's method with an empty request.
+// Calls Stub's method.
 template <typename Service, typename Request, typename Response, typename Stub>
 absl::StatusOr<Response> Ask(const std::string& who, const std::string& address,
                              absl::Duration timeout,
                              grpc::Status (Stub::*method)(grpc::ClientContext*,
-                                                          const Request&, Response*)) {
+                                                          const Request&, Response*),
+                             const Request& request = Request()) {
   const std::unique_ptr<typename Service::Stub> stub =
       Service::NewStub(MakeChannel(address));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   Response response;
-  const grpc::Status status = (stub.get()->*method)(&context, Request(), &response);
+  const grpc::Status status = (stub.get()->*method)(&context, request, &response);
   if (status.ok()) return response;
   const std::string peer = absl::StrCat(who, " at ", address);
   if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
@@ -57,6 +59,18 @@ absl::StatusOr<v1::GetClusterStatusResponse> StatusClient::GetClusterStatus(
     const std::string& coordinator) const {
   return Ask<v1::ClusterStatusService>("the coordinator", coordinator, timeout_,
                                        &v1::ClusterStatusService::Stub::GetClusterStatus);
+}
+
+absl::StatusOr<v1::TakeCheckpointResponse> StatusClient::TakeCheckpoint(
+    const std::string& coordinator) const {
+  return Ask<v1::OperatorService>("the coordinator", coordinator, timeout_,
+                                  &v1::OperatorService::Stub::TakeCheckpoint);
+}
+
+absl::StatusOr<v1::ScaleResponse> StatusClient::Scale(
+    const std::string& coordinator, const v1::ScaleRequest& request) const {
+  return Ask<v1::OperatorService>("the coordinator", coordinator, timeout_,
+                                  &v1::OperatorService::Stub::Scale, request);
 }
 
 absl::StatusOr<v1::GetServerStatusResponse> StatusClient::GetServerStatus(

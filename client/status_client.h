@@ -1,4 +1,4 @@
-// What an operator can ask the coordinator and the servers (status.proto).
+// What an operator can ask the coordinator and the servers (status.proto, operator.proto).
 #pragma once
 
 #include <string>
@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "proto/moe/v1/operator.pb.h"
 #include "proto/moe/v1/status.pb.h"
 
 namespace moe {
@@ -18,6 +19,10 @@ class StatusClient {
 
   absl::StatusOr<v1::GetClusterStatusResponse> GetClusterStatus(
       const std::string& coordinator) const;
+  absl::StatusOr<v1::TakeCheckpointResponse> TakeCheckpoint(
+      const std::string& coordinator) const;
+  absl::StatusOr<v1::ScaleResponse> Scale(const std::string& coordinator,
+                                          const v1::ScaleRequest& request) const;
   absl::StatusOr<v1::GetServerStatusResponse> GetServerStatus(
       const v1::ServerAddress& server) const;
   absl::StatusOr<v1::GetTensorDigestsResponse> GetTensorDigests(

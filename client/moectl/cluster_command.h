@@ -23,6 +23,9 @@ class ClusterCommand : public Command {
   absl::StatusOr<v1::GetClusterStatusResponse> GetClusterStatus() const {
     return client().GetClusterStatus(coordinator_);
   }
+  const std::string& coordinator() const { return coordinator_; }
+  // Another default than 5 s, before AddFlags.
+  void set_timeout(absl::Duration timeout) { timeout_ = timeout; }
   bool json() const { return json_; }
 
  private:

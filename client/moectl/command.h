@@ -31,6 +31,9 @@ std::unique_ptr<Command> MakeExpertsCommand();
 std::unique_ptr<Command> MakeDescribeCommand();
 std::unique_ptr<Command> MakeDigestCommand();
 std::unique_ptr<Command> MakeEvalCommand();
+std::unique_ptr<Command> MakeCheckpointCommand();
+std::unique_ptr<Command> MakeScaleCommand();
+std::unique_ptr<Command> MakeDrainCommand();
 
 // All of them, in the order of the help.
 std::vector<std::unique_ptr<Command>> MakeCommands();

@@ -10,16 +10,17 @@ namespace {
 
 std::string Help(const std::vector<std::unique_ptr<Command>>& commands) {
   std::string help =
-      "moectl asks a Switchyard cluster what it is doing, and looks at jobs and "
+      "moectl asks a Switchyard cluster what it is doing, changes it, and looks at jobs "
+      "and "
       "checkpoints.\n\n"
       "Usage: moectl COMMAND [FLAGS]\n\nCommands:\n";
   for (const auto& command : commands) {
     absl::StrAppend(&help,
-                    absl::StrFormat("  %-9s %s\n", command->name(), command->summary()));
+                    absl::StrFormat("  %-10s %s\n", command->name(), command->summary()));
   }
   absl::StrAppend(
       &help,
-      "  help      this text; `moectl COMMAND --help` tells more about one command\n"
+      "  help       this text; `moectl COMMAND --help` tells more about one command\n"
       "\nThe coordinator is found by --coordinator HOST:PORT, else by the environment "
       "variable\nMOE_COORDINATOR, else at 127.0.0.1:7070. Every command has --json for "
       "scripts.\n\nExit status: 0 done, 1 failed, 2 wrong command line.\n");
@@ -42,6 +43,9 @@ std::vector<std::unique_ptr<Command>> MakeCommands() {
   commands.push_back(MakeDescribeCommand());
   commands.push_back(MakeDigestCommand());
   commands.push_back(MakeEvalCommand());
+  commands.push_back(MakeCheckpointCommand());
+  commands.push_back(MakeScaleCommand());
+  commands.push_back(MakeDrainCommand());
   return commands;
 }
 

@@ -97,6 +97,8 @@ class Validator : private FieldChecks {
     CheckOptimizer(job.optimizer(), job.model());
     CheckTraining(job.training());
     CheckAtLeast("checkpointing.every_steps", job.checkpointing().every_steps(), 0);
+    CheckAtLeast("checkpointing.every_minutes", job.checkpointing().every_minutes(), 0);
+    CheckAtLeast("checkpointing.keep_last", job.checkpointing().keep_last(), 0);
     return TakeErrors();
   }
 

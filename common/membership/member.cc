@@ -35,11 +35,12 @@ constexpr absl::Duration kRetryPause = absl::Milliseconds(200);
 // Of calls for which nobody waits.
 constexpr absl::Duration kParting = absl::Seconds(2);
 
-// The failures of a network or of a coordinator that is just starting; all else is an
-// answer.
+// The failures of a network, or of a coordinator that is just starting or has no thread free; all
+// else is an answer.
 bool IsTransient(const grpc::Status& status) {
   return status.error_code() == grpc::StatusCode::UNAVAILABLE ||
-         status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED;
+         status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED ||
+         status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED;
 }
 
 bool IsOver(v1::Phase phase) {
@@ -203,10 +204,10 @@ class GrpcMember final : public Member {
     SetTrouble(absl::CancelledError("this process was told to stop"));
   }
 
-  absl::Status ReportStep(v1::ReportStepRequest request) override {
+  absl::StatusOr<v1::ReportStepResponse> ReportStep(
+      v1::ReportStepRequest request) override {
     return Call<v1::ReportStepResponse>(std::move(request), "the coordinator",
-                                        &v1::CoordinatorService::Stub::ReportStep)
-        .status();
+                                        &v1::CoordinatorService::Stub::ReportStep);
   }
 
   absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
@@ -331,7 +332,7 @@ class GrpcMember final : public Member {
       if (!IsTransient(status)) {
         return FromGrpcStatus(status, absl::StrCat("coordinator ", options_.coordinator));
       }
-      if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+      if (status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) {
         changed_.WaitWithTimeout(&mutex_, kRetryPause);
       }
     }

@@ -73,7 +73,8 @@ class Member {
   virtual void Cancel() = 0;
 
   // Reports; they wait, also for a coordinator that is away, as long as generation_health() is OK.
-  virtual absl::Status ReportStep(v1::ReportStepRequest request) = 0;
+  virtual absl::StatusOr<v1::ReportStepResponse> ReportStep(
+      v1::ReportStepRequest request) = 0;
   virtual absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
       v1::ReportEvaluationRequest request) = 0;
   virtual absl::Status ReportShardFile(v1::ReportShardFileRequest request) = 0;

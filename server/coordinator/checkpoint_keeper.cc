@@ -23,14 +23,15 @@ absl::Status DeleteCheckpoint(const std::string& folder) {
   return RemoveTree(folder);
 }
 
-absl::Status DeleteSuperseded(const std::string& checkpoint_dir, uint64_t step) {
+absl::Status DeleteSuperseded(const std::string& checkpoint_dir, uint64_t step,
+                              int keep_last) {
   ASSIGN_OR_RETURN(const std::vector<Checkpoint> checkpoints,
                    ListCheckpoints(checkpoint_dir));
   const Checkpoint* best = BestCheckpoint(checkpoints);
-  const Checkpoint* last = LastCheckpoint(checkpoints);
-  for (const Checkpoint& checkpoint : checkpoints) {
-    if (&checkpoint == best || &checkpoint == last) continue;
-    RETURN_IF_ERROR(DeleteCheckpoint(checkpoint.folder));
+  const auto old = static_cast<int64_t>(checkpoints.size()) - keep_last;
+  for (int64_t i = 0; i < old; ++i) {
+    if (&checkpoints[i] == best) continue;
+    RETURN_IF_ERROR(DeleteCheckpoint(checkpoints[i].folder));
   }
   ASSIGN_OR_RETURN(const std::vector<StepFolder> uncommitted,
                    ListUncommitted(checkpoint_dir));
@@ -68,7 +69,7 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> DescribeCheckpoints(
 }
 
 absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
-    const std::string& checkpoint_dir, v1::Manifest manifest) {
+    const std::string& checkpoint_dir, v1::Manifest manifest, int keep_last) {
   const std::string folder = absl::StrCat(
       checkpoint_dir, "/", CutFolderName(manifest.step(), manifest.generation()));
   std::vector<v1::TensorDigest> tensors;
@@ -85,7 +86,8 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
   RETURN_IF_ERROR(WriteManifest(folder, manifest));
   RETURN_IF_ERROR(RenameFolder(
       folder, absl::StrCat(checkpoint_dir, "/", StepFolderName(manifest.step()))));
-  if (const absl::Status status = DeleteSuperseded(checkpoint_dir, manifest.step());
+  if (const absl::Status status =
+          DeleteSuperseded(checkpoint_dir, manifest.step(), keep_last);
       !status.ok()) {
     LOG(WARNING) << "cannot delete old checkpoints: " << status.message();
   }

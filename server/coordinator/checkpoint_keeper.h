@@ -24,11 +24,11 @@
 namespace moe {
 
 // Writes the manifest, whose digest it fills in, and gives the cut's folder its name as a
-// checkpoint; then deletes what is neither the best nor the last one, and the folders of older
-// cuts that were never committed.
+// checkpoint; then deletes what is neither the best nor one of the last `keep_last`, and the folders
+// of older cuts that were never committed.
 // Blocks on the disk. Returns the checkpoints that are left, ascending by step.
 absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
-    const std::string& checkpoint_dir, v1::Manifest manifest);
+    const std::string& checkpoint_dir, v1::Manifest manifest, int keep_last);
 
 // Deletes all cuts that were never committed.
 absl::Status RemoveUncommitted(const std::string& checkpoint_dir);

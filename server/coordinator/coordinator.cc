@@ -124,8 +124,11 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
       std::make_unique<CoordinatorServiceImpl>(*coordinator->controller_);
   coordinator->status_service_ =
       std::make_unique<ClusterStatusServiceImpl>(*coordinator->controller_);
+  coordinator->operator_service_ =
+      std::make_unique<OperatorServiceImpl>(*coordinator->controller_);
   grpc::Service* const services[] = {coordinator->coordinator_service_.get(),
-                                     coordinator->status_service_.get()};
+                                     coordinator->status_service_.get(),
+                                     coordinator->operator_service_.get()};
   ASSIGN_OR_RETURN(coordinator->server_, RpcServer::Start(options.listen, services));
   coordinator->ticker_ = std::thread([c = coordinator.get()] { c->Tick(); });
   return coordinator;

@@ -75,6 +75,7 @@ class Coordinator {
   std::unique_ptr<JobController> controller_;
   std::unique_ptr<CoordinatorServiceImpl> coordinator_service_;
   std::unique_ptr<ClusterStatusServiceImpl> status_service_;
+  std::unique_ptr<OperatorServiceImpl> operator_service_;
   std::unique_ptr<RpcServer> server_;
   absl::Mutex mutex_;
   bool stop_ticking_ ABSL_GUARDED_BY(mutex_) = false;

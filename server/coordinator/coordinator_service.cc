@@ -49,8 +49,8 @@ grpc::Status CoordinatorServiceImpl::FailJob(grpc::ServerContext*,
 
 grpc::Status CoordinatorServiceImpl::ReportStep(grpc::ServerContext*,
                                                 const v1::ReportStepRequest* request,
-                                                v1::ReportStepResponse*) {
-  return ToGrpcStatus(controller_.ReportStep(*request));
+                                                v1::ReportStepResponse* response) {
+  return Reply(controller_.ReportStep(*request), response);
 }
 
 grpc::Status CoordinatorServiceImpl::ReportEvaluation(
@@ -82,6 +82,18 @@ grpc::Status ClusterStatusServiceImpl::GetClusterStatus(
     v1::GetClusterStatusResponse* response) {
   *response = controller_.GetClusterStatus();
   return grpc::Status::OK;
+}
+
+grpc::Status OperatorServiceImpl::TakeCheckpoint(grpc::ServerContext* context,
+                                                 const v1::TakeCheckpointRequest*,
+                                                 v1::TakeCheckpointResponse* response) {
+  return Reply(controller_.TakeCheckpoint(CancelledBy(context)), response);
+}
+
+grpc::Status OperatorServiceImpl::Scale(grpc::ServerContext*,
+                                        const v1::ScaleRequest* request,
+                                        v1::ScaleResponse* response) {
+  return Reply(controller_.Scale(*request), response);
 }
 
 }  // namespace moe

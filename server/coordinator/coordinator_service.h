@@ -1,9 +1,10 @@
-// The RPCs of CoordinatorService and ClusterStatusService.
+// The RPCs of CoordinatorService, ClusterStatusService and OperatorService.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
 
 #include "proto/moe/v1/coordinator.grpc.pb.h"
+#include "proto/moe/v1/operator.grpc.pb.h"
 #include "proto/moe/v1/status.grpc.pb.h"
 #include "server/coordinator/job_controller.h"
 
@@ -52,6 +53,21 @@ class ClusterStatusServiceImpl final : public v1::ClusterStatusService::Service 
   grpc::Status GetClusterStatus(grpc::ServerContext* context,
                                 const v1::GetClusterStatusRequest* request,
                                 v1::GetClusterStatusResponse* response) override;
+
+ private:
+  JobController& controller_;
+};
+
+class OperatorServiceImpl final : public v1::OperatorService::Service {
+ public:
+  // controller outlives this object.
+  explicit OperatorServiceImpl(JobController& controller) : controller_(controller) {}
+
+  grpc::Status TakeCheckpoint(grpc::ServerContext* context,
+                              const v1::TakeCheckpointRequest* request,
+                              v1::TakeCheckpointResponse* response) override;
+  grpc::Status Scale(grpc::ServerContext* context, const v1::ScaleRequest* request,
+                     v1::ScaleResponse* response) override;
 
  private:
   JobController& controller_;

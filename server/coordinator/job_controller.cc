@@ -59,6 +59,11 @@ absl::StatusOr<v1::RegisterResponse> JobController::Register(
 absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
     const v1::HeartbeatRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
+  v1::HeartbeatResponse response;
+  if (life_.members().Released(request.member(), request.incarnation())) {
+    *response.mutable_state() = life_.Farewell();
+    return response;
+  }
   MemberRecord* member = life_.members().Find(request.member());
   if (member == nullptr || member->incarnation != request.incarnation()) {
     return absl::NotFoundError(absl::StrCat(
@@ -74,7 +79,7 @@ absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
   Advance();
 
   RETURN_IF_ERROR(Hold(cancelled, absl::Now() + options_.heartbeat, [&] {
-    return request.seen_phase() != life_.phase() ||
+    return request.seen_phase() != life_.StateFor(request.member()).phase() ||
            request.seen_generation() != life_.generation();
   }));
   if (life_.over()) {
@@ -82,8 +87,7 @@ absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
       member->saw_end = true;
     }
   }
-  v1::HeartbeatResponse response;
-  *response.mutable_state() = life_.State();
+  *response.mutable_state() = life_.StateFor(request.member());
   return response;
 }
 
@@ -111,13 +115,20 @@ v1::FailJobResponse JobController::FailJob(const v1::FailJobRequest& request) {
   return response;
 }
 
-absl::Status JobController::ReportStep(const v1::ReportStepRequest& request) {
+absl::StatusOr<v1::ReportStepResponse> JobController::ReportStep(
+    const v1::ReportStepRequest& request) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
-  absl::Status status = record_.AddStep(request, options_.now());
+  const absl::Status status = record_.AddStep(request, options_.now());
   if (absl::IsAborted(status)) life_.Fail(std::string(status.message()));
+  RETURN_IF_ERROR(status);
   life_.NoteStep(record_.steps_taken());
-  return status;
+  v1::ReportStepResponse response;
+  if (const std::optional<uint64_t> cut = record_.requested_cut()) {
+    response.set_cut(true);
+    response.set_cut_step(*cut);
+  }
+  return response;
 }
 
 absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
@@ -179,6 +190,43 @@ v1::GetClusterStatusResponse JobController::GetClusterStatus() {
   return response;
 }
 
+absl::StatusOr<v1::TakeCheckpointResponse> JobController::TakeCheckpoint(
+    const Cancelled& cancelled) {
+  absl::MutexLock lock(&mutex_);
+  if (options_.mode != v1::RUN_MODE_TRAIN || life_.phase() != v1::PHASE_RUNNING) {
+    return absl::FailedPreconditionError("the job isn't training now");
+  }
+  const uint64_t steps = record_.RequestCut() + 1;
+  // The last step ends with a checkpoint in any case.
+  const auto found = [&]() -> const v1::CheckpointStatus* {
+    const uint64_t total = progress_.progress().total_steps();
+    const auto& present = checkpoints_.present();
+    if (present.empty()) return nullptr;
+    const uint64_t last = present.back().step();
+    return last >= steps || (total > 0 && last >= total) ? &present.back() : nullptr;
+  };
+  RETURN_IF_ERROR(HoldReport(cancelled, [&] { return found() != nullptr; }));
+  v1::TakeCheckpointResponse response;
+  *response.mutable_checkpoint() = *found();
+  return response;
+}
+
+absl::StatusOr<v1::ScaleResponse> JobController::Scale(const v1::ScaleRequest& request) {
+  absl::MutexLock lock(&mutex_);
+  v1::ScaleResponse response;
+  ASSIGN_OR_RETURN(*response.mutable_plan(), life_.Scale(request));
+  RequestCutIfDue();
+  return response;
+}
+
+void JobController::RequestCutIfDue() {
+  if (life_.phase() != v1::PHASE_RUNNING) return;
+  const double minutes = options_.job.checkpointing().every_minutes();
+  const bool overdue =
+      minutes > 0 && options_.now() - last_checkpoint_ >= absl::Minutes(minutes);
+  if (overdue || life_.WaitsToScale()) record_.RequestCut();
+}
+
 void JobController::Tick() {
   absl::MutexLock lock(&mutex_);
   const absl::Time now = options_.now();
@@ -212,6 +260,7 @@ void JobController::Tick() {
     FindRestorePointOfGeneration();
     Advance();
   }
+  RequestCutIfDue();
   life_.PrintWaiting();
 }
 
@@ -288,11 +337,13 @@ void JobController::Advance() {
   record_.Begin(layout.replicas, life_.start_step(), layout.data.train_tokens(),
                 life_.running_since());
   checkpoints_.Begin(layout, life_.generation());
+  last_checkpoint_ = options_.now();
 }
 
 void JobController::CommitReady() {
   const std::optional<uint64_t> step = checkpoints_.TakeReady();
   if (!step.has_value()) return;
+  const uint64_t generation = recorded_generation_;
   v1::Manifest manifest = checkpoints_.MakeManifest(*step);
   manifest.set_validation_perplexity(record_.ValidationPerplexity(*step).value_or(0));
 
@@ -301,7 +352,8 @@ void JobController::CommitReady() {
   committing_ = true;
   mutex_.Unlock();
   absl::StatusOr<std::vector<v1::CheckpointStatus>> present =
-      CommitCheckpoint(options_.checkpoint_dir, std::move(manifest));
+      CommitCheckpoint(options_.checkpoint_dir, std::move(manifest),
+                       std::max(1, options_.job.checkpointing().keep_last()));
   mutex_.Lock();
   committing_ = false;
   if (!present.ok()) {
@@ -311,6 +363,12 @@ void JobController::CommitReady() {
   }
   checkpoints_.Committed(*step, *std::move(present));
   progress_.Checkpoint(*checkpoints_.Find(*step), options_.now());
+  last_checkpoint_ = options_.now();
+  if (recorded_generation_ != generation) return;
+  record_.CutTaken(*step);
+  // All workers wait for this checkpoint, so that nobody's work is lost.
+  life_.Committed();
+  Advance();
 }
 
 void JobController::FindRestorePointOfGeneration() {

@@ -17,6 +17,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/operator.pb.h"
 #include "proto/moe/v1/status.pb.h"
 #include "server/coordinator/checkpoint_keeper.h"
 #include "server/coordinator/job_lifecycle.h"
@@ -42,7 +43,7 @@ class JobController {
                                                   const Cancelled& cancelled);
   void Leave(const v1::LeaveRequest& request);
   v1::FailJobResponse FailJob(const v1::FailJobRequest& request);
-  absl::Status ReportStep(const v1::ReportStepRequest& request);
+  absl::StatusOr<v1::ReportStepResponse> ReportStep(const v1::ReportStepRequest& request);
   absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
       const v1::ReportEvaluationRequest& request, const Cancelled& cancelled);
   absl::Status ReportShardFile(const v1::ReportShardFileRequest& request);
@@ -50,6 +51,8 @@ class JobController {
       const v1::AwaitCheckpointRequest& request, const Cancelled& cancelled);
   absl::Status FinishWork(const v1::FinishWorkRequest& request);
   v1::GetClusterStatusResponse GetClusterStatus();
+  absl::StatusOr<v1::TakeCheckpointResponse> TakeCheckpoint(const Cancelled& cancelled);
+  absl::StatusOr<v1::ScaleResponse> Scale(const v1::ScaleRequest& request);
 
   // Looks for expired leases and overdue reports; to be called several times a lease.
   void Tick();
@@ -81,6 +84,8 @@ class JobController {
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Finds where the generation begins. Releases the lock while the disk works.
   void FindRestorePointOfGeneration() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Asks the workers for a checkpoint if it is time, or others are to take part.
+  void RequestCutIfDue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Releases the lock while the disk works.
   void CommitReady() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   RunSummary Summary() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -97,6 +102,8 @@ class JobController {
   // A checkpoint is being committed, without the lock.
   bool committing_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Time last_tick_ ABSL_GUARDED_BY(mutex_);
+  // Or the beginning of the generation, if that is later.
+  absl::Time last_checkpoint_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
 };
 
 }  // namespace moe

@@ -89,6 +89,11 @@ void JobLifecycle::Recover(const std::string& cause) {
                       options_.recoveries, " may fail in a row: --recoveries)"));
     return;
   }
+  progress_.Line(absl::StrCat("recovering: ", cause));
+  Reopen(cause);
+}
+
+void JobLifecycle::Reopen(const std::string& cause) {
   if (const absl::Status status = OpenGeneration(); !status.ok()) {
     Fail(absl::StrCat("coordinator: ", std::string(status.message())));
     return;
@@ -98,7 +103,92 @@ void JobLifecycle::Recover(const std::string& cause) {
   // An evaluation has no checkpoint but the one that it is of.
   needs_restore_point_ = options_.mode == v1::RUN_MODE_TRAIN;
   Enter(v1::PHASE_WAITING);
-  progress_.Line(absl::StrCat("recovering: ", cause));
+}
+
+bool JobLifecycle::TakesPart(const std::string& id) const {
+  return layout_.has_value() && layout_->memory.contains(id);
+}
+
+absl::StatusOr<std::string> JobLifecycle::Scale(const v1::ScaleRequest& request) {
+  if (options_.mode != v1::RUN_MODE_TRAIN || phase_ != v1::PHASE_RUNNING) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the job isn't training now", WaitingFor().empty() ? "" : ", it is ",
+                     WaitingFor()));
+  }
+  const int replicas = options_.job.training().replicas();
+  MemberTable scaled = members_;
+  for (const std::string& id : request.drain()) {
+    MemberRecord* const member = scaled.Find(id);
+    if (member == nullptr) {
+      return absl::NotFoundError(
+          absl::StrCat("there is no member ", id, "; there are ",
+                       absl::StrJoin(scaled.Ids(v1::MEMBER_KIND_SERVER), ", "), ", ",
+                       absl::StrJoin(scaled.Ids(v1::MEMBER_KIND_WORKER), ", ")));
+    }
+    member->leaving = true;
+  }
+  const auto number = [&](v1::MemberKind kind, uint32_t wanted) {
+    if (wanted > 0) return static_cast<int>(wanted);
+    // Those that drain aren't replaced.
+    return scaled.wanted(kind) - (members_.count(kind) - scaled.count(kind));
+  };
+  const int servers = number(v1::MEMBER_KIND_SERVER, request.servers());
+  const int workers = number(v1::MEMBER_KIND_WORKER, request.workers());
+  if (servers < 1 || workers < 1) {
+    return absl::InvalidArgumentError("a job needs at least one server and one worker");
+  }
+  if (workers > replicas) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the job has ", replicas,
+                     " replicas, so it takes at most as many workers, not ", workers));
+  }
+  scaled.Want(servers, workers);
+  for (const v1::MemberKind kind : {v1::MEMBER_KIND_SERVER, v1::MEMBER_KIND_WORKER}) {
+    std::vector<std::string> ids = scaled.Ids(kind);
+    while (static_cast<int>(ids.size()) > scaled.wanted(kind)) {
+      scaled.Find(ids.back())->leaving = true;
+      ids.pop_back();
+    }
+  }
+  if (scaled.complete()) {
+    const absl::Status fits = MakeLayout(options_.job, true, scaled).status();
+    if (!fits.ok()) return absl::FailedPreconditionError(fits.message());
+  }
+  members_ = std::move(scaled);
+  std::string plan =
+      absl::StrCat(Count(servers, "server"), " and ", Count(workers, "worker"));
+  if (!members_.complete()) {
+    absl::StrAppend(&plan, ", once ", members_.Missing(), " have joined");
+  } else {
+    absl::StrAppend(&plan,
+                    WaitsToScale() ? ", from the next checkpoint on" : ", as it is");
+  }
+  progress_.Line(absl::StrCat("scaling to ", plan));
+  return plan;
+}
+
+bool JobLifecycle::WaitsToScale() const {
+  if (phase_ != v1::PHASE_RUNNING || !members_.complete()) return false;
+  return std::any_of(members_.members().begin(), members_.members().end(),
+                     [this](const auto& entry) {
+                       return entry.second.leaving == TakesPart(entry.first);
+                     });
+}
+
+void JobLifecycle::Committed() {
+  if (!WaitsToScale()) return;
+  const absl::StatusOr<Layout> layout = MakeLayout(options_.job, true, members_);
+  if (layout.ok()) {
+    const std::string cause = absl::StrCat(
+        "scaled to ", Count(members_.count(v1::MEMBER_KIND_SERVER), "server"), " and ",
+        Count(members_.count(v1::MEMBER_KIND_WORKER), "worker"));
+    progress_.Line(cause);
+    Reopen(cause);
+    return;
+  }
+  // Members that have come since decide, too, whether it fits.
+  progress_.Line(absl::StrCat("can't scale: ", std::string(layout.status().message())));
+  members_.Restrict(layout_->memory);
 }
 
 void JobLifecycle::SetRestorePoint(std::optional<RestorePoint> restore) {
@@ -146,7 +236,7 @@ absl::StatusOr<const MemberRecord*> JobLifecycle::Join(
 void JobLifecycle::Lose(const std::string& id, const std::string& how) {
   const std::string text = absl::StrCat(Describe(*members_.Find(id)), " ", how);
   members_.Remove(id);
-  if (phase_ == v1::PHASE_WAITING) {
+  if (phase_ == v1::PHASE_WAITING || (!over() && !TakesPart(id))) {
     // Nothing is lost yet, so another process may take the place.
     progress_.Line(text);
   } else if (!over()) {
@@ -170,7 +260,7 @@ void JobLifecycle::Advance() {
   if (phase_ == v1::PHASE_WAITING && !needs_restore_point_ && HasMembers())
     StartLoading();
   if (phase_ != v1::PHASE_LOADING) return;
-  for (const std::string& id : members_.Ids(v1::MEMBER_KIND_SERVER)) {
+  for (const auto& [id, address] : layout_->addresses) {
     if (members_.Find(id)->ready_generation != generation_) return;
   }
   StartRunning();
@@ -202,13 +292,13 @@ void JobLifecycle::StartRunning() {
                        ? absl::StrCat("evaluating on the ",
                                       SplitName(options_.evaluate_split), " text")
                        : absl::StrCat("training ", options_.job.name()),
-                   " on ", Count(members_.count(v1::MEMBER_KIND_SERVER), "server"),
-                   " and ", Count(members_.count(v1::MEMBER_KIND_WORKER), "worker")));
+                   " on ", Count(static_cast<int>(layout_->addresses.size()), "server"),
+                   " and ", Count(static_cast<int>(layout_->workers.size()), "worker")));
 }
 
 void JobLifecycle::FinishWork(const std::string& worker) {
   members_.Find(worker)->finished = true;
-  for (const std::string& id : members_.Ids(v1::MEMBER_KIND_WORKER)) {
+  for (const std::string& id : layout_->workers) {
     if (!members_.Find(id)->finished) return;
   }
   Enter(v1::PHASE_FINISHED);
@@ -296,8 +386,7 @@ std::string JobLifecycle::WaitingFor() const {
   if (phase_ != v1::PHASE_LOADING) return "";
   std::vector<std::string> loading;
   for (const auto& [id, member] : members_.members()) {
-    if (member.registration.kind() == v1::MEMBER_KIND_SERVER &&
-        member.ready_generation != generation_) {
+    if (layout_->addresses.contains(id) && member.ready_generation != generation_) {
       loading.push_back(id);
     }
   }
@@ -308,11 +397,27 @@ std::vector<v1::MemberStatus> JobLifecycle::MemberStatuses() const {
   std::vector<v1::MemberStatus> statuses;
   for (const auto& [id, member] : members_.members()) {
     v1::MemberStatus& status = statuses.emplace_back(StatusOf(member, options_.now()));
-    if (layout_.has_value()) {
-      status.set_memory_need_bytes(layout_->memory.at(id).total());
-    }
+    if (TakesPart(id)) status.set_memory_need_bytes(layout_->memory.at(id).total());
   }
   return statuses;
+}
+
+v1::ClusterState JobLifecycle::StateFor(const std::string& member) const {
+  if (phase_ == v1::PHASE_WAITING || over() || TakesPart(member)) return State();
+  v1::ClusterState state;
+  state.set_phase(v1::PHASE_WAITING);
+  state.set_generation(generation_);
+  state.set_waiting_for(members_.complete()
+                            ? "waiting for a checkpoint, from which on it takes part"
+                            : absl::StrCat("waiting for ", members_.Missing()));
+  return state;
+}
+
+v1::ClusterState JobLifecycle::Farewell() const {
+  v1::ClusterState state;
+  state.set_phase(v1::PHASE_FINISHED);
+  state.set_generation(generation_);
+  return state;
 }
 
 v1::ClusterState JobLifecycle::State() const {

@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/operator.pb.h"
 #include "proto/moe/v1/status.pb.h"
 #include "server/coordinator/layout.h"
 #include "server/coordinator/member_table.h"
@@ -49,6 +50,14 @@ class JobLifecycle {
   // Makes the process a member, or says why it can't be one. A repetition of the request
   // changes nothing.
   absl::StatusOr<const MemberRecord*> Join(const v1::RegisterRequest& request);
+  // How many members the job is to have from the next checkpoint on, and who leaves: "3 servers and 2
+  // workers ...". Changes nothing and says why if that makes no sense, or those that stay don't have
+  // the memory.
+  absl::StatusOr<std::string> Scale(const v1::ScaleRequest& request);
+  // Whether a checkpoint is all that is needed to change over to those members.
+  bool WaitsToScale() const;
+  // A checkpoint has been committed: changes over, if it waits for that.
+  void Committed();
   // A member has left or was lost.
   void Lose(const std::string& id, const std::string& how);
   // Enters the phases whose conditions are met: LOADING when the members are complete, or have
@@ -89,15 +98,22 @@ class JobLifecycle {
   // InfiniteFuture before RUNNING and before the end.
   absl::Time running_since() const { return running_since_; }
   absl::Time over_since() const { return over_since_; }
-  // What members get as the answer to a heartbeat.
   v1::ClusterState State() const;
+  // What a member gets as the answer to a heartbeat.
+  v1::ClusterState StateFor(const std::string& member) const;
+  // A member that has left in good order gets this.
+  v1::ClusterState Farewell() const;
 
  private:
   absl::Status OpenGeneration();
   // The generation can't go on: opens the next one, if the job may have another.
   void Recover(const std::string& cause);
+  // Goes over to a new generation; cause: why.
+  void Reopen(const std::string& cause);
   // Whether the members that are there are those that the generation is for.
   bool HasMembers();
+  // Whether the member has a part in this generation.
+  bool TakesPart(const std::string& id) const;
   void Enter(v1::Phase phase);
   // The job is FAILED from here on; people read "<how>: <cause>".
   void End(const char* how, const std::string& cause);

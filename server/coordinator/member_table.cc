@@ -82,7 +82,11 @@ v1::MemberStatus StatusOf(const MemberRecord& member, absl::Time now) {
 
 void MemberTable::BeginGeneration(uint64_t generation) {
   generation_ = generation;
-  for (auto& [id, member] : members_) member.finished = false;
+  for (auto& [id, member] : members_) {
+    member.finished = false;
+    if (member.leaving) released_.emplace(id, member.incarnation);
+  }
+  std::erase_if(members_, [](const auto& entry) { return entry.second.leaving; });
 }
 
 absl::Status MemberTable::Check(const v1::RegisterRequest& request, absl::Time now,
@@ -223,7 +227,7 @@ const MemberRecord* MemberTable::Find(const std::string& id) const {
 std::vector<std::string> MemberTable::Ids(v1::MemberKind kind) const {
   std::vector<std::string> ids;
   for (const auto& [id, member] : members_) {
-    if (member.registration.kind() == kind) ids.push_back(id);
+    if (member.registration.kind() == kind && !member.leaving) ids.push_back(id);
   }
   return ids;
 }

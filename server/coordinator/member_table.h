@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -26,6 +28,8 @@ struct MemberRecord {
   v1::MemberTimes times;
   // Workers: FinishWork has come.
   bool finished = false;
+  // It leaves with this generation.
+  bool leaving = false;
   // Was told that the job is over.
   bool saw_end = false;
 };
@@ -55,7 +59,7 @@ class MemberTable {
 
   explicit MemberTable(Rules rules) : rules_(std::move(rules)) {}
 
-  // Nobody has been heard in it; nobody is ready, nobody has finished.
+  // Nobody has been heard in it; nobody is ready, nobody has finished. Those that leave are gone.
   void BeginGeneration(uint64_t generation);
   // OK, or why this process can't become a member. `repeated` is set if it is one
   // already: the request is the one that made it so. UNAVAILABLE while those that have its place may
@@ -69,8 +73,29 @@ class MemberTable {
   // Null if there is none.
   MemberRecord* Find(const std::string& id);
   const MemberRecord* Find(const std::string& id) const;
+  // Without those that leave.
   std::vector<std::string> Ids(v1::MemberKind kind) const;  // ascending
   int count(v1::MemberKind kind) const;
+  // How many the job takes.
+  int wanted(v1::MemberKind kind) const {
+    return kind == v1::MEMBER_KIND_SERVER ? rules_.servers : rules_.workers;
+  }
+  void Want(int servers, int workers) {
+    rules_.servers = servers;
+    rules_.workers = workers;
+  }
+  // The job takes those of them that are keys of this map, and none leaves; the others are forgotten.
+  template <typename Map>
+  void Restrict(const Map& ids) {
+    std::erase_if(members_,
+                  [&](const auto& entry) { return !ids.contains(entry.first); });
+    for (auto& [id, member] : members_) member.leaving = false;
+    Want(count(v1::MEMBER_KIND_SERVER), count(v1::MEMBER_KIND_WORKER));
+  }
+  // Whether it left with a generation that is over.
+  bool Released(const std::string& id, uint64_t incarnation) const {
+    return released_.contains({id, incarnation});
+  }
   // All that the job takes are there and have been heard in this generation.
   bool complete() const;
   // "1 of 2 servers and 2 of 2 workers": how many are missing, of those kinds that aren't
@@ -98,13 +123,12 @@ class MemberTable {
   absl::Status CheckNumerics(const v1::RegisterRequest& request) const;
   absl::Status CheckData(const v1::RegisterRequest& request) const;
   std::vector<std::string> Unheard() const;
-  int wanted(v1::MemberKind kind) const {
-    return kind == v1::MEMBER_KIND_SERVER ? rules_.servers : rules_.workers;
-  }
 
   Rules rules_;
   uint64_t generation_ = 0;
   std::map<std::string, MemberRecord> members_;  // by id
+  // By id and incarnation.
+  std::set<std::pair<std::string, uint64_t>> released_;
   // Who asks for the place of another: since when, by nonce.
   std::map<uint64_t, absl::Time> claims_;
 };

@@ -1,5 +1,6 @@
 #include "server/coordinator/run_record.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
@@ -11,12 +12,15 @@ void RunRecord::Begin(const std::vector<v1::ReplicaAssignment>& replicas,
                       uint64_t start_step, uint64_t words_per_epoch, absl::Time now) {
   replicas_ = &replicas;
   steps_taken_ = start_step;
+  unreported_step_ = start_step;
+  requested_cut_.reset();
   progress_.Begin(start_step, words_per_epoch, now);
   NoteSign(now);
 }
 
 absl::Status RunRecord::AddStep(const v1::ReportStepRequest& request, absl::Time now) {
   if (request.step() < steps_taken_) return absl::OkStatus();
+  unreported_step_ = std::max(unreported_step_, request.step() + 1);
   ReplicaJoin& join = steps_.try_emplace(request.step(), *replicas_).first->second;
   RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
   if (!join.complete()) return absl::OkStatus();
@@ -38,6 +42,16 @@ absl::Status RunRecord::AddStep(const v1::ReportStepRequest& request, absl::Time
   steps_taken_ = step.step;
   steps_.erase(steps_.begin(), steps_.lower_bound(steps_taken_));
   return absl::OkStatus();
+}
+
+uint64_t RunRecord::RequestCut() {
+  // The first unreported step may have begun; its report brings the answer.
+  if (!requested_cut_.has_value()) requested_cut_ = unreported_step_ + 1;
+  return *requested_cut_;
+}
+
+void RunRecord::CutTaken(uint64_t steps) {
+  if (requested_cut_.has_value() && *requested_cut_ < steps) requested_cut_.reset();
 }
 
 absl::StatusOr<const ReplicaJoin*> RunRecord::AddEvaluation(

@@ -36,6 +36,12 @@ class RunRecord {
   // ABORTED with the cause if the step shows that the job can't go on. A repetition
   // changes nothing.
   absl::Status AddStep(const v1::ReportStepRequest& request, absl::Time now);
+  // Asks for a cut in the close of a step that no worker has begun; returns which. The same one
+  // until it is taken.
+  uint64_t RequestCut();
+  std::optional<uint64_t> requested_cut() const { return requested_cut_; }
+  // There is a checkpoint of so many steps.
+  void CutTaken(uint64_t steps);
   // The evaluation that the report is of, which stays valid until End.
   absl::StatusOr<const ReplicaJoin*> AddEvaluation(
       const v1::ReportEvaluationRequest& request, absl::Time now);
@@ -63,6 +69,9 @@ class RunRecord {
   const std::vector<v1::ReplicaAssignment>* replicas_ = nullptr;
   std::map<uint64_t, ReplicaJoin> steps_;  // incomplete ones
   uint64_t steps_taken_ = 0;
+  // The first step that no worker has reported.
+  uint64_t unreported_step_ = 0;
+  std::optional<uint64_t> requested_cut_;
   Evaluations evaluations_;
   std::vector<v1::BalanceStatus> balance_;
   absl::Time last_sign_ = absl::InfiniteFuture();

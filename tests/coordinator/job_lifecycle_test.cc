@@ -155,7 +155,7 @@ TEST_F(JobLifecycleTest, FirstCauseStands) {
             "worker/b: the disk is full");
   EXPECT_EQ(State().failure(), "worker/b: the disk is full");
   EXPECT_THAT(Printed(), HasSubstr("failed: worker/b: the disk is full\n"));
-  const absl::Status status = controller_->ReportStep(StepReport("worker/a", 0));
+  const absl::Status status = controller_->ReportStep(StepReport("worker/a", 0)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
   EXPECT_EQ(status.message(), "worker/b: the disk is full");
 }
@@ -169,9 +169,9 @@ TEST_F(JobLifecycleTest, ACauseNamesItsMemberOnce) {
 TEST_F(JobLifecycleTest, ReportsNeedARunningJob) {
   Create();
   ASSERT_TRUE(Join("worker/a").ok());
-  EXPECT_EQ(controller_->ReportStep(StepReport("worker/a", 0)).code(),
+  EXPECT_EQ(controller_->ReportStep(StepReport("worker/a", 0)).status().code(),
             absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(controller_->ReportStep(StepReport("worker/b", 0)).code(),
+  EXPECT_EQ(controller_->ReportStep(StepReport("worker/b", 0)).status().code(),
             absl::StatusCode::kNotFound);
 }
 

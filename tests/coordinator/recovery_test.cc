@@ -115,7 +115,7 @@ TEST_F(RecoveryTest, ReportsOfAGenerationThatIsOverChangeNothing) {
   Hear({"server/a", "worker/a", "worker/b"});
   StartAgain();
   for (const absl::Status& status :
-       {controller_->ReportStep(step), controller_->FinishWork(finish),
+       {controller_->ReportStep(step).status(), controller_->FinishWork(finish),
         controller_->ReportShardFile(files[0])}) {
     EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
     EXPECT_THAT(std::string(status.message()),

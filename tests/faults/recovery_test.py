@@ -1,69 +1,15 @@
 """A job survives the loss of any process, and ends with the bits of the undisturbed run."""
 
 import os
-import re
 import signal
 import time
 
 from tests.faults import cluster as c
 from tests.faults.proxy import Proxy
-
-STEPS = 1500
-EVERY = 100
-LEASE = 1.5  # seconds
-FLAGS = ["--heartbeat_ms=200", "--lease_ms=%d" % (1000 * LEASE)]
-# Seconds that a peer may be silent.
-TIMEOUT = 3
-SERVER_FLAGS = ["--rendezvous_timeout=%ds" % TIMEOUT]
-WORKER_FLAGS = ["--step_timeout=%ds" % TIMEOUT]
+from tests.faults.undisturbed import FLAGS, LEASE, TIMEOUT, UndisturbedCase
 
 
-class RecoveryCase(c.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.job = c.job(steps=STEPS, every_steps=EVERY)
-        run = c.Cluster(os.path.join(cls.root, "undisturbed"), cls.data, cls.job)
-        cls.addClassCleanup(run.close)
-        run.start(servers=1, workers=1)
-        run.wait_all(c.PATIENCE)
-        cls.undisturbed = run.result
-        assert cls.undisturbed["phase"] == "FINISHED", run.report()
-
-    def start(self, servers=2, workers=2, flags=(), **options):
-        cluster = self.new_cluster(self.job)
-        cluster.start(servers, workers, flags=FLAGS + list(flags), server_flags=SERVER_FLAGS,
-                      worker_flags=WORKER_FLAGS, **options)
-        self.await_checkpoint(cluster)
-        return cluster
-
-    def start_server(self, cluster, name, flags=()):
-        return cluster.start_server(name, SERVER_FLAGS + list(flags))
-
-    def start_worker(self, cluster, name):
-        return cluster.start_worker(name, WORKER_FLAGS)
-
-    def await_joined(self, cluster, name):
-        """Waits until the process of that name, no other, is a member."""
-        joined = r"/%s \(.* pid %d\) has joined" % (name, cluster[name].pid)
-        cluster.await_that(lambda: re.search(joined, cluster["coordinator"].stderr), joined)
-
-    def await_checkpoint(self, cluster):
-        cluster.await_line(r"^checkpoint .*step-00000%d00 " % (2 * EVERY // 100))
-
-    def assert_undisturbed(self, cluster, generations=None):
-        result = self.assert_finished(cluster)
-        self.assertEqual(result["digest"], self.undisturbed["digest"], cluster.report())
-        self.assertEqual(result["test_perplexity"], self.undisturbed["test_perplexity"])
-        if generations is not None:
-            lines = cluster["coordinator"].stdout.splitlines()
-            recoveries = [line for line in lines if line.startswith("recovering: ")]
-            self.assertEqual(len(recoveries) + 1, generations, recoveries)
-        leftovers = [name for name in os.listdir(cluster.checkpoint_dir) if ".generation-" in name]
-        self.assertEqual(leftovers, [])
-
-
-class LostProcessTest(RecoveryCase):
+class LostProcessTest(UndisturbedCase):
     def test_server_killed_and_started_again(self):
         cluster = self.start()
         cluster.kill("s0")
@@ -142,7 +88,7 @@ class LostProcessTest(RecoveryCase):
         self.assert_failed(cluster, time.monotonic(), "may fail in a row: --recoveries")
 
 
-class StandsStillTest(RecoveryCase):
+class StandsStillTest(UndisturbedCase):
     def test_server_past_its_lease(self):
         cluster = self.start()
         stopped = cluster.processes.pop("s1")
@@ -192,7 +138,7 @@ class StandsStillTest(RecoveryCase):
         self.assert_undisturbed(cluster, generations=1)
 
 
-class NetworkTest(RecoveryCase):
+class NetworkTest(UndisturbedCase):
     def start_with_proxies(self):
         """Two servers, each reached through a proxy."""
         cluster = self.new_cluster(self.job)

@@ -312,7 +312,7 @@ TEST_F(MemberTest, TheLossOfAnotherEndsTheGeneration) {
   EXPECT_EQ(members_[2]->generation_health().message(),
             "generation 1 is over: server/s is gone");
   EXPECT_TRUE(troubled.WaitForNotificationWithTimeout(kPatience));
-  EXPECT_EQ(members_[1]->ReportStep(v1::ReportStepRequest()).code(),
+  EXPECT_EQ(members_[1]->ReportStep(v1::ReportStepRequest()).status().code(),
             absl::StatusCode::kAborted);
   for (auto& member : members_) EXPECT_TRUE(member->health().ok());
   // All were there all along, so it goes on at once.

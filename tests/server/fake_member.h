@@ -120,7 +120,9 @@ class FakeMember : public Member {
     absl::MutexLock lock(&cluster_.mutex_);
     cluster_.cancelled_ = true;
   }
-  absl::Status ReportStep(v1::ReportStepRequest) override { return absl::OkStatus(); }
+  absl::StatusOr<v1::ReportStepResponse> ReportStep(v1::ReportStepRequest) override {
+    return v1::ReportStepResponse();
+  }
   absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
       v1::ReportEvaluationRequest) override {
     return v1::ReportEvaluationResponse();

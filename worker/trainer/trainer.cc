@@ -82,7 +82,8 @@ absl::Status Trainer::Train(uint64_t start) {
   const uint64_t evaluate_every = job_.training().evaluate_every();
   for (uint64_t step = start; step < total_steps_; ++step) {
     const uint64_t taken = step + 1;
-    const bool cut = taken == total_steps_ || (cut_every > 0 && taken % cut_every == 0);
+    const bool cut = taken == total_steps_ || (cut_every > 0 && taken % cut_every == 0) ||
+                     requested_cut_ == step;
     RETURN_IF_ERROR(Step(step, cut));
     const bool evaluate = cut || (evaluate_every > 0 && taken % evaluate_every == 0);
     if (evaluate && Has(v1::SPLIT_VALIDATION)) {
@@ -137,7 +138,11 @@ absl::Status Trainer::Step(uint64_t step, bool cut) {
   ActivityScope scope(clock_, Activity::kMoving);
   ASSIGN_OR_RETURN(StepClosed closed, cluster_.parameters().Close(MakeClose(step, cut)));
   member_.SetTimes(clock_.Times());
-  return member_.ReportStep(Report(step, pass, closed.gradient_norm));
+  ASSIGN_OR_RETURN(const v1::ReportStepResponse reported,
+                   member_.ReportStep(Report(step, pass, closed.gradient_norm)));
+  requested_cut_.reset();
+  if (reported.cut()) requested_cut_ = reported.cut_step();
+  return absl::OkStatus();
 }
 
 template <typename Batches>

@@ -73,6 +73,8 @@ class Trainer {
 
   // Version of parameters_.
   std::optional<uint64_t> pulled_;
+  // The step of which the coordinator wants a cut.
+  std::optional<uint64_t> requested_cut_;
   std::vector<std::vector<float>> pull_buffer_;
   // Numbers evaluation frames; the same on every worker, since all evaluate the same batches.
   uint64_t evaluation_batches_ = 0;
