@@ -32,6 +32,7 @@ constexpr char kModel[] =
 constexpr int64_t kDense = 4 * 266;
 constexpr int64_t kLargestDense = 4 * 162;
 constexpr int64_t kExperts = 4 * 256;
+constexpr int64_t kGroup = kExperts / 2;
 // c and h of 2 lanes.
 constexpr int64_t kState = 4 * 2 * (4 + 4);
 
@@ -86,10 +87,11 @@ TEST(StepMemoryTest, OneServerByHand) {
   const int64_t hidden = 4 * 24 * 8;
   // Kept: x, dy, hidden, dhidden and 5 numbers a pair. The close: the pairs' x, gated dy,
   // hidden and dhidden by expert, and a shard's sum.
-  // Messages: replies of both passes, dense gradients of two workers, states.
+  // Messages: replies of both passes, dense gradients of two workers, states; a checkpoint's file of
+  // the larger dense shard.
   ExpectStep(need,
              2 * x + 2 * hidden + 4 * 5 * 24 + (2 * 2 * x + 2 * hidden) + kLargestDense,
-             4 * (2 * 20 * 4 + 24) + 3 * 2 * kDense + 2 * kState);
+             4 * (2 * 20 * 4 + 24) + 3 * 2 * kDense + 2 * kState + kLargestDense);
   EXPECT_EQ(need.total(),
             need.program + need.parameters + need.activations + need.messages);
 }
@@ -141,7 +143,10 @@ TEST(StepMemoryTest, AdamHasTwoMoments) {
   v1::Job job = JobOf(kModel, "replicas: 2");
   job.mutable_optimizer()->mutable_adam();
   FillDefaults(&job);
-  EXPECT_EQ(Planned(job).OneServer().optimizer, 2 * (kDense + kExperts));
+  const MemoryNeed need = Planned(job).OneServer();
+  EXPECT_EQ(need.optimizer, 2 * (kDense + kExperts));
+  // Files have them, too.
+  ExpectMore(need.messages, Small().OneServer().messages, 2 * kLargestDense);
 }
 
 TEST(StepMemoryTest, ServersNeedWhatTheyHost) {
@@ -153,15 +158,17 @@ TEST(StepMemoryTest, ServersNeedWhatTheyHost) {
   const std::vector<std::vector<uint32_t>> owned = {{0, 1}};
   const MemoryNeed of_dense = small.memory.OfServer(dense, owned, {});
   EXPECT_EQ(of_dense.parameters, kDense + 2 * kState);
-  ExpectStep(of_dense, kLargestDense, 3 * kDense + 2 * kState);
+  // Gradients, states and the larger file.
+  ExpectStep(of_dense, kLargestDense, 3 * kDense + 2 * kState + kLargestDense);
   EXPECT_EQ(small.memory.OfServer(experts, owned, {}).parameters, kExperts);
   // One group of the two: 10 rows of 12, 12 pairs. A wave takes more than the end of the
-  // step: the group's x, y and sums, and its rows, decoded and as they come in.
+  // step: the group's x, y and sums, and its rows, decoded and as they come in. The file has the
+  // group.
   experts.pop_back();
   const MemoryNeed half = small.memory.OfServer(experts, owned, {});
   const int64_t rows = 4 * 10 * 4;
   ExpectStep(half, 2 * rows + 2 * (4 * 12 * 8) + 4 * 5 * 12 + 2 * (4 * 12 * 4) + rows,
-             4 * (2 * 10 * 4 + 12) + 4 * rows);
+             4 * (2 * 10 * 4 + 12) + 4 * rows + kGroup);
   EXPECT_EQ(small.memory.OfServer({}, owned, {}).total(), kProgram);
 }
 
@@ -274,12 +281,12 @@ TEST(StepMemoryTest, SoftmaxSendsEveryRowToEveryExpert) {
   const Planned softmax = Small(
       "d_model: 4 vocabulary: 10 layers { moe { experts: 4 groups: 2 hidden: 8 gating: "
       "GATING_SOFTMAX } }");
-  // 12 rows, 48 pairs, 24 rows to go back.
+  // 12 rows, 48 pairs, 24 rows to go back; a group's file.
   const MemoryNeed need = softmax.ExpertServer();
   ExpectStep(need,
              2 * (4 * 12 * 4) + 2 * (4 * 48 * 8) + 4 * 5 * 48 + 2 * (4 * 48 * 4) +
                  2 * (4 * 48 * 8),
-             4 * (2 * 24 * 4 + 48));
+             4 * (2 * 24 * 4 + 48) + kGroup);
 }
 
 TEST(StepMemoryTest, AProjectedLstmKeepsBothWidths) {
@@ -313,7 +320,10 @@ TEST(StepMemoryTest, ARecurrentMoeOnAServer) {
   const int64_t rows = 4 * (4 * 12 * 16);
   const int64_t replies = 4 * (20 * (4 + 16) + 24) + 3 * 4 * (4 * (4 + 16) + 4);
   EXPECT_GT(wave + rows, close);
-  ExpectStep(need, input + steps + wave, replies + rows);
+  // The recurrent mixture's only group has two experts; of the input's each has two of 4 x 16.
+  const int64_t file = 2 * 4 * (4 * 8 + 8 * 16);
+  EXPECT_GT(file, 2 * 4 * (4 * 16));
+  ExpectStep(need, input + steps + wave, replies + rows + file);
 }
 
 TEST(StepMemoryTest, RecomputationKeepsStatesInsteadOfTimeSteps) {
@@ -367,7 +377,8 @@ TEST(StepMemoryTest, TablesCostTheRowsThatAStepTouches) {
   // A count of eight bytes for each of the tables' rows.
   EXPECT_EQ(server.optimizer, 8 * 200);
   // The sums over both replicas, and one shard's off the backend and on it; beside them the
-  // larger dense shard. Messages: each worker's gradients.
+  // larger dense shard. Messages: each worker's gradients; the file of a half of the softmax, with
+  // the rows' counts.
   int64_t sums = 0;
   int64_t largest = 0;
   int64_t largest_of_replica = 0;
@@ -379,7 +390,7 @@ TEST(StepMemoryTest, TablesCostTheRowsThatAStepTouches) {
   }
   const int64_t by_replica = traffic.Bytes(tables.plan.shards, 1);
   ExpectStep(server, sums + 2 * largest + kLargestOfLstm,
-             3 * 2 * kLstm + 2 * 2 * by_replica + 2 * kState);
+             3 * 2 * kLstm + 2 * 2 * by_replica + 2 * kState + 50 * (4 * 5 + 8));
 
   const MemoryNeed worker = tables.OneWorker();
   EXPECT_EQ(worker.parameters, 2 * kLstm);
@@ -413,7 +424,8 @@ TEST(StepMemoryTest, FrequentWordsCostMore) {
             .messages;
     // Four nodes of one replica.
     const int64_t pushed = 4 * traffic.Bytes({&shards[shard], 1}, 1);
-    EXPECT_NEAR(messages, Heap(2 * pushed), 2);
+    // The file: a quarter of the words, and their counts.
+    EXPECT_NEAR(messages, Heap(2 * pushed + 2500 * (4 * 5 + 8)), 2);
     EXPECT_GT(messages, before);
     before = messages;
   }
@@ -431,11 +443,13 @@ TEST(StepMemoryTest, CandidatesCountForEachNodeThatAWorkerPushes) {
     return tables.memory.OfServer(shards, owned, {.threads = 1});
   };
   const int64_t candidates = 4 * 4000 * 6;
-  EXPECT_NEAR(need({{0, 1}, {2, 3}}).messages, Heap(2 * 2 * candidates),
+  // Rows and counts of the only shard of each table; the softmax's has a column more.
+  const int64_t file = 10000 * (4 * 5 + 8);
+  EXPECT_NEAR(need({{0, 1}, {2, 3}}).messages, Heap(2 * 2 * candidates + file),
               0.05 * candidates);
-  EXPECT_NEAR(need({{0, 1, 2}, {3}}).messages, Heap(2 * 3 * candidates),
+  EXPECT_NEAR(need({{0, 1, 2}, {3}}).messages, Heap(2 * 3 * candidates + file),
               0.05 * candidates);
-  EXPECT_NEAR(need({{0, 3}, {1, 2}}).messages, Heap(2 * 4 * candidates),
+  EXPECT_NEAR(need({{0, 3}, {1, 2}}).messages, Heap(2 * 4 * candidates + file),
               0.05 * candidates);
   // On the worker as well: each replica off the backend, again where its only shard is joined, and
   // the nodes as messages.
