@@ -12,8 +12,8 @@ struct Footprint {
   int64_t heap = 0;
 
   int64_t size() const { return pages + heap; }
-  // Of what comes and goes with every step: it leaves holes in the heap. Measured.
-  int64_t with_holes() const { return pages + heap * 4 / 3; }
+  // Of what comes and goes within a step: it leaves holes in the heap. Measured.
+  Footprint with_holes() const { return {pages, heap * 4 / 3}; }
 
   Footprint operator+(const Footprint& other) const {
     return {pages + other.pages, heap + other.heap};

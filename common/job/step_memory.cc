@@ -205,13 +205,15 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   // Dense shards and rows of tables that all workers pull; scores.
   const int64_t workers = static_cast<int64_t>(owned.size());
   const Work pull = {.messages = Sent(workers * dense.floats + pulled)};
-  Work most = Larger(pull, ServerScores(shards, owned));
-  most = Larger(most, kept + wave);
-  most = Larger(most, evaluation);
+  Work most = Larger(pull.with_holes(), ServerScores(shards, owned).with_holes());
+  most = Larger(most, kept + wave.with_holes());
+  most = Larger(most, evaluation.with_holes());
   if (training_) {
-    most = Larger(most, kept + close);
-    // A cut's largest file comes on top: its arrays don't fit into the holes that others leave.
-    most.messages += std::max({dense.file, table.file, expert.file});
+    most = Larger(most, kept + close.with_holes());
+    // A cut is written before the step is over. Its arrays fit into the holes that messages leave,
+    // but for those of a table, which has more rows than a step names.
+    most = Larger(most, kept + Work{.messages = std::max(dense.file, expert.file)});
+    most.messages += table.file;
   }
 
   MemoryNeed need;
@@ -219,8 +221,8 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   need.parameters =
       (dense.parameters + table.parameters + expert.parameters).size() + states;
   need.optimizer = (dense.optimizer + table.optimizer + expert.optimizer).size();
-  need.activations = most.activations.with_holes();
-  need.messages = most.total() - need.activations;
+  need.activations = most.activations.size();
+  need.messages = most.messages;
   return need;
 }
 
@@ -303,12 +305,15 @@ StepMemory::MixtureWork StepMemory::WorkOf(const Mixture& mixture, int32_t group
   const int32_t experts = groups * (moe.experts() / moe.groups());
   work.untouched = (threads > 0 ? std::min(threads, experts) : groups) * work.untouched;
 
-  // The rows of all waves, decoded, may wait for their turn; one wave's come in meanwhile. A
-  // group's batch in and out, and its sums by row. Experts without a hidden layer need their input
-  // in the backward pass, too.
-  work.wave.messages = waves * Bytes(rows * wider) + Received(Bytes(rows * wider));
-  work.wave.activations = at_once * (ArrayOf(pairs * in) + ArrayOf(pairs * out) +
-                                     ArrayOf(group_rows * wider));
+  // The rows of all waves, of each replica, decoded, may wait for their turn; one wave's come in
+  // meanwhile. A group's batch in and out, and its sums by row. Experts without a hidden layer need
+  // their input in the backward pass, too.
+  const int64_t replicas = job_.training().replicas();
+  work.wave.messages = Received(Bytes(rows * wider));
+  work.wave.activations =
+      waves * replicas * ArrayOf(rows * wider / static_cast<double>(replicas)) +
+      at_once *
+          (ArrayOf(pairs * in) + ArrayOf(pairs * out) + ArrayOf(group_rows * wider));
   if (!training_) {
     work.wave.activations += at_once * HiddenOf(moe, pairs);
     work.wave.messages += groups * Bytes(group_rows * out);
@@ -357,10 +362,10 @@ MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned, int64_t score_s
     const int64_t out = Bytes(rows * static_cast<double>(mixture.out));
     frames = std::max({frames, Sent(in) + Received(out), Sent(out) + Received(in)});
   }
+  const Work kept = {.activations = replicas * Activations()};
   Work work;
   const int64_t at_once = threads > 0 ? std::min<int64_t>(threads, replicas) : replicas;
-  work.activations =
-      replicas * Activations() + at_once * CandidateLogits() + WorkerRows(owned);
+  work.activations = at_once * CandidateLogits() + WorkerRows(owned);
   // Dense shards come in first, then rows of tables, which are put together.
   const int64_t pulled = traffic_.Bytes(plan_.shards, replicas);
   work.messages = std::max({frames, Received(dense.floats), Received(pulled) + pulled,
@@ -385,8 +390,9 @@ MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned, int64_t score_s
   need.program = kProgram;
   need.parameters = dense.parameters.size() + dense.floats;
   need.gradients = replicas * dense.parameters.size();
-  need.activations = work.activations.with_holes();
-  need.messages = work.total() - need.activations;
+  const Work all = kept + work.with_holes();
+  need.activations = all.activations.size();
+  need.messages = all.messages;
   return need;
 }
 

@@ -93,8 +93,12 @@ class StepMemory {
     Footprint activations = {};
     int64_t messages = 0;
 
-    int64_t total() const {
-      return (activations + Footprint{.heap = messages}).with_holes();
+    int64_t total() const { return activations.size() + messages; }
+    // Of what comes and goes within the step.
+    Work with_holes() const {
+      const Footprint without = activations.with_holes();
+      const Footprint all = (activations + Footprint{.heap = messages}).with_holes();
+      return {without, all.heap - without.heap};
     }
     Work operator+(const Work& other) const {
       return {activations + other.activations, messages + other.messages};

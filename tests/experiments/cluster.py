@@ -35,17 +35,15 @@ class Cluster:
         self.names[process.pid] = name
 
     def wait(self):
-        """Largest resident bytes of each process, by name."""
+        """Largest resident bytes of each process, by name. Ends with the first that fails: the
+        others may wait for it without end."""
         used = {}
-        failed = []
         while self.names:
             pid, status, usage = os.wait4(-1, 0)
             name = self.names.pop(pid)
             used[name] = usage.ru_maxrss * 1024
             if status != 0:
-                failed.append(name)
-        if failed:
-            raise SystemExit("%s failed; logs are in %s" % (", ".join(failed), self.folder))
+                raise SystemExit("%s failed; logs are in %s" % (name, self.folder))
         return used
 
     def start_all(self, job, data, servers, workers, coordinator_flags=(), server_flags=(),

@@ -113,8 +113,7 @@ def measure(folder, job, data, servers, workers, server_flags):
     peaks = {}
     with Cluster(folder) as cluster:
         cluster.start_all(job, data, servers, workers, server_flags=server_flags)
-        coordinator = next(pid for pid, name in cluster.names.items() if name == "coordinator")
-        while "--disk_dir" in server_flags and resident_but_experts(coordinator):
+        while "--disk_dir" in server_flags and all(map(resident_but_experts, cluster.names)):
             for pid, name in cluster.names.items():
                 if name.startswith("server/"):
                     peaks[name] = max(peaks.get(name, 0), resident_but_experts(pid))

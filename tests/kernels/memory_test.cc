@@ -56,6 +56,24 @@ TEST(AllocateAligned, ALittleMoreThanAHugePageIsNotTwo) {
   for (void* array : arrays) FreeAligned(array);
 }
 
+// Arrays of one size that come and go begin in different places of the same block.
+TEST(AllocateAligned, OneBlockServesArraysOfOneSize) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "sanitizers know malloc's blocks only";
+#endif
+  std::set<uintptr_t> begins;
+  std::set<uintptr_t> blocks;
+  for (int i = 0; i < 50; ++i) {
+    void* const memory = AllocateAligned(5 * kHugePage);
+    const auto begin = reinterpret_cast<uintptr_t>(memory);
+    begins.insert(begin);
+    blocks.insert(begin / kHugePage);
+    FreeAligned(memory);
+  }
+  EXPECT_EQ(begins.size(), 16u);
+  EXPECT_EQ(blocks.size(), 1u);
+}
+
 TEST(LargeBlocks, AreDisjointAndAligned) {
   LargeBlocks blocks;
   std::vector<LargeBlocks::Block> taken;

@@ -17,6 +17,7 @@ constexpr size_t kLarge = size_t{1} << 20;
 // Large blocks start at one of these many multiples of an odd number of cache lines.
 constexpr size_t kColors = 16;
 constexpr size_t kColorStep = 69 * kAlignment;
+constexpr size_t kLastOffset = kAlignment + (kColors - 1) * kColorStep;
 constexpr size_t kSmallestScratch = size_t{64} << 10;
 
 // Stands just before the memory that callers get.
@@ -49,7 +50,9 @@ void* AllocateAligned(size_t bytes) {
   }
   Header header;
   if (bytes >= kLargeBlock) {
-    const LargeBlocks::Block block = TheLargeBlocks().Take(offset + bytes);
+    // Of one size wherever the array begins: else the block of one array would not do for the next
+    // one, and as many would be kept as there are offsets.
+    const LargeBlocks::Block block = TheLargeBlocks().Take(kLastOffset + bytes);
     header = {block.memory, block.bytes};
   } else {
     const size_t total = (offset + bytes + kAlignment - 1) / kAlignment * kAlignment;
