@@ -4,6 +4,7 @@
 #include <map>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
@@ -70,6 +71,7 @@ std::string StatusView(const v1::GetClusterStatusResponse& status) {
   Line(&text, "job", job);
   Line(&text, "phase",
        absl::StrCat(PhaseName(state.phase()), ", generation ", state.generation()));
+  if (!state.recovery().empty()) Line(&text, "since", state.recovery());
   if (!state.failure().empty()) Line(&text, "failure", state.failure());
   if (!state.waiting_for().empty()) {
     // "waiting for 1 of 2 servers"
@@ -124,7 +126,8 @@ std::string StatusView(const v1::GetClusterStatusResponse& status) {
     servers += member.kind() == v1::MEMBER_KIND_SERVER;
     workers += member.kind() == v1::MEMBER_KIND_WORKER;
   }
-  Line(&text, "members", absl::StrFormat("%d servers, %d workers", servers, workers));
+  Line(&text, "members", absl::StrFormat("%d server%s, %d worker%s", servers, servers == 1 ? "" : "s", workers,
+                       workers == 1 ? "" : "s"));
   if (status.checkpoints().empty()) return text;
 
   TextTable table(std::vector<Column>{{"CHECKPOINT"},
@@ -166,6 +169,30 @@ std::string MembersView(const v1::GetClusterStatusResponse& status) {
   return table.ToString();
 }
 
+namespace {
+
+// Of the shards of tables; empty without any.
+std::string TableRowsView(std::span<const ServerReport> reports) {
+  TextTable table(std::vector<Column>{{"TABLE"},
+                                      {"ROWS PULLED", kRight},
+                                      {"PUSHED", kRight},
+                                      {"PULLED TO EVALUATE", kRight},
+                                      {"TOUCHED", kRight}});
+  bool any = false;
+  for (const ServerReport& report : reports) {
+    if (!report.status.ok()) continue;
+    for (const v1::ShardStatus& shard : report.status->shards()) {
+      if (!absl::StrContains(shard.shard(), "/rows")) continue;
+      any = true;
+      table.AddRow({shard.shard(), Count(shard.rows_pulled()), Count(shard.rows_pushed()),
+                    Count(shard.evaluation_rows_pulled()), Count(shard.rows_touched())});
+    }
+  }
+  return any ? absl::StrCat("\n", table.ToString()) : "";
+}
+
+}  // namespace
+
 std::string ShardsView(std::span<const ServerReport> reports) {
   TextTable table(std::vector<Column>{{"SHARD"},
                                       {"SERVER"},
@@ -192,7 +219,7 @@ std::string ShardsView(std::span<const ServerReport> reports) {
            bytes_or_none(shard.mapped_bytes()), bytes_or_none(shard.untouched_bytes())});
     }
   }
-  std::string text = table.ToString();
+  std::string text = absl::StrCat(table.ToString(), TableRowsView(reports));
   for (const ServerReport& report : reports) {
     if (!report.status.ok() || report.status->disk_limit_bytes() == 0) continue;
     absl::StrAppend(&text, report.server.server(), " has ",

@@ -358,8 +358,8 @@ std::vector<View> Views(const Tensors& tensors) {
   return views;
 }
 
-// The CPU backend; threads >= 1 counts the calling thread. Fails only if the processor lacks AVX2
-// or FMA: then it returns null and sets *error.
+// The CPU backend; threads >= 1 counts the calling thread. If the processor lacks AVX2 or FMA, or there
+// are to be more than 1,024 threads, it returns null and sets *error.
 std::unique_ptr<Backend> MakeCpuBackend(int threads, std::string* error);
 
 // The numerics class of a backend, 16 hexadecimal digits: equal hashes, equal bits. Computed from

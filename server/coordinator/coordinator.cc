@@ -80,6 +80,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
   }
 
   std::optional<RestorePoint> restore;
+  bool interrupted = false;
   if (!options.restore_from.empty()) {
     ASSIGN_OR_RETURN(restore, FindRestorePoint(options.restore_from));
   } else if (options.resume) {
@@ -87,7 +88,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
     if (!last.ok()) return Annotate(last.status(), "cannot resume");
     restore = *std::move(last);
   } else if (options.mode == v1::RUN_MODE_TRAIN) {
-    ASSIGN_OR_RETURN(const bool interrupted,
+    ASSIGN_OR_RETURN(interrupted,
                      WasInterrupted(*coordinator->store_, options.job.name()));
     absl::StatusOr<RestorePoint> last = absl::NotFoundError("not looked for");
     if (interrupted) last = FindRestorePoint(options.checkpoint_dir);
@@ -108,6 +109,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
   controller.mode = options.mode;
   controller.evaluate_split = options.evaluate_split;
   controller.restore = std::move(restore);
+  controller.interrupted = interrupted;
   controller.checkpoint_dir = options.checkpoint_dir;
   controller.heartbeat = options.heartbeat;
   controller.lease = options.lease;

@@ -335,7 +335,7 @@ void JobController::Advance() {
   recorded_generation_ = life_.generation();
   const Layout& layout = life_.layout();
   record_.Begin(layout.replicas, life_.start_step(), layout.data.train_tokens(),
-                life_.running_since());
+                options_.now());
   checkpoints_.Begin(layout, life_.generation());
   last_checkpoint_ = options_.now();
 }

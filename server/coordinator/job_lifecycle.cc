@@ -55,8 +55,13 @@ JobLifecycle::JobLifecycle(const RunOptions& options, Store& store,
       furthest_step_(start_step()) {}
 
 absl::Status JobLifecycle::Begin() {
+  if (options_.interrupted) {
+    recovery_ = "the coordinator was started again";
+    RETURN_IF_ERROR(LoadSize());
+  }
   RETURN_IF_ERROR(OpenGeneration());
   RETURN_IF_ERROR(Put(store_, "job/name", options_.job.name()));
+  RETURN_IF_ERROR(SaveSize());
   RETURN_IF_ERROR(Put(store_, "job/phase", v1::Phase_Name(phase_)));
   if (restore_.has_value()) {
     progress_.Line(absl::StrCat("starting from ", restore_->folder, "  digest ",
@@ -76,6 +81,22 @@ absl::Status JobLifecycle::OpenGeneration() {
   generation_since_ = options_.now();
   members_.BeginGeneration(generation_);
   return absl::OkStatus();
+}
+
+absl::Status JobLifecycle::LoadSize() {
+  ASSIGN_OR_RETURN(const uint64_t servers, GetCounter(store_, "job/servers"));
+  ASSIGN_OR_RETURN(const uint64_t workers, GetCounter(store_, "job/workers"));
+  if (servers > 0 && workers > 0) {
+    members_.Want(static_cast<int>(servers), static_cast<int>(workers));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status JobLifecycle::SaveSize() {
+  RETURN_IF_ERROR(
+      Put(store_, "job/servers", absl::StrCat(members_.wanted(v1::MEMBER_KIND_SERVER))));
+  return Put(store_, "job/workers",
+             absl::StrCat(members_.wanted(v1::MEMBER_KIND_WORKER)));
 }
 
 void JobLifecycle::Recover(const std::string& cause) {
@@ -155,6 +176,7 @@ absl::StatusOr<std::string> JobLifecycle::Scale(const v1::ScaleRequest& request)
     if (!fits.ok()) return absl::FailedPreconditionError(fits.message());
   }
   members_ = std::move(scaled);
+  RETURN_IF_ERROR(SaveSize());
   std::string plan =
       absl::StrCat(Count(servers, "server"), " and ", Count(workers, "worker"));
   if (!members_.complete()) {
@@ -281,6 +303,10 @@ void JobLifecycle::StartLoading() {
   }
   layout_ = *std::move(layout);
   members_.Fix(layout_->data.sha256());
+  if (const absl::Status status = SaveSize(); !status.ok()) {
+    Fail(absl::StrCat("coordinator: ", std::string(status.message())));
+    return;
+  }
   Enter(v1::PHASE_LOADING);
 }
 
@@ -322,11 +348,13 @@ void JobLifecycle::FailBy(const std::string& member, const std::string& cause,
   }
 }
 
-void JobLifecycle::Stop(const std::string& cause) { End("stopped", cause); }
+void JobLifecycle::Stop(const std::string& cause) {
+  if (!over()) End("stopped", cause);
+}
 
 void JobLifecycle::End(const char* how, const std::string& cause) {
   if (over()) {
-    LOG(WARNING) << "after the end of the job: " << cause;
+    LOG(INFO) << "after the end of the job: " << cause;
     return;
   }
   failure_ = cause;
@@ -337,7 +365,9 @@ void JobLifecycle::End(const char* how, const std::string& cause) {
 void JobLifecycle::Enter(v1::Phase phase) {
   phase_ = phase;
   LOG(INFO) << "the job " << options_.job.name() << " enters " << v1::Phase_Name(phase);
-  if (phase == v1::PHASE_RUNNING) running_since_ = options_.now();
+  if (phase == v1::PHASE_RUNNING) {
+    running_since_ = std::min(running_since_, options_.now());
+  }
   if (over()) over_since_ = options_.now();
   if (const absl::Status status = Put(store_, "job/phase", v1::Phase_Name(phase));
       !status.ok()) {
@@ -381,8 +411,11 @@ uint64_t JobLifecycle::start_step() const {
 }
 
 std::string JobLifecycle::WaitingFor() const {
-  if (phase_ == v1::PHASE_WAITING)
-    return absl::StrCat("waiting for ", members_.Missing());
+  if (phase_ == v1::PHASE_WAITING) {
+    const std::string missing = members_.Missing();
+    return absl::StrCat("waiting for ",
+                        missing.empty() ? "the last checkpoint to be read" : missing);
+  }
   if (phase_ != v1::PHASE_LOADING) return "";
   std::vector<std::string> loading;
   for (const auto& [id, member] : members_.members()) {

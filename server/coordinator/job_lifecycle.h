@@ -95,7 +95,7 @@ class JobLifecycle {
   std::vector<v1::MemberStatus> MemberStatuses() const;
   // Steps taken before this generation.
   uint64_t start_step() const;
-  // InfiniteFuture before RUNNING and before the end.
+  // When it first was RUNNING, and when it ended; InfiniteFuture before.
   absl::Time running_since() const { return running_since_; }
   absl::Time over_since() const { return over_since_; }
   v1::ClusterState State() const;
@@ -106,6 +106,9 @@ class JobLifecycle {
 
  private:
   absl::Status OpenGeneration();
+  // How many members the job is to have, in the store.
+  absl::Status LoadSize();
+  absl::Status SaveSize();
   // The generation can't go on: opens the next one, if the job may have another.
   void Recover(const std::string& cause);
   // Goes over to a new generation; cause: why.

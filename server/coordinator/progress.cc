@@ -58,7 +58,13 @@ void ProgressReporter::Begin(uint64_t start_step, uint64_t words_per_epoch,
   words_per_epoch_ = words_per_epoch;
   progress_.set_step(start_step);
   last_event_ = now;
+  if (!samples_.empty()) {
+    before_.time += samples_.back().time;
+    before_.words += samples_.back().words;
+  }
   samples_ = {Sample()};
+  loss_since_line_ = 0;
+  tokens_since_line_ = 0;
 }
 
 void ProgressReporter::Step(const CompletedStep& step, absl::Time now) {
@@ -142,8 +148,9 @@ double ProgressReporter::WordsPerSecond() const {
 
 double ProgressReporter::mean_words_per_second() const {
   if (samples_.empty()) return 0;
-  const double seconds = absl::ToDoubleSeconds(samples_.back().time);
-  return seconds > 0 ? static_cast<double>(samples_.back().words) / seconds : 0;
+  const double seconds = absl::ToDoubleSeconds(before_.time + samples_.back().time);
+  const uint64_t words = before_.words + samples_.back().words;
+  return seconds > 0 ? static_cast<double>(words) / seconds : 0;
 }
 
 }  // namespace moe

@@ -40,7 +40,7 @@ class ProgressReporter {
   void Line(const std::string& line) { print_(line); }
   // Prints if the text is new, or once in 10 seconds.
   void Waiting(const std::string& waiting_for, absl::Time now);
-  // Training begins. words_per_epoch: of the training text.
+  // Training begins, or goes on from a checkpoint. words_per_epoch: of the training text.
   void Begin(uint64_t start_step, uint64_t words_per_epoch, absl::Time now);
   // Prints the first step, the last one, and about one a second.
   void Step(const CompletedStep& step, absl::Time now);
@@ -50,7 +50,7 @@ class ProgressReporter {
   void Checkpoint(const v1::CheckpointStatus& checkpoint, absl::Time now);
 
   const v1::Progress& progress() const { return progress_; }
-  // Over the whole run.
+  // Over the whole run, steps that were taken again included.
   double mean_words_per_second() const;
 
  private:
@@ -74,6 +74,8 @@ class ProgressReporter {
   uint64_t start_step_ = 0;
   absl::Time last_event_;
   absl::Time last_line_ = absl::InfinitePast();
+  // Of the generations before.
+  Sample before_;
   // Never empty once begun; the newest is the present.
   std::deque<Sample> samples_;
   double loss_since_line_ = 0;

@@ -20,6 +20,9 @@ struct RunOptions {
   v1::RunMode mode = v1::RUN_MODE_TRAIN;
   v1::Split evaluate_split = v1::SPLIT_TEST;
   std::optional<RestorePoint> restore;
+  // The coordinator that had this state before ended while the job was under way: lost members have
+  // rejoin_timeout, and there are to be as many as there were.
+  bool interrupted = false;
   std::string checkpoint_dir;
   absl::Duration heartbeat = absl::Milliseconds(500);
   absl::Duration lease = absl::Seconds(5);

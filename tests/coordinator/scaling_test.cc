@@ -196,10 +196,29 @@ TEST_F(ScalingTest, ALossMeanwhileChangesOverAtOnce) {
   EXPECT_THAT(Servers(), ElementsAre("server/a"));
 }
 
+TEST_F(ScalingTest, ACoordinatorThatIsStartedAgainKnowsTheSize) {
+  StartJob();
+  Scale(1, 0);
+  options_.interrupted = true;
+  options_.rejoin_timeout = absl::Seconds(20);
+  Create();
+  EXPECT_EQ(State().waiting_for(), "waiting for 1 of 1 server and 2 of 2 workers");
+  EXPECT_EQ(State().recovery(), "the coordinator was started again");
+  // And it doesn't wait for ever for those that were there.
+  ASSERT_TRUE(Join("server/a").ok());
+  ASSERT_TRUE(Join("worker/a").ok());
+  for (int i = 0; i < 22; ++i) {
+    Advance(absl::Seconds(1));
+    for (const char* id : {"server/a", "worker/a"}) PhaseOf(id);
+  }
+  EXPECT_EQ(State().phase(), v1::PHASE_LOADING);
+}
+
 TEST_F(ScalingTest, NeedsAJobThatTrains) {
   Create();
-  EXPECT_EQ(Scale(3, 0),
-            "the job isn't training now, it is waiting for 2 of 2 servers and 2 of 2 workers");
+  EXPECT_EQ(
+      Scale(3, 0),
+      "the job isn't training now, it is waiting for 2 of 2 servers and 2 of 2 workers");
   EXPECT_EQ(controller_->TakeCheckpoint(NeverCancelled()).status().code(),
             absl::StatusCode::kFailedPrecondition);
 }

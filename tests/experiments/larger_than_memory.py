@@ -12,7 +12,7 @@ the checkpoint, to the same digest. Disk: the experts that are touched, 2 MiB ea
 checkpoint, and half of that for another one.
 
 Writes larger_than_memory.{md,csv,png} to --results (default docs/results). Needs the programs below
-bazel-bin. With --memory_gib each server is in a cgroup of its own with so much memory, its part of the
+bazel-bin, and for the plot the packages that deploy/install.sh experiments installs. With --memory_gib each server is in a cgroup of its own with so much memory, its part of the
 file cache included, which needs the right to make one: the experts that are touched can then be made
 more than memory. Runs that are finished stay in --out (default out/larger-than-memory) and aren't made
 again.
@@ -27,14 +27,19 @@ import subprocess
 import sys
 import time
 
+try:
+    import matplotlib
+except ModuleNotFoundError:
+    raise SystemExit("the plot needs matplotlib: deploy/install.sh experiments")
+
 from cluster import PROGRAMS, ROOT, Cluster
 from memory_cgroup import MemoryCgroup
 from results import markdown_table, write_csv
 
 SERVERS = 2
-COLUMNS = ["experts", "groups", "parameters", "steps", "words", "touched", "first_step_loss",
-           "last_step_loss", "seconds_per_step", "disk_bytes", "checkpoint_bytes", "server_anonymous_bytes", "server_file_bytes",
-           "worker_bytes", "digest", "resumed_digest"]
+COLUMNS = ["experts", "groups", "parameters", "steps", "words", "touched", "first_perplexity",
+           "last_perplexity", "seconds_per_step", "disk_bytes", "checkpoint_bytes",
+           "server_anonymous_bytes", "server_file_bytes", "worker_bytes", "digest", "resumed_digest"]
 GIB = 1 << 30
 # A step: 2 replicas * 8 lanes * 8 words.
 REPLICAS, LANES, UNROLL = 2, 8, 8
@@ -189,8 +194,8 @@ def measure(experts, args):
         "steps": args.steps,
         "words": args.steps * words,
         "touched": touched,
-        "first_step_loss": run.losses[steps[0]],
-        "last_step_loss": run.losses[steps[-1]],
+        "first_perplexity": run.losses[steps[0]],
+        "last_perplexity": run.losses[steps[-1]],
         "seconds_per_step": ((run.seconds[steps[-2]] - run.seconds[steps[0]]) /
                              (int(steps[-2]) - int(steps[0]))),
         "disk_bytes": run.peaks["disk"],
@@ -208,7 +213,6 @@ def measure(experts, args):
 
 
 def plot(path, rows):
-    import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -243,7 +247,7 @@ def write(rows, results):
          "resumed to the same digest"],
         [["{:,}".format(row["experts"]), "%.3g bn" % (row["parameters"] / 1e9),
           "%d, %s" % (row["steps"], "{:,}".format(row["words"])), "{:,}".format(row["touched"]),
-          "%.0f, %.0f" % (row["first_step_loss"], row["last_step_loss"]),
+          "%.0f, %.0f" % (row["first_perplexity"], row["last_perplexity"]),
           "%.2f" % row["seconds_per_step"], gib(row["disk_bytes"]), gib(row["checkpoint_bytes"]),
           gib(row["server_anonymous_bytes"]), gib(row["worker_bytes"]),
           "yes" if row["digest"] == row["resumed_digest"] else "NO"] for row in rows])
@@ -275,6 +279,7 @@ def main():
     args = parser.parse_args()
     if args.steps < 2 or args.steps % 2:
         parser.error("--steps must be even: the run is resumed from its middle")
+    os.makedirs(args.results, exist_ok=True)
     rows = []
     for experts in args.experts.split(","):
         print("== %s experts" % experts, file=sys.stderr, flush=True)

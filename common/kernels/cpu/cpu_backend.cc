@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
 
 #include "common/kernels/cpu/activations.h"
 #include "common/kernels/cpu/check.h"
@@ -23,6 +24,9 @@
 
 namespace moe::cpu {
 namespace {
+
+// More than any machine has use for; far more, and it can't start them.
+constexpr int kMostThreads = 1024;
 
 std::string Describe(int threads) {
   // "OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH ...": the name and the version are enough.
@@ -270,6 +274,11 @@ namespace moe {
 std::unique_ptr<Backend> MakeCpuBackend(int threads, std::string* error) {
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
     *error = "this processor lacks AVX2 or FMA";
+    return nullptr;
+  }
+  if (threads > cpu::kMostThreads) {
+    *error = "--threads is " + std::to_string(threads) + "; it must be at most " +
+             std::to_string(cpu::kMostThreads);
     return nullptr;
   }
   return std::make_unique<cpu::CpuBackend>(threads);

@@ -24,6 +24,7 @@ v1::GetClusterStatusResponse Running() {
     state {
       phase: PHASE_RUNNING
       generation: 2
+      recovery: "server/s1 was lost"
       mode: RUN_MODE_TRAIN
       job { name: "bible" }
     }
@@ -110,13 +111,14 @@ TEST(TextTable, AlignsColumns) {
 TEST(Views, Status) {
   const std::string text = StatusView(Running());
   EXPECT_THAT(text, HasSubstr("job         bible, training\n"));
-  EXPECT_THAT(text, HasSubstr("phase       RUNNING, generation 2\n"));
+  EXPECT_THAT(text, HasSubstr("phase       RUNNING, generation 2\n"
+                              "since       server/s1 was lost\n"));
   EXPECT_THAT(text, HasSubstr("step        1,200 of 4,000, 3214 words/s, "));
   EXPECT_THAT(text, HasSubstr("perplexity  train 301.50, validation 280.25\n"));
   EXPECT_THAT(text,
               HasSubstr("layer 1     CV(importance) 0.050, CV(load) 0.060, most loaded "
                         "expert 1.50 times the mean\n"));
-  EXPECT_THAT(text, HasSubstr("members     1 servers, 1 workers\n"));
+  EXPECT_THAT(text, HasSubstr("members     1 server, 1 worker\n"));
   EXPECT_THAT(text, HasSubstr("best last"));
   EXPECT_THAT(text, Not(HasSubstr("failure")));
 }
