@@ -140,6 +140,7 @@ absl::Status ExpertServer::Serve() {
       absl::MutexLock lock(&mutex_);
       host_ = *std::move(host);
     }
+    shard_service_.Open(served);
     member_->SetReady(served);
     reason = "";
   }

@@ -125,6 +125,11 @@ void ShardService::GiveUp(uint64_t generation, const absl::Status& cause) {
   over_cause_ = cause;
 }
 
+void ShardService::Open(uint64_t generation) {
+  absl::MutexLock lock(&mutex_);
+  over_generation_ = std::min(over_generation_, generation - 1);
+}
+
 void ShardService::Cut(uint64_t generation, const absl::Status& cause) {
   GiveUp(generation, cause);
   absl::MutexLock lock(&mutex_);

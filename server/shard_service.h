@@ -38,7 +38,10 @@ class ShardService : public v1::ShardService::Service {
   // them are refused, lost ones not reported. Any thread: it never holds the host, which joins its
   // engine's thread when it is destroyed.
   void GiveUp(uint64_t generation, const absl::Status& cause);
-  // The same, and cuts the streams, also of workers that don't read them. Returns when none of the
+  // Streams of this generation are welcome, also if one of the same number was before, as of a
+  // coordinator without a memory.
+  void Open(uint64_t generation);
+  // As GiveUp, and cuts the streams, also of workers that don't read them. Returns when none of the
   // threads that served them holds a host any more.
   void Cut(uint64_t generation, const absl::Status& cause);
 

@@ -117,16 +117,18 @@ absl::Status Worker::WorkUntilOver(Backend& backend, const TokenDataset& data,
   // The last generation that this worker took part in.
   uint64_t generation = 0;
   std::string reason = "the job to start";
+  // Once it has started the coordinator decides when it has waited for long enough.
+  absl::Duration patience = options_.start_timeout;
   while (true) {
-    ASSIGN_OR_RETURN(const v1::ClusterState state,
-                     member.WaitFor(reason, options_.start_timeout,
-                                    [&](const v1::ClusterState& state) {
-                                      return state.phase() == v1::PHASE_RUNNING &&
-                                             (state.generation() != generation ||
-                                              !member.generation_health().ok());
-                                    }));
+    ASSIGN_OR_RETURN(
+        const v1::ClusterState state,
+        member.WaitFor(reason, patience, [&](const v1::ClusterState& state) {
+          return state.phase() == v1::PHASE_RUNNING &&
+                 (state.generation() != generation || !member.generation_health().ok());
+        }));
     if (state.phase() == v1::PHASE_FINISHED) return absl::OkStatus();
     generation = state.generation();
+    patience = absl::InfiniteDuration();
     member.Enter(generation);
     const absl::Status worked = Work(backend, data, member, state);
     if (worked.ok()) {

@@ -178,24 +178,32 @@ class GrpcMember final : public Member {
       if (left_ || IsOver(state_.phase()) || !left_generation_.ok()) return;
       request.set_generation(entered_);
     }
-    v1::FailJobResponse response;
-    grpc::ClientContext context;
-    context.set_deadline(DeadlineIn(kParting));
-    const grpc::Status status = stub_->FailJob(&context, request, &response);
-    absl::MutexLock lock(&mutex_);
-    if (status.ok()) {
-      // What failed here came of that.
-      if (!response.failure().empty()) SetTrouble(absl::AbortedError(response.failure()));
-      NoteGeneration(response.generation(), request.cause());
-      return;
-    }
-    LOG(WARNING) << "could not tell the coordinator what failed (" << request.cause()
-                 << "): " << status.error_message();
-    if (!IsTransient(status)) return;
-    // It may have ended with the job, and its last answer is still on the way.
-    const absl::Time patience = absl::Now() + kParting;
-    while (health_.ok() && !IsOver(state_.phase()) &&
-           !changed_.WaitWithDeadline(&mutex_, patience)) {
+    bool said = false;
+    while (true) {
+      v1::FailJobResponse response;
+      grpc::ClientContext context;
+      context.set_deadline(DeadlineIn(kParting));
+      const grpc::Status status = stub_->FailJob(&context, request, &response);
+      absl::MutexLock lock(&mutex_);
+      if (status.ok()) {
+        // What failed here came of that.
+        if (!response.failure().empty()) {
+          SetTrouble(absl::AbortedError(response.failure()));
+        }
+        NoteGeneration(response.generation(), request.cause());
+        return;
+      }
+      if (!std::exchange(said, true)) {
+        LOG(WARNING) << "could not yet tell the coordinator what failed ("
+                     << request.cause() << "): " << status.error_message();
+      }
+      if (!IsTransient(status)) return;
+      // It may have ended with the job, and its last answer is still on the way.
+      const absl::Time pause = absl::Now() + kRetryPause;
+      while (Trouble().ok() && !left_ && !IsOver(state_.phase()) &&
+             !changed_.WaitWithDeadline(&mutex_, pause)) {
+      }
+      if (!Trouble().ok() || left_ || IsOver(state_.phase())) return;
     }
   }
 

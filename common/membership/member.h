@@ -67,7 +67,7 @@ class Member {
   virtual void SetTimes(const v1::MemberTimes& times) = 0;
 
   // Tells the coordinator that the generation can't go on, nor, unless IsLostPeer(cause), the job.
-  // Never blocks for long.
+  // Tries until it knows or generation_health() is bad.
   virtual void Fail(const absl::Status& cause) = 0;
   // Makes every wait return CANCELLED; safe from any thread. For a signal.
   virtual void Cancel() = 0;

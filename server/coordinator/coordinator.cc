@@ -52,11 +52,13 @@ absl::Status PrepareCheckpointDir(const std::string& checkpoint_dir,
   return RemoveUncommitted(checkpoint_dir);
 }
 
-// Whether the coordinator that had this state before ended while its job was under way.
+// Whether the coordinator that had this state before ended while its job, once begun, was under way.
 absl::StatusOr<bool> WasInterrupted(Store& store, const std::string& job) {
   ASSIGN_OR_RETURN(const std::optional<Store::Entry> name, store.Get("job/name"));
   ASSIGN_OR_RETURN(const std::optional<Store::Entry> phase, store.Get("job/phase"));
+  ASSIGN_OR_RETURN(const std::optional<Store::Entry> servers, store.Get("job/servers"));
   if (!name.has_value() || !phase.has_value() || name->value != job) return false;
+  if (!servers.has_value() || servers->value == "0") return false;
   return phase->value != v1::Phase_Name(v1::PHASE_FINISHED) &&
          phase->value != v1::Phase_Name(v1::PHASE_FAILED);
 }
@@ -81,22 +83,23 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
 
   std::optional<RestorePoint> restore;
   bool interrupted = false;
-  if (!options.restore_from.empty()) {
+  if (options.mode == v1::RUN_MODE_TRAIN) {
+    // Then it goes on where it was, whatever it was started from.
+    ASSIGN_OR_RETURN(interrupted,
+                     WasInterrupted(*coordinator->store_, options.job.name()));
+  }
+  absl::StatusOr<RestorePoint> own = absl::NotFoundError("not looked for");
+  if (interrupted) own = FindRestorePoint(options.checkpoint_dir);
+  if (own.ok()) {
+    restore = *std::move(own);
+  } else if (!absl::IsNotFound(own.status())) {
+    return Annotate(own.status(), "cannot go on");
+  } else if (!options.restore_from.empty()) {
     ASSIGN_OR_RETURN(restore, FindRestorePoint(options.restore_from));
-  } else if (options.resume) {
+  } else if (options.resume && !interrupted) {
     absl::StatusOr<RestorePoint> last = FindRestorePoint(options.checkpoint_dir);
     if (!last.ok()) return Annotate(last.status(), "cannot resume");
     restore = *std::move(last);
-  } else if (options.mode == v1::RUN_MODE_TRAIN) {
-    ASSIGN_OR_RETURN(interrupted,
-                     WasInterrupted(*coordinator->store_, options.job.name()));
-    absl::StatusOr<RestorePoint> last = absl::NotFoundError("not looked for");
-    if (interrupted) last = FindRestorePoint(options.checkpoint_dir);
-    if (last.ok()) {
-      restore = *std::move(last);
-    } else if (!absl::IsNotFound(last.status())) {
-      return Annotate(last.status(), "cannot go on");
-    }
   }
   if (options.mode == v1::RUN_MODE_TRAIN) {
     RETURN_IF_ERROR(PrepareCheckpointDir(options.checkpoint_dir, restore));

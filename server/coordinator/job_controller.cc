@@ -79,14 +79,19 @@ absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
   Advance();
 
   RETURN_IF_ERROR(Hold(cancelled, absl::Now() + options_.heartbeat, [&] {
-    return request.seen_phase() != life_.StateFor(request.member()).phase() ||
+    return request.seen_phase() != life_.PhaseFor(request.member()) ||
            request.seen_generation() != life_.generation();
   }));
-  if (life_.over()) {
-    if (member = life_.members().Find(request.member()); member != nullptr) {
-      member->saw_end = true;
-    }
+  if (life_.members().Released(request.member(), request.incarnation())) {
+    *response.mutable_state() = life_.Farewell();
+    return response;
   }
+  member = life_.members().Find(request.member());
+  if (member == nullptr || member->incarnation != request.incarnation()) {
+    return absl::NotFoundError(
+        absl::StrCat(request.member(), " isn't a member of this cluster any more"));
+  }
+  if (life_.over()) member->saw_end = true;
   *response.mutable_state() = life_.StateFor(request.member());
   return response;
 }
@@ -205,7 +210,9 @@ absl::StatusOr<v1::TakeCheckpointResponse> JobController::TakeCheckpoint(
     const uint64_t last = present.back().step();
     return last >= steps || (total > 0 && last >= total) ? &present.back() : nullptr;
   };
-  RETURN_IF_ERROR(HoldReport(cancelled, [&] { return found() != nullptr; }));
+  const absl::Status held = HoldReport(cancelled, [&] { return found() != nullptr; });
+  // The same commit may have ended the generation.
+  if (found() == nullptr) RETURN_IF_ERROR(held);
   v1::TakeCheckpointResponse response;
   *response.mutable_checkpoint() = *found();
   return response;
@@ -234,7 +241,7 @@ void JobController::Tick() {
   // silent.
   const absl::Duration pause = now - std::exchange(last_tick_, now);
   if (pause > options_.lease / 2) {
-    life_.members().Excuse(pause);
+    life_.Excuse(pause);
     record_.Excuse(pause);
     checkpoints_.Excuse(pause);
   }
@@ -243,17 +250,19 @@ void JobController::Tick() {
   for (const auto& [id, how] : life_.members().Silent(now, options_.lease)) {
     life_.Lose(id, how);
   }
+  // What was reported in a generation that has just ended mustn't be judged.
+  Advance();
   for (const std::string& overdue :
        {record_.Overdue(now, options_.report_timeout),
-        checkpoints_.Overdue(now, options_.report_timeout)}) {
+        checkpoints_.Overdue(now, options_.report_timeout), life_.Overdue()}) {
     if (!overdue.empty()) life_.Fail(overdue);
   }
   if (const absl::Duration silence = record_.Silence(now);
       life_.phase() == v1::PHASE_RUNNING && silence >= options_.report_timeout) {
-    life_.Fail(absl::StrCat("no step, evaluation or checkpoint for ",
-                            FormatTimeSpan(silence), "; ",
-                            life_.members().WhatWorkersDo(),
-                            " (if one takes that long, raise --report_timeout_s)"));
+    life_.Stall(absl::StrCat("no step, evaluation or checkpoint for ",
+                             FormatTimeSpan(silence), "; ",
+                             life_.members().WhatWorkersDo(),
+                             " (if one takes that long, raise --report_timeout_s)"));
   }
   Advance();
   if (life_.NeedsRestorePoint() && !committing_) {
@@ -377,6 +386,8 @@ void JobController::FindRestorePointOfGeneration() {
   const absl::Status cleared = RemoveUncommitted(options_.checkpoint_dir);
   absl::StatusOr<RestorePoint> last = FindRestorePoint(options_.checkpoint_dir);
   mutex_.Lock();
+  // Members were heard meanwhile, so this was no pause.
+  last_tick_ = options_.now();
   if (life_.generation() != generation || life_.over()) return;
   if (!cleared.ok()) {
     LOG(WARNING) << "cannot delete what an unfinished cut left: " << cleared.message();

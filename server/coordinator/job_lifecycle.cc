@@ -58,10 +58,12 @@ absl::Status JobLifecycle::Begin() {
   if (options_.interrupted) {
     recovery_ = "the coordinator was started again";
     RETURN_IF_ERROR(LoadSize());
+  } else {
+    RETURN_IF_ERROR(SaveSize(0, 0));
   }
+  RETURN_IF_ERROR(Put(store_, "job/asked_size", AskedSize()));
   RETURN_IF_ERROR(OpenGeneration());
   RETURN_IF_ERROR(Put(store_, "job/name", options_.job.name()));
-  RETURN_IF_ERROR(SaveSize());
   RETURN_IF_ERROR(Put(store_, "job/phase", v1::Phase_Name(phase_)));
   if (restore_.has_value()) {
     progress_.Line(absl::StrCat("starting from ", restore_->folder, "  digest ",
@@ -83,7 +85,14 @@ absl::Status JobLifecycle::OpenGeneration() {
   return absl::OkStatus();
 }
 
+std::string JobLifecycle::AskedSize() const {
+  return absl::StrCat(options_.servers, " ", options_.workers);
+}
+
 absl::Status JobLifecycle::LoadSize() {
+  // Whoever starts it with other numbers than before wants those.
+  ASSIGN_OR_RETURN(const std::optional<Store::Entry> asked, store_.Get("job/asked_size"));
+  if (!asked.has_value() || asked->value != AskedSize()) return absl::OkStatus();
   ASSIGN_OR_RETURN(const uint64_t servers, GetCounter(store_, "job/servers"));
   ASSIGN_OR_RETURN(const uint64_t workers, GetCounter(store_, "job/workers"));
   if (servers > 0 && workers > 0) {
@@ -92,11 +101,24 @@ absl::Status JobLifecycle::LoadSize() {
   return absl::OkStatus();
 }
 
-absl::Status JobLifecycle::SaveSize() {
-  RETURN_IF_ERROR(
-      Put(store_, "job/servers", absl::StrCat(members_.wanted(v1::MEMBER_KIND_SERVER))));
-  return Put(store_, "job/workers",
-             absl::StrCat(members_.wanted(v1::MEMBER_KIND_WORKER)));
+absl::Status JobLifecycle::SaveSize(int servers, int workers) {
+  RETURN_IF_ERROR(Put(store_, "job/servers", absl::StrCat(servers)));
+  return Put(store_, "job/workers", absl::StrCat(workers));
+}
+
+void JobLifecycle::Excuse(absl::Duration pause) {
+  generation_since_ += pause;
+  members_.Excuse(pause);
+}
+
+std::string JobLifecycle::Overdue() const {
+  if (phase_ != v1::PHASE_WAITING || recovery_.empty() || needs_restore_point_ ||
+      options_.now() - generation_since_ < options_.report_timeout) {
+    return "";
+  }
+  return absl::StrCat(recovery_, "; then waited ",
+                      FormatTimeSpan(options_.report_timeout), " for ",
+                      members_.Missing());
 }
 
 void JobLifecycle::Recover(const std::string& cause) {
@@ -111,6 +133,17 @@ void JobLifecycle::Recover(const std::string& cause) {
     return;
   }
   progress_.Line(absl::StrCat("recovering: ", cause));
+  const auto servers = static_cast<int>(layout_->addresses.size());
+  const auto workers = static_cast<int>(layout_->workers.size());
+  if (members_.count(v1::MEMBER_KIND_SERVER) < members_.wanted(v1::MEMBER_KIND_SERVER) ||
+      members_.count(v1::MEMBER_KIND_WORKER) < members_.wanted(v1::MEMBER_KIND_WORKER)) {
+    // Who was to leave may be needed in the place of the lost one.
+    if (members_.wanted(v1::MEMBER_KIND_SERVER) != servers ||
+        members_.wanted(v1::MEMBER_KIND_WORKER) != workers) {
+      progress_.Line("the scaling that was asked for is off; ask again");
+    }
+    members_.CancelLeaving(servers, workers);
+  }
   Reopen(cause);
 }
 
@@ -138,6 +171,13 @@ absl::StatusOr<std::string> JobLifecycle::Scale(const v1::ScaleRequest& request)
   }
   const int replicas = options_.job.training().replicas();
   MemberTable scaled = members_;
+  for (const auto& [id, member] : members_.members()) {
+    // An earlier wish of the kind is void.
+    const v1::MemberKind kind = member.registration.kind();
+    if ((kind == v1::MEMBER_KIND_SERVER ? request.servers() : request.workers()) > 0) {
+      scaled.Find(id)->leaving = false;
+    }
+  }
   for (const std::string& id : request.drain()) {
     MemberRecord* const member = scaled.Find(id);
     if (member == nullptr) {
@@ -171,12 +211,16 @@ absl::StatusOr<std::string> JobLifecycle::Scale(const v1::ScaleRequest& request)
       ids.pop_back();
     }
   }
-  if (scaled.complete()) {
+  if (scaled.count(v1::MEMBER_KIND_SERVER) > 0 &&
+      scaled.count(v1::MEMBER_KIND_WORKER) > 0) {
     const absl::Status fits = MakeLayout(options_.job, true, scaled).status();
     if (!fits.ok()) return absl::FailedPreconditionError(fits.message());
   }
   members_ = std::move(scaled);
-  RETURN_IF_ERROR(SaveSize());
+  const std::map<std::string, MemberRecord> all = members_.members();
+  for (const auto& [id, member] : all) {
+    if (member.leaving && !TakesPart(id)) members_.Release(id);
+  }
   std::string plan =
       absl::StrCat(Count(servers, "server"), " and ", Count(workers, "worker"));
   if (!members_.complete()) {
@@ -256,7 +300,10 @@ absl::StatusOr<const MemberRecord*> JobLifecycle::Join(
 }
 
 void JobLifecycle::Lose(const std::string& id, const std::string& how) {
-  const std::string text = absl::StrCat(Describe(*members_.Find(id)), " ", how);
+  const MemberRecord* const member = members_.Find(id);
+  // It may have gone with a generation that ended just now.
+  if (member == nullptr) return;
+  const std::string text = absl::StrCat(Describe(*member), " ", how);
   members_.Remove(id);
   if (phase_ == v1::PHASE_WAITING || (!over() && !TakesPart(id))) {
     // Nothing is lost yet, so another process may take the place.
@@ -303,7 +350,9 @@ void JobLifecycle::StartLoading() {
   }
   layout_ = *std::move(layout);
   members_.Fix(layout_->data.sha256());
-  if (const absl::Status status = SaveSize(); !status.ok()) {
+  if (const absl::Status status = SaveSize(members_.wanted(v1::MEMBER_KIND_SERVER),
+                                           members_.wanted(v1::MEMBER_KIND_WORKER));
+      !status.ok()) {
     Fail(absl::StrCat("coordinator: ", std::string(status.message())));
     return;
   }
@@ -435,10 +484,15 @@ std::vector<v1::MemberStatus> JobLifecycle::MemberStatuses() const {
   return statuses;
 }
 
+v1::Phase JobLifecycle::PhaseFor(const std::string& member) const {
+  return over() || TakesPart(member) ? phase_ : v1::PHASE_WAITING;
+}
+
 v1::ClusterState JobLifecycle::StateFor(const std::string& member) const {
-  if (phase_ == v1::PHASE_WAITING || over() || TakesPart(member)) return State();
+  const v1::Phase phase = PhaseFor(member);
+  if (phase == phase_) return State();
   v1::ClusterState state;
-  state.set_phase(v1::PHASE_WAITING);
+  state.set_phase(phase);
   state.set_generation(generation_);
   state.set_waiting_for(members_.complete()
                             ? "waiting for a checkpoint, from which on it takes part"

@@ -40,6 +40,12 @@ class JobLifecycle {
 
   // To be called first: opens a new generation.
   absl::Status Begin();
+  // The coordinator was suspended for so long.
+  void Excuse(absl::Duration pause);
+  // Why a generation that nobody comes back to can't go on; empty as long as it may.
+  std::string Overdue() const;
+  // Nothing has happened for too long; cause: what is known of it.
+  void Stall(const std::string& cause) { Recover(cause); }
   // Whether a generation waits to be told where it begins.
   bool NeedsRestorePoint() const { return needs_restore_point_; }
   // None: with initial values.
@@ -99,6 +105,8 @@ class JobLifecycle {
   absl::Time running_since() const { return running_since_; }
   absl::Time over_since() const { return over_since_; }
   v1::ClusterState State() const;
+  // The phase as a member is told it.
+  v1::Phase PhaseFor(const std::string& member) const;
   // What a member gets as the answer to a heartbeat.
   v1::ClusterState StateFor(const std::string& member) const;
   // A member that has left in good order gets this.
@@ -108,7 +116,9 @@ class JobLifecycle {
   absl::Status OpenGeneration();
   // How many members the job is to have, in the store.
   absl::Status LoadSize();
-  absl::Status SaveSize();
+  // That of the options.
+  std::string AskedSize() const;
+  absl::Status SaveSize(int servers, int workers);
   // The generation can't go on: opens the next one, if the job may have another.
   void Recover(const std::string& cause);
   // Goes over to a new generation; cause: why.

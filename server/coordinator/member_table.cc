@@ -89,6 +89,16 @@ void MemberTable::BeginGeneration(uint64_t generation) {
   std::erase_if(members_, [](const auto& entry) { return entry.second.leaving; });
 }
 
+void MemberTable::CancelLeaving(int servers, int workers) {
+  for (auto& [id, member] : members_) member.leaving = false;
+  Want(servers, workers);
+}
+
+void MemberTable::Release(const std::string& id) {
+  released_.emplace(id, members_.at(id).incarnation);
+  members_.erase(id);
+}
+
 absl::Status MemberTable::Check(const v1::RegisterRequest& request, absl::Time now,
                                 bool* repeated) {
   *repeated = false;
@@ -237,8 +247,8 @@ int MemberTable::count(v1::MemberKind kind) const {
 }
 
 bool MemberTable::complete() const {
-  return count(v1::MEMBER_KIND_SERVER) == rules_.servers &&
-         count(v1::MEMBER_KIND_WORKER) == rules_.workers && Unheard().empty();
+  return count(v1::MEMBER_KIND_SERVER) >= rules_.servers &&
+         count(v1::MEMBER_KIND_WORKER) >= rules_.workers && Unheard().empty();
 }
 
 bool MemberTable::viable() const {
@@ -289,6 +299,7 @@ std::map<std::string, std::string> MemberTable::Silent(absl::Time now,
 }
 
 void MemberTable::Excuse(absl::Duration pause) {
+  for (auto& [nonce, since] : claims_) since += pause;
   for (auto& [id, member] : members_) member.last_heartbeat += pause;
 }
 

@@ -61,6 +61,10 @@ class MemberTable {
 
   // Nobody has been heard in it; nobody is ready, nobody has finished. Those that leave are gone.
   void BeginGeneration(uint64_t generation);
+  // Nobody leaves, and the job takes at least so many.
+  void CancelLeaving(int servers, int workers);
+  // It is no member any more, and will be told that it may go.
+  void Release(const std::string& id);
   // OK, or why this process can't become a member. `repeated` is set if it is one
   // already: the request is the one that made it so. UNAVAILABLE while those that have its place may
   // be dead, having said nothing since it came: it should ask again.
@@ -96,7 +100,7 @@ class MemberTable {
   bool Released(const std::string& id, uint64_t incarnation) const {
     return released_.contains({id, incarnation});
   }
-  // All that the job takes are there and have been heard in this generation.
+  // All that the job takes, or more, are there and have been heard in this generation.
   bool complete() const;
   // "1 of 2 servers and 2 of 2 workers": how many are missing, of those kinds that aren't
   // complete; if all are there: "server/s1 to be heard".

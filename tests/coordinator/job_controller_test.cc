@@ -83,6 +83,7 @@ TEST_F(JobControllerTest, HeldReportEndsWithItsCallerAndWithTheJob) {
 
 TEST_F(JobControllerTest, AJobThatStandsStillFails) {
   options_.report_timeout = absl::Seconds(20);
+  options_.recoveries = 0;
   StartJob();
   double served = 0;
   const auto pass = [&](int seconds, bool servers_work) {

@@ -255,6 +255,20 @@ TEST_F(RecoveryTest, ADamagedCheckpointFailsTheJob) {
   EXPECT_THAT(State().failure(), HasSubstr("dense-0.safetensors"));
 }
 
+TEST_F(RecoveryTest, NobodyIsWaitedForWithoutEnd) {
+  StartJob();
+  LeaveCluster("server/a");
+  LeaveCluster("server/b");
+  for (int i = 0; i < 610 && State().phase() == v1::PHASE_WAITING; ++i) {
+    Advance(absl::Seconds(1));
+    Hear({"worker/a", "worker/b"});
+  }
+  EXPECT_EQ(State().phase(), v1::PHASE_FAILED);
+  EXPECT_THAT(State().failure(),
+              HasSubstr("server/a (host pid 123) left before the job was "
+                        "finished; then waited 10 min 0 s for 2 of 2 servers"));
+}
+
 TEST_F(RecoveryTest, TheDataStaysTheSame) {
   StartJob();
   LeaveCluster("worker/a");

@@ -185,20 +185,60 @@ TEST_F(ScalingTest, OneThatIsLostBeforeItTakesPartIsNoLoss) {
   EXPECT_EQ(Scale(2, 0), "2 servers and 2 workers, as it is");
 }
 
-TEST_F(ScalingTest, ALossMeanwhileChangesOverAtOnce) {
+TEST_F(ScalingTest, WhoWasToLeaveStaysWhereALossLeavesAGap) {
   StartJob();
-  Scale(1, 0);
+  EXPECT_EQ(Scale(1, 3), "1 server and 3 workers, once 1 of 3 workers have joined");
   LeaveCluster("worker/b");
-  EXPECT_EQ(PhaseOf("server/b"), v1::PHASE_FINISHED);
+  EXPECT_THAT(Printed(), HasSubstr("the scaling that was asked for is off; ask again\n"));
+  EXPECT_EQ(State().waiting_for(), "waiting for 1 of 2 workers");
+  EXPECT_EQ(PhaseOf("server/b"), v1::PHASE_WAITING);
   ASSERT_TRUE(Join("worker/b").ok());
   controller_->Tick();
-  for (const char* id : {"server/a", "worker/a"}) PhaseOf(id);
+  for (const char* id : {"server/a", "server/b", "worker/a"}) PhaseOf(id);
+  EXPECT_THAT(Servers(), ElementsAre("server/a", "server/b"));
+}
+
+TEST_F(ScalingTest, AWishMayBeTakenBack) {
+  StartJob();
+  Scale(1, 0);
+  EXPECT_EQ(Scale(2, 0), "2 servers and 2 workers, as it is");
+  EXPECT_EQ(PhaseOf("server/b"), v1::PHASE_RUNNING);
+  Scale(3, 0);
+  ASSERT_TRUE(Join("server/c").ok());
+  EXPECT_EQ(Scale(0, 0, {"server/c"}), "2 servers and 2 workers, as it is");
+  EXPECT_EQ(PhaseOf("server/c"), v1::PHASE_FINISHED) << "it never took part";
+}
+
+TEST_F(ScalingTest, TwoThatAreLostAtOnce) {
+  StartJob();
+  Scale(1, 1);
+  // The first one ends the generation, and with it the second one's membership.
+  for (int i = 0; i < 7; ++i) {
+    Advance(absl::Seconds(1));
+    for (const char* id : {"server/a", "worker/a"}) ASSERT_TRUE(Beat(id).ok());
+  }
+  EXPECT_EQ(State().generation(), 2);
+  EXPECT_EQ(controller_->GetClusterStatus().members_size(), 2);
+}
+
+TEST_F(ScalingTest, OneThatIsLostWhileItIsToLeaveLeavesAtOnce) {
+  StartJob();
+  Scale(1, 0);
+  LeaveCluster("server/b");
+  controller_->Tick();
+  for (const char* id : {"server/a", "worker/a", "worker/b"}) PhaseOf(id);
+  EXPECT_EQ(State().phase(), v1::PHASE_LOADING);
   EXPECT_THAT(Servers(), ElementsAre("server/a"));
 }
 
 TEST_F(ScalingTest, ACoordinatorThatIsStartedAgainKnowsTheSize) {
   StartJob();
   Scale(1, 0);
+  Report("worker/a", 0);
+  Commit(2);
+  controller_->Tick();
+  for (const char* id : {"server/a", "worker/a", "worker/b"}) PhaseOf(id);
+  ASSERT_EQ(State().phase(), v1::PHASE_LOADING);
   options_.interrupted = true;
   options_.rejoin_timeout = absl::Seconds(20);
   Create();
