@@ -72,7 +72,7 @@ class CapacityTierTest(c.TestCase):
         disk = self.new_disk(room)
         flags = ["--disk_dir", disk, "--disk_gib", "1"]
         cluster = self.failed_after_a_checkpoint(
-            flags, "server/s0: layer1.moe.expert[0-9]+.w[12]: cannot take .* of the disk in .*: "
+            flags, r"server/s0( at \S+)?: layer1.moe.expert[0-9]+.w[12]: cannot take .* of the disk in .*: "
             "No space left on device; make room")
         self.assertEqual(os.listdir(disk), [])
         subprocess.run(["mount", "-o", "remount,size=%d" % (room * 20), disk], check=True)
@@ -86,7 +86,7 @@ class CapacityTierTest(c.TestCase):
         flags = ["--disk_dir", folder, "--disk_gib"]
         cluster = self.failed_after_a_checkpoint(
             flags + ["%.9f" % (room / 2**30)],
-            "server/s0: layer1.moe.expert[0-9]+.w[12]: .* of --disk_gib; raise it")
+            r"server/s0( at \S+)?: layer1.moe.expert[0-9]+.w[12]: .* of --disk_gib; raise it")
         self.assert_resumes(cluster.checkpoint_dir, flags + ["1"], undisturbed)
 
     def test_a_killed_server_leaves_nothing_on_the_disk(self):
