@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
+#include "server/coordinator/scaling.h"
 
 namespace moe {
 namespace {
@@ -169,60 +170,14 @@ absl::StatusOr<std::string> JobLifecycle::Scale(const v1::ScaleRequest& request)
         absl::StrCat("the job isn't training now", WaitingFor().empty() ? "" : ", it is ",
                      WaitingFor()));
   }
-  const int replicas = options_.job.training().replicas();
-  MemberTable scaled = members_;
-  for (const auto& [id, member] : members_.members()) {
-    // An earlier wish of the kind is void.
-    const v1::MemberKind kind = member.registration.kind();
-    if ((kind == v1::MEMBER_KIND_SERVER ? request.servers() : request.workers()) > 0) {
-      scaled.Find(id)->leaving = false;
-    }
-  }
-  for (const std::string& id : request.drain()) {
-    MemberRecord* const member = scaled.Find(id);
-    if (member == nullptr) {
-      return absl::NotFoundError(
-          absl::StrCat("there is no member ", id, "; there are ",
-                       absl::StrJoin(scaled.Ids(v1::MEMBER_KIND_SERVER), ", "), ", ",
-                       absl::StrJoin(scaled.Ids(v1::MEMBER_KIND_WORKER), ", ")));
-    }
-    member->leaving = true;
-  }
-  const auto number = [&](v1::MemberKind kind, uint32_t wanted) {
-    if (wanted > 0) return static_cast<int>(wanted);
-    // Those that drain aren't replaced.
-    return scaled.wanted(kind) - (members_.count(kind) - scaled.count(kind));
-  };
-  const int servers = number(v1::MEMBER_KIND_SERVER, request.servers());
-  const int workers = number(v1::MEMBER_KIND_WORKER, request.workers());
-  if (servers < 1 || workers < 1) {
-    return absl::InvalidArgumentError("a job needs at least one server and one worker");
-  }
-  if (workers > replicas) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the job has ", replicas,
-                     " replicas, so it takes at most as many workers, not ", workers));
-  }
-  scaled.Want(servers, workers);
-  for (const v1::MemberKind kind : {v1::MEMBER_KIND_SERVER, v1::MEMBER_KIND_WORKER}) {
-    std::vector<std::string> ids = scaled.Ids(kind);
-    while (static_cast<int>(ids.size()) > scaled.wanted(kind)) {
-      scaled.Find(ids.back())->leaving = true;
-      ids.pop_back();
-    }
-  }
-  if (scaled.count(v1::MEMBER_KIND_SERVER) > 0 &&
-      scaled.count(v1::MEMBER_KIND_WORKER) > 0) {
-    const absl::Status fits = MakeLayout(options_.job, true, scaled).status();
-    if (!fits.ok()) return absl::FailedPreconditionError(fits.message());
-  }
-  members_ = std::move(scaled);
+  ASSIGN_OR_RETURN(members_, PlanScaling(members_, request, options_.job));
   const std::map<std::string, MemberRecord> all = members_.members();
   for (const auto& [id, member] : all) {
     if (member.leaving && !TakesPart(id)) members_.Release(id);
   }
   std::string plan =
-      absl::StrCat(Count(servers, "server"), " and ", Count(workers, "worker"));
+      absl::StrCat(Count(members_.wanted(v1::MEMBER_KIND_SERVER), "server"), " and ",
+                   Count(members_.wanted(v1::MEMBER_KIND_WORKER), "worker"));
   if (!members_.complete()) {
     absl::StrAppend(&plan, ", once ", members_.Missing(), " have joined");
   } else {
