@@ -62,7 +62,7 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
   const uint64_t generation = host == nullptr ? 0 : host->generation();
   const absl::StatusOr<std::string> worker = Greet(request, host);
   absl::Status begun = worker.status();
-  begun.Update(Begin({generation, context, replies}));
+  if (begun.ok()) begun = Begin({generation, context, replies});
   if (!begun.ok()) {
     replies->Send(FailureResponse(generation, begun));
     return begun;

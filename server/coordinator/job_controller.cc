@@ -59,41 +59,41 @@ absl::StatusOr<v1::RegisterResponse> JobController::Register(
 absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
     const v1::HeartbeatRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
+  ASSIGN_OR_RETURN(MemberRecord * member, Sender(request));
+  if (member != nullptr) {
+    const bool worked = TakeHeartbeat(request, options_.now(), *member);
+    // Servers work for workers alone, so one that does shows that those live; an evaluation
+    // is reported only when it is over.
+    if (worked && member->registration.kind() == v1::MEMBER_KIND_SERVER) {
+      record_.NoteSign(options_.now());
+    }
+    Advance();
+    RETURN_IF_ERROR(Hold(cancelled, absl::Now() + options_.heartbeat, [&] {
+      return request.seen_phase() != life_.PhaseFor(request.member()) ||
+             request.seen_generation() != life_.generation();
+    }));
+    // Much may have happened meanwhile.
+    ASSIGN_OR_RETURN(member, Sender(request));
+  }
   v1::HeartbeatResponse response;
-  if (life_.members().Released(request.member(), request.incarnation())) {
+  if (member == nullptr) {
     *response.mutable_state() = life_.Farewell();
     return response;
   }
-  MemberRecord* member = life_.members().Find(request.member());
+  if (life_.over()) member->saw_end = true;
+  *response.mutable_state() = life_.StateFor(request.member());
+  return response;
+}
+
+absl::StatusOr<MemberRecord*> JobController::Sender(const v1::HeartbeatRequest& request) {
+  if (life_.members().Released(request.member(), request.incarnation())) return nullptr;
+  MemberRecord* const member = life_.members().Find(request.member());
   if (member == nullptr || member->incarnation != request.incarnation()) {
     return absl::NotFoundError(absl::StrCat(
         request.member(), " isn't a member of this cluster",
         life_.failure().empty() ? " (any more)" : absl::StrCat(": ", life_.failure())));
   }
-  const bool worked = TakeHeartbeat(request, options_.now(), *member);
-  // Servers work for workers alone, so one that does shows that those live; an evaluation
-  // is reported only when it is over.
-  if (worked && member->registration.kind() == v1::MEMBER_KIND_SERVER) {
-    record_.NoteSign(options_.now());
-  }
-  Advance();
-
-  RETURN_IF_ERROR(Hold(cancelled, absl::Now() + options_.heartbeat, [&] {
-    return request.seen_phase() != life_.PhaseFor(request.member()) ||
-           request.seen_generation() != life_.generation();
-  }));
-  if (life_.members().Released(request.member(), request.incarnation())) {
-    *response.mutable_state() = life_.Farewell();
-    return response;
-  }
-  member = life_.members().Find(request.member());
-  if (member == nullptr || member->incarnation != request.incarnation()) {
-    return absl::NotFoundError(
-        absl::StrCat(request.member(), " isn't a member of this cluster any more"));
-  }
-  if (life_.over()) member->saw_end = true;
-  *response.mutable_state() = life_.StateFor(request.member());
-  return response;
+  return member;
 }
 
 void JobController::Leave(const v1::LeaveRequest& request) {

@@ -67,6 +67,10 @@ class JobController {
  private:
   JobController(RunOptions options, Store& store);
 
+  // Null if it has left in good order; NOT_FOUND if it is a stranger, or was replaced.
+  absl::StatusOr<MemberRecord*> Sender(const v1::HeartbeatRequest& request)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   // How each report begins: OK if it is from a member of that kind and of the generation that runs.
   template <typename Report>
   absl::Status TakeReport(const Report& report, v1::MemberKind kind)

@@ -136,21 +136,21 @@ void JobLifecycle::Recover(const std::string& cause) {
   progress_.Line(absl::StrCat("recovering: ", cause));
   const auto servers = static_cast<int>(layout_->addresses.size());
   const auto workers = static_cast<int>(layout_->workers.size());
-  if (members_.count(v1::MEMBER_KIND_SERVER) < members_.wanted(v1::MEMBER_KIND_SERVER) ||
-      members_.count(v1::MEMBER_KIND_WORKER) < members_.wanted(v1::MEMBER_KIND_WORKER)) {
+  if (!members_.enough()) {
     // Who was to leave may be needed in the place of the lost one.
     if (members_.wanted(v1::MEMBER_KIND_SERVER) != servers ||
         members_.wanted(v1::MEMBER_KIND_WORKER) != workers) {
       progress_.Line("the scaling that was asked for is off; ask again");
     }
-    members_.CancelLeaving(servers, workers);
+    members_.CancelLeaving();
+    members_.Want(servers, workers);
   }
   Reopen(cause);
 }
 
 void JobLifecycle::Reopen(const std::string& cause) {
   if (const absl::Status status = OpenGeneration(); !status.ok()) {
-    Fail(absl::StrCat("coordinator: ", std::string(status.message())));
+    FailForStore(status);
     return;
   }
   recovery_ = cause;
@@ -300,7 +300,7 @@ void JobLifecycle::StartLoading() {
   std::string placement;
   CHECK(google::protobuf::util::MessageToJsonString(layout->placement, &placement).ok());
   if (const absl::Status status = Put(store_, "job/placement", placement); !status.ok()) {
-    Fail(absl::StrCat("coordinator: ", std::string(status.message())));
+    FailForStore(status);
     return;
   }
   layout_ = *std::move(layout);
@@ -308,7 +308,7 @@ void JobLifecycle::StartLoading() {
   if (const absl::Status status = SaveSize(members_.wanted(v1::MEMBER_KIND_SERVER),
                                            members_.wanted(v1::MEMBER_KIND_WORKER));
       !status.ok()) {
-    Fail(absl::StrCat("coordinator: ", std::string(status.message())));
+    FailForStore(status);
     return;
   }
   Enter(v1::PHASE_LOADING);
@@ -335,6 +335,10 @@ void JobLifecycle::FinishWork(const std::string& worker) {
 }
 
 void JobLifecycle::Fail(const std::string& cause) { End("failed", cause); }
+
+void JobLifecycle::FailForStore(const absl::Status& status) {
+  Fail(absl::StrCat("coordinator: ", std::string(status.message())));
+}
 
 void JobLifecycle::FailBy(const std::string& member, const std::string& cause,
                           bool peer_lost) {
@@ -379,7 +383,7 @@ void JobLifecycle::Enter(v1::Phase phase) {
     if (over()) {
       LOG(ERROR) << "cannot record the end of the job: " << status.message();
     } else {
-      Fail(absl::StrCat("coordinator: ", std::string(status.message())));
+      FailForStore(status);
     }
   }
 }

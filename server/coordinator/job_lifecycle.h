@@ -128,6 +128,8 @@ class JobLifecycle {
   // Whether the member has a part in this generation.
   bool TakesPart(const std::string& id) const;
   void Enter(v1::Phase phase);
+  // What must outlive the coordinator can't be stored.
+  void FailForStore(const absl::Status& status);
   // The job is FAILED from here on; people read "<how>: <cause>".
   void End(const char* how, const std::string& cause);
   void StartLoading();

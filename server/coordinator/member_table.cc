@@ -89,9 +89,8 @@ void MemberTable::BeginGeneration(uint64_t generation) {
   std::erase_if(members_, [](const auto& entry) { return entry.second.leaving; });
 }
 
-void MemberTable::CancelLeaving(int servers, int workers) {
+void MemberTable::CancelLeaving() {
   for (auto& [id, member] : members_) member.leaving = false;
-  Want(servers, workers);
 }
 
 void MemberTable::Release(const std::string& id) {
@@ -246,10 +245,12 @@ int MemberTable::count(v1::MemberKind kind) const {
   return static_cast<int>(Ids(kind).size());
 }
 
-bool MemberTable::complete() const {
+bool MemberTable::enough() const {
   return count(v1::MEMBER_KIND_SERVER) >= rules_.servers &&
-         count(v1::MEMBER_KIND_WORKER) >= rules_.workers && Unheard().empty();
+         count(v1::MEMBER_KIND_WORKER) >= rules_.workers;
 }
+
+bool MemberTable::complete() const { return enough() && Unheard().empty(); }
 
 bool MemberTable::viable() const {
   return count(v1::MEMBER_KIND_SERVER) > 0 && count(v1::MEMBER_KIND_WORKER) > 0 &&

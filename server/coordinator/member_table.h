@@ -61,8 +61,8 @@ class MemberTable {
 
   // Nobody has been heard in it; nobody is ready, nobody has finished. Those that leave are gone.
   void BeginGeneration(uint64_t generation);
-  // Nobody leaves, and the job takes at least so many.
-  void CancelLeaving(int servers, int workers);
+  // Nobody leaves.
+  void CancelLeaving();
   // It is no member any more, and will be told that it may go.
   void Release(const std::string& id);
   // OK, or why this process can't become a member. `repeated` is set if it is one
@@ -93,14 +93,16 @@ class MemberTable {
   void Restrict(const Map& ids) {
     std::erase_if(members_,
                   [&](const auto& entry) { return !ids.contains(entry.first); });
-    for (auto& [id, member] : members_) member.leaving = false;
+    CancelLeaving();
     Want(count(v1::MEMBER_KIND_SERVER), count(v1::MEMBER_KIND_WORKER));
   }
   // Whether it left with a generation that is over.
   bool Released(const std::string& id, uint64_t incarnation) const {
     return released_.contains({id, incarnation});
   }
-  // All that the job takes, or more, are there and have been heard in this generation.
+  // As many as the job takes, or more, are there.
+  bool enough() const;
+  // And all have been heard in this generation.
   bool complete() const;
   // "1 of 2 servers and 2 of 2 workers": how many are missing, of those kinds that aren't
   // complete; if all are there: "server/s1 to be heard".

@@ -125,6 +125,15 @@ class ControllerFixture : public ::testing::Test {
     for (const auto& [id, incarnation] : incarnations_) ASSERT_TRUE(Beat(id).ok()) << id;
   }
   v1::ClusterState State() { return controller_->GetClusterStatus().state(); }
+  // Those that have shards.
+  std::vector<std::string> Servers() {
+    std::vector<std::string> servers;
+    const v1::ClusterState state = State();
+    for (const v1::ServerAddress& server : state.servers()) {
+      servers.push_back(server.server());
+    }
+    return servers;
+  }
 
   // Up to RUNNING.
   void StartJob() {

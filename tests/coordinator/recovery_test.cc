@@ -33,14 +33,6 @@ class RecoveryTest : public ControllerFixture {
     }
     ASSERT_EQ(State().phase(), v1::PHASE_RUNNING);
   }
-  std::vector<std::string> Servers() {
-    std::vector<std::string> servers;
-    const v1::ClusterState state = State();
-    for (const v1::ServerAddress& server : state.servers()) {
-      servers.push_back(server.server());
-    }
-    return servers;
-  }
   void TakeStep(uint64_t step) {
     for (const char* worker : {"worker/a", "worker/b"}) {
       ASSERT_TRUE(controller_->ReportStep(StepReport(worker, step)).ok());

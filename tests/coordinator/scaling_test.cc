@@ -46,14 +46,6 @@ class ScalingTest : public ControllerFixture {
     }
     for (std::thread& thread : waiting) thread.join();
   }
-  std::vector<std::string> Servers() {
-    std::vector<std::string> servers;
-    const v1::ClusterState state = State();
-    for (const v1::ServerAddress& server : state.servers()) {
-      servers.push_back(server.server());
-    }
-    return servers;
-  }
   v1::Phase PhaseOf(const std::string& id) {
     const auto state = Beat(id, 0, "", State().generation());
     EXPECT_TRUE(state.ok()) << state.status();

@@ -159,6 +159,19 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
     return job;
   }
 
+  // The first step, up to its close.
+  void Pass(const std::vector<std::vector<LocalBatch>>& batches, PassResult* result) {
+    const v1::Training& training = job_.training();
+    const auto pass = runner_->Forward(
+        0, PassMode::kTrain, /*version=*/0,
+        int64_t{training.replicas()} * training.lanes() * training.unroll(),
+        Flatten(batches));
+    ASSERT_TRUE(pass.ok()) << pass.status();
+    const absl::Status backward = runner_->Backward();
+    ASSERT_TRUE(backward.ok()) << backward;
+    *result = *pass;
+  }
+
   static std::vector<MicroBatch> Flatten(
       const std::vector<std::vector<LocalBatch>>& batches) {
     std::vector<MicroBatch> flat;
@@ -302,17 +315,11 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
 
 TEST_P(StepRunnerTest, LossesBalanceAndGradients) {
   const auto batches = testing::RandomBatches(job_, 1);
-  const v1::Training& training = job_.training();
-  const auto pass = runner_->Forward(
-      0, PassMode::kTrain, /*version=*/0,
-      int64_t{training.replicas()} * training.lanes() * training.unroll(),
-      Flatten(batches));
-  ASSERT_TRUE(pass.ok()) << pass.status();
-  const absl::Status backward = runner_->Backward();
-  ASSERT_TRUE(backward.ok()) << backward;
+  PassResult pass;
+  ASSERT_NO_FATAL_FAILURE(Pass(batches, &pass));
 
   const LocalModel::StepResult expected = local_->Train(0, batches);
-  ExpectSame(*pass, expected, /*importance=*/false);
+  ExpectSame(pass, expected, /*importance=*/false);
   double balance_loss = 0;
   for (size_t m = 0; m < runner_->totals().size(); ++m) {
     const v1::Moe& moe = runner_->mixtures()[m].moe;
@@ -346,14 +353,8 @@ TEST_P(StepRunnerTest, LossesBalanceAndGradients) {
 
 TEST_P(StepRunnerTest, CloseUpdatesEveryTensor) {
   const auto batches = testing::RandomBatches(job_, 1);
-  const v1::Training& training = job_.training();
-  const auto pass = runner_->Forward(
-      0, PassMode::kTrain, /*version=*/0,
-      int64_t{training.replicas()} * training.lanes() * training.unroll(),
-      Flatten(batches));
-  ASSERT_TRUE(pass.ok()) << pass.status();
-  const absl::Status backward = runner_->Backward();
-  ASSERT_TRUE(backward.ok()) << backward;
+  PassResult pass;
+  ASSERT_NO_FATAL_FAILURE(Pass(batches, &pass));
   constexpr float kRate = 0.01f;
   Close(kRate);
   const NamedTensors actual = Pulled();
