@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,7 +26,6 @@ CapacityTier::System CapacityTier::RealSystem() {
 
 absl::StatusOr<std::unique_ptr<CapacityTier>> CapacityTier::Create(
     Options options, int64_t address_bytes) {
-  const int64_t size = InPages(std::max<int64_t>(address_bytes, 1));
   std::string path = absl::StrCat(options.folder, "/experts-XXXXXX");
   const int fd = mkostemp(path.data(), O_CLOEXEC);
   if (fd < 0) {
@@ -33,40 +33,74 @@ absl::StatusOr<std::unique_ptr<CapacityTier>> CapacityTier::Create(
                                absl::StrCat("cannot create a file in ", options.folder));
   }
   unlink(path.c_str());
-  if (ftruncate(fd, size) != 0) {
-    const absl::Status status = absl::ErrnoToStatus(
-        errno, absl::StrCat("cannot make a file of ", FormatBytes(size),
-                            ", none of it on the "
-                            "disk, in ",
-                            options.folder));
-    close(fd);
-    return status;
-  }
-  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (data == MAP_FAILED) {
-    const absl::Status status = absl::ErrnoToStatus(
-        errno,
-        absl::StrCat("cannot map ", FormatBytes(size), " of a file in ", options.folder));
-    close(fd);
-    return status;
-  }
-  // Else a fault reads, or makes zeros of, much that lies around the page. Whoever needs a matrix
-  // says so (Prefetch).
-  options.system.madvise(data, size, MADV_RANDOM);
-  return std::unique_ptr<CapacityTier>(
-      new CapacityTier(std::move(options), fd, static_cast<char*>(data), size));
+  std::unique_ptr<CapacityTier> tier(new CapacityTier(std::move(options), fd));
+  if (address_bytes > 0) RETURN_IF_ERROR(tier->Extend(address_bytes));
+  return tier;
 }
 
 CapacityTier::~CapacityTier() {
-  munmap(data_, size_);
+  for (const auto& [begin, segment] : segments_) munmap(segment.data, segment.size);
   close(fd_);
 }
 
+absl::Status CapacityTier::Extend(int64_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  Segment segment;
+  segment.offset = file_bytes_;
+  segment.size = InPages(std::max<int64_t>(bytes, 1));
+  const int64_t end = segment.offset + segment.size;
+  if (ftruncate(fd_, end) != 0) {
+    return absl::ErrnoToStatus(
+        errno, absl::StrCat("cannot make a file of ", FormatBytes(end),
+                            ", none of it on the disk, in ", options_.folder));
+  }
+  void* data = mmap(nullptr, segment.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd_,
+                    segment.offset);
+  if (data == MAP_FAILED) {
+    return absl::ErrnoToStatus(
+        errno, absl::StrCat("cannot map ", FormatBytes(segment.size), " of a file in ",
+                            options_.folder));
+  }
+  // Else a fault reads, or makes zeros of, much that lies around the page. Whoever needs a matrix
+  // says so (Prefetch).
+  options_.system.madvise(data, segment.size, MADV_RANDOM);
+  file_bytes_ = end;
+  segment.data = static_cast<char*>(data);
+  last_ = &segments_.emplace(segment.data, segment).first->second;
+  return absl::OkStatus();
+}
+
 char* CapacityTier::Reserve(int64_t bytes) {
-  char* const begin = data_ + reserved_;
-  reserved_ += InPages(bytes);
-  CHECK_LE(reserved_, size_);
+  absl::MutexLock lock(&mutex_);
+  CHECK(last_ != nullptr);
+  char* const begin = last_->data + last_->dealt;
+  last_->dealt += InPages(bytes);
+  last_->held += InPages(bytes);
+  CHECK_LE(last_->dealt, last_->size);
   return begin;
+}
+
+void CapacityTier::Release(const char* begin, int64_t bytes) {
+  Segment segment;
+  {
+    absl::MutexLock lock(&mutex_);
+    Segment& of_begin = SegmentOf(begin);
+    of_begin.held -= bytes;
+    if (of_begin.held > 0 || of_begin.dealt < of_begin.size) return;
+    segment = of_begin;
+    if (last_ == &of_begin) last_ = nullptr;
+    segments_.erase(segment.data);
+  }
+  munmap(segment.data, segment.size);
+  GiveBack(segment.offset, segment.size);
+  absl::MutexLock lock(&mutex_);
+  allocated_ -= segment.allocated;
+}
+
+CapacityTier::Segment& CapacityTier::SegmentOf(const char* address) {
+  auto after = segments_.upper_bound(address);
+  CHECK(after != segments_.begin());
+  return std::prev(after)->second;
 }
 
 absl::Status CapacityTier::Allocate(char* begin, int64_t bytes) {
@@ -74,17 +108,21 @@ absl::Status CapacityTier::Allocate(char* begin, int64_t bytes) {
   RETURN_IF_ERROR(TakeDisk(begin, bytes));
   const absl::Status status = Populate(begin, bytes);
   if (status.ok()) return absl::OkStatus();
-  GiveBack(begin, bytes);
   absl::MutexLock lock(&mutex_);
+  Segment& segment = SegmentOf(begin);
+  GiveBack(segment.offset + (begin - segment.data), bytes);
+  segment.allocated -= bytes;
   allocated_ -= bytes;
   return status;
 }
 
 void CapacityTier::Prefetch(const char* begin, int64_t bytes) const {
-  const int64_t first = (begin - data_) / kPage * kPage;
-  const int64_t end = InPages(begin - data_ + bytes);
+  // Segments begin with a page.
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  const auto skipped = static_cast<int64_t>(address % kPage);
   // Advice only: what isn't read ahead is read when it is needed.
-  options_.system.madvise(data_ + first, end - first, MADV_WILLNEED);
+  options_.system.madvise(const_cast<char*>(begin) - skipped, InPages(skipped + bytes),
+                          MADV_WILLNEED);
 }
 
 absl::Status CapacityTier::TakeDisk(char* begin, int64_t bytes) {
@@ -96,24 +134,27 @@ absl::Status CapacityTier::TakeDisk(char* begin, int64_t bytes) {
                      " would be more than the ", FormatBytes(options_.disk_bytes),
                      " of --disk_gib; raise it, or resume on more servers"));
   }
+  Segment& segment = SegmentOf(begin);
+  const int64_t offset = segment.offset + (begin - segment.data);
   // Now, so that a full disk is an error here and no signal when a page is written back.
   int error = 0;
   do {
-    error = options_.system.fallocate(fd_, 0, begin - data_, bytes) == 0 ? 0 : errno;
+    error = options_.system.fallocate(fd_, 0, offset, bytes) == 0 ? 0 : errno;
   } while (error == EINTR);
   if (error != 0) {
-    GiveBack(begin, bytes);
+    GiveBack(offset, bytes);
     return CannotTake(error, bytes);
   }
+  segment.allocated += bytes;
   allocated_ += bytes;
   return absl::OkStatus();
 }
 
-void CapacityTier::GiveBack(char* begin, int64_t bytes) const {
+void CapacityTier::GiveBack(int64_t offset, int64_t bytes) const {
   constexpr int kMode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
   int error = 0;
   do {
-    error = options_.system.fallocate(fd_, kMode, begin - data_, bytes) == 0 ? 0 : errno;
+    error = options_.system.fallocate(fd_, kMode, offset, bytes) == 0 ? 0 : errno;
   } while (error == EINTR);
   if (error != 0 && error != EOPNOTSUPP) {
     LOG(WARNING) << absl::ErrnoToStatus(

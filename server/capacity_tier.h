@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -43,16 +44,22 @@ class CapacityTier {
     System system = RealSystem();
   };
 
-  // address_bytes: of all that will be reserved. An error names the folder.
+  // With address space for so many bytes. An error names the folder.
   static absl::StatusOr<std::unique_ptr<CapacityTier>> Create(Options options,
-                                                              int64_t address_bytes);
+                                                              int64_t address_bytes = 0);
   ~CapacityTier();
   CapacityTier(const CapacityTier&) = delete;
   CapacityTier& operator=(const CapacityTier&) = delete;
 
-  // The next `bytes` of the address space, at most what is left of it. Not to be read or
-  // written before Allocate. Not thread-safe.
-  char* Reserve(int64_t bytes);
+  // Adds a segment of address space for so many bytes, which Reserve deals out from now on. An error
+  // names the folder.
+  absl::Status Extend(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The next `bytes` of the last segment, at most what is left of it. Not to be read or written
+  // before Allocate. One thread between Extend and the last Reserve from it.
+  char* Reserve(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Of one segment: reserved bytes that nobody will use any more. With the last of them the disk of
+  // the whole segment is free. Any thread.
+  void Release(const char* begin, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   // Takes disk for bytes that are reserved and not allocated yet; they are zeros. Any
   // thread. After an error nothing has changed. RESOURCE_EXHAUSTED: the budget or the disk has no
   // room for them; with the figures. Other errors have the system's text, and what to do.
@@ -67,12 +74,25 @@ class CapacityTier {
   int64_t allocated() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  CapacityTier(Options options, int fd, char* data, int64_t size)
-      : options_(std::move(options)), fd_(fd), data_(data), size_(size) {}
+  // A part of the file, and where it is mapped.
+  struct Segment {
+    char* data = nullptr;
+    int64_t offset = 0;  // in the file
+    int64_t size = 0;
+    int64_t dealt = 0;
+    // Reserved and not released.
+    int64_t held = 0;
+    int64_t allocated = 0;
+  };
+
+  CapacityTier(Options options, int fd) : options_(std::move(options)), fd_(fd) {}
+
+  // The segment that has this address.
+  Segment& SegmentOf(const char* address) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   absl::Status TakeDisk(char* begin, int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   // Of bytes that fallocate was asked for: what it took, the whole or a part.
-  void GiveBack(char* begin, int64_t bytes) const;
+  void GiveBack(int64_t offset, int64_t bytes) const;
   // error: of fallocate.
   absl::Status CannotTake(int error, int64_t bytes) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -81,10 +101,12 @@ class CapacityTier {
 
   const Options options_;
   const int fd_;
-  char* const data_;
-  const int64_t size_;
-  int64_t reserved_ = 0;
   mutable absl::Mutex mutex_;
+  // By where they begin.
+  std::map<const char*, Segment> segments_ ABSL_GUARDED_BY(mutex_);
+  // Where Reserve takes from; null: nowhere.
+  Segment* last_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  int64_t file_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t allocated_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 

@@ -3,6 +3,8 @@
 #include <span>
 #include <utility>
 
+#include "common/base/status_macros.h"
+
 namespace moe {
 
 DenseShard::DenseShard(Backend& backend, const ModelPlan& plan, const ShardSpec& spec,
@@ -54,6 +56,16 @@ void DenseShard::Apply(double rate, double scale) {
   }
   gradient_.reset();
   tree_.emplace(replicas_, size());
+}
+
+absl::Status DenseShard::SetPiece(int64_t piece, uint64_t version,
+                                  std::string_view content) {
+  const int tensor = static_cast<int>(piece);
+  ASSIGN_OR_RETURN(const bool fits, parameters_.SetContent(
+                                        tensor, static_cast<int64_t>(version), content));
+  return fits
+             ? absl::OkStatus()
+             : WrongPiece(spec_, piece, content.size(), parameters_.ContentBytes(tensor));
 }
 
 void DenseShard::FillStatus(v1::ShardStatus* status) const {

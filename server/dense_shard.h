@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -44,6 +45,15 @@ class DenseShard : public Shard {
   }
   std::vector<v1::TensorDigest> Digests() const override { return parameters_.Digests(); }
   void FillStatus(v1::ShardStatus* status) const override;
+  int64_t pieces() const override { return parameters_.tensors(); }
+  uint64_t PieceVersion(int64_t piece) const override {
+    return static_cast<uint64_t>(parameters_.count(static_cast<int>(piece)));
+  }
+  std::string Piece(int64_t piece) const override {
+    return parameters_.Content(static_cast<int>(piece));
+  }
+  absl::Status SetPiece(int64_t piece, uint64_t version,
+                        std::string_view content) override;
 
  private:
   // Moves the tree's root to the backend.

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "common/job/mixtures.h"
@@ -26,6 +27,8 @@ class ExpertLayer {
               std::vector<std::unique_ptr<ExpertShard>> shards);
 
   const std::vector<std::unique_ptr<ExpertShard>>& shards() const { return shards_; }
+  // Gives the shards away, between steps; only the destructor may follow.
+  std::vector<std::unique_ptr<ExpertShard>> Release() { return std::move(shards_); }
   const LayerShape& shape() const { return shape_; }
 
   // inputs: [R]. One reply for each replica. MODE_TRAIN: waves in ascending order. step: of
@@ -42,7 +45,7 @@ class ExpertLayer {
 
  private:
   Backend& backend_;
-  const std::vector<std::unique_ptr<ExpertShard>> shards_;
+  std::vector<std::unique_ptr<ExpertShard>> shards_;
   LayerShape shape_;
   // The step in progress.
   std::vector<WaveRows> waves_;

@@ -1,6 +1,7 @@
 #include "server/expert_server.h"
 
 #include <limits>
+#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +16,13 @@ namespace {
 // For workers to read why it's over before their streams are cut.
 constexpr absl::Duration kParting = absl::Seconds(1);
 constexpr absl::Duration kLook = absl::Milliseconds(1);
+// Of a shard that is fetched while its server trains, between two of the engine's tasks.
+constexpr size_t kTransferBytes = size_t{1} << 20;
+
+// Version of the placement that is to come; 0: none.
+uint64_t UpcomingVersion(const v1::ClusterState& state) {
+  return state.upcoming().placement().version();
+}
 
 }  // namespace
 
@@ -26,10 +34,13 @@ absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Start(Options option
   std::string error;
   std::unique_ptr<Backend> backend = MakeCpuBackend(options.threads, &error);
   if (backend == nullptr) return absl::FailedPreconditionError(error);
+  ASSIGN_OR_RETURN(std::unique_ptr<ShardHome> home,
+                   ShardHome::Create(*backend, options.limits));
   std::unique_ptr<ExpertServer> server(
-      new ExpertServer(std::move(options), std::move(backend)));
+      new ExpertServer(std::move(options), std::move(backend), std::move(home)));
 
-  grpc::Service* const services[] = {&server->shard_service_, &server->status_service_};
+  grpc::Service* const services[] = {&server->shard_service_, &server->status_service_,
+                                     &server->transfer_service_};
   ASSIGN_OR_RETURN(server->rpc_, RpcServer::Start(server->options_.listen, services));
   ASSIGN_OR_RETURN(server->member_, server->options_.join(server->Registration()));
   LOG(INFO) << server->id_ << " listens on " << server->address();
@@ -37,16 +48,21 @@ absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Start(Options option
   return server;
 }
 
-ExpertServer::ExpertServer(Options options, std::unique_ptr<Backend> backend)
+ExpertServer::ExpertServer(Options options, std::unique_ptr<Backend> backend,
+                           std::unique_ptr<ShardHome> home)
     : options_(std::move(options)),
       backend_(std::move(backend)),
       id_(absl::StrCat("server/", options_.name)),
+      home_(std::move(home)),
       shard_service_(
           {.server = id_,
            .host = [this] { return host(); },
            .on_lost = [this](uint64_t generation,
                              const absl::Status& why) { OnFailed(generation, why); }}),
-      status_service_(id_, [this] { return host(); }) {}
+      status_service_(id_, [this] { return host(); }),
+      transfer_service_([this](const v1::FetchShardRequest& request, int64_t first) {
+        return ReadForTransfer(request, first);
+      }) {}
 
 ExpertServer::~ExpertServer() {
   Stop();
@@ -68,7 +84,7 @@ Member::Options ExpertServer::Registration() const {
   registration.set_numerics_description(backend_->Description());
   registration.set_memory_bytes(options_.memory);
   registration.set_threads(options_.threads);
-  const ShardSet::Limits& limits = options_.limits;
+  const ShardHome::Limits& limits = options_.limits;
   if (limits.tier.has_value()) registration.set_disk_bytes(limits.tier->disk_bytes);
   registration.set_activation_bytes(limits.activation_bytes);
   return member;
@@ -91,6 +107,7 @@ void ExpertServer::Stop() {
 
 void ExpertServer::Run() {
   absl::Status result = Serve();
+  arrivals_ = nullptr;
   shard_service_.GiveUp(
       std::numeric_limits<uint64_t>::max(),
       result.ok() ? absl::CancelledError("the job is finished") : result);
@@ -104,49 +121,72 @@ void ExpertServer::Run() {
 }
 
 absl::Status ExpertServer::Serve() {
-  // The generation whose shards are here.
-  uint64_t served = 0;
-  std::string reason = "the cluster to be complete";
   while (true) {
-    ASSIGN_OR_RETURN(
-        const v1::ClusterState state,
-        member_->WaitFor(reason, absl::InfiniteDuration(),
-                         [&](const v1::ClusterState& state) {
-                           return served != 0 ? state.generation() != served ||
-                                                    !member_->generation_health().ok()
-                                              : state.phase() == v1::PHASE_LOADING ||
-                                                    state.phase() == v1::PHASE_RUNNING;
-                         }));
+    const std::string reason =
+        served_ == 0 ? "the cluster to be complete, or complete again" : "";
+    ASSIGN_OR_RETURN(const v1::ClusterState state,
+                     member_->WaitFor(reason, absl::InfiniteDuration(),
+                                      [this](const v1::ClusterState& state) {
+                                        return NextAction(state) != Action::kNone;
+                                      }));
     if (state.phase() == v1::PHASE_FINISHED) return absl::OkStatus();
     if (state.phase() == v1::PHASE_FAILED) return absl::AbortedError(state.failure());
-    if (served != 0) {
-      Drop(served, state.recovery());
-      served = 0;
-      reason = "the cluster to be complete again";
-      continue;
+    switch (NextAction(state)) {
+      case Action::kLeave:
+        Leave(state);
+        break;
+      case Action::kEnter:
+        RETURN_IF_ERROR(Enter(state));
+        break;
+      case Action::kForget:
+        Forget();
+        break;
+      case Action::kPrepare:
+        Prepare(state);
+        break;
+      case Action::kNone:
+        break;
     }
-    served = state.generation();
-    member_->Enter(served);
-    absl::StatusOr<std::unique_ptr<ShardHost>> host = Load(state);
-    if (!host.ok()) {
-      const absl::Status cause =
-          Annotate(host.status(), absl::StrCat(id_, " can't load its shards"));
-      member_->Fail(cause);
-      // Of a generation that is over it doesn't matter.
-      if (!member_->generation_health().ok() && member_->health().ok()) continue;
-      return cause;
-    }
-    {
-      absl::MutexLock lock(&mutex_);
-      host_ = *std::move(host);
-    }
-    shard_service_.Open(served);
-    member_->SetReady(served);
-    reason = "";
   }
 }
 
-void ExpertServer::Drop(uint64_t generation, const std::string& why) {
+ExpertServer::Action ExpertServer::NextAction(const v1::ClusterState& state) const {
+  // Not known yet.
+  if (state.generation() == 0) return Action::kNone;
+  if (served_ != 0 &&
+      (state.generation() != served_ || !member_->generation_health().ok())) {
+    return Action::kLeave;
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    if (kept_.has_value() && (state.phase() == v1::PHASE_RUNNING ||
+                              state.handover().generation() != kept_->generation)) {
+      return Action::kForget;
+    }
+  }
+  if (served_ == 0 &&
+      (state.phase() == v1::PHASE_LOADING || state.phase() == v1::PHASE_RUNNING)) {
+    return Action::kEnter;
+  }
+  return UpcomingVersion(state) == (arrivals_ == nullptr ? 0 : arrivals_->version())
+             ? Action::kNone
+             : Action::kPrepare;
+}
+
+void ExpertServer::Leave(const v1::ClusterState& state) {
+  const uint64_t left = std::exchange(served_, 0);
+  std::shared_ptr<ShardHost> host = TakeHost(state.recovery());
+  if (state.handover().generation() != left) {
+    arrivals_ = nullptr;
+    return;
+  }
+  Kept kept = {left, host->version(), host->Release()};
+  absl::MutexLock lock(&mutex_);
+  kept_ = std::move(kept);
+}
+
+std::shared_ptr<ShardHost> ExpertServer::TakeHost(const std::string& why) {
+  const uint64_t generation = host()->generation();
   shard_service_.Cut(generation, absl::AbortedError(absl::StrCat(
                                      "generation ", generation, " is over: ", why)));
   std::shared_ptr<ShardHost> host;
@@ -156,9 +196,51 @@ void ExpertServer::Drop(uint64_t generation, const std::string& why) {
   }
   // Whoever asks for its status holds it for a moment. Its memory and its file must be free before
   // the next one takes as much.
-  const std::weak_ptr<ShardHost> gone = host;
-  host = nullptr;
-  while (!gone.expired()) absl::SleepFor(kLook);
+  while (host.use_count() > 1) absl::SleepFor(kLook);
+  return host;
+}
+
+void ExpertServer::Forget() {
+  std::optional<Kept> kept;
+  absl::MutexLock lock(&mutex_);
+  kept.swap(kept_);
+}
+
+void ExpertServer::Prepare(const v1::ClusterState& state) {
+  arrivals_ = nullptr;
+  if (!state.has_upcoming()) return;
+  Arrivals::Options options;
+  options.server = id_;
+  options.generation = state.generation();
+  options.upcoming = state.upcoming();
+  options.timeout = options_.rendezvous_timeout;
+  options.arrived = [this, version = UpcomingVersion(state)] {
+    member_->SetArrived(version);
+  };
+  arrivals_ = std::make_unique<Arrivals>(*home_, std::move(options));
+}
+
+absl::Status ExpertServer::Enter(const v1::ClusterState& state) {
+  served_ = state.generation();
+  member_->Enter(served_);
+  absl::StatusOr<std::unique_ptr<ShardHost>> host = Load(state);
+  arrivals_ = nullptr;
+  if (!host.ok()) {
+    served_ = 0;
+    const absl::Status cause =
+        Annotate(host.status(), absl::StrCat(id_, " can't load its shards"));
+    member_->Fail(cause);
+    // Of a generation that is over it doesn't matter.
+    RETURN_IF_ERROR(member_->health());
+    return member_->generation_health().ok() ? cause : absl::OkStatus();
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    host_ = *std::move(host);
+  }
+  shard_service_.Open(served_);
+  member_->SetReady(served_);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<ShardHost>> ExpertServer::Load(
@@ -167,7 +249,6 @@ absl::StatusOr<std::unique_ptr<ShardHost>> ExpertServer::Load(
   options.server = member_->id();
   options.state = state;
   options.rendezvous_timeout = options_.rendezvous_timeout;
-  options.limits = options_.limits;
   options.events.shard_written = [this](uint64_t step, const v1::ShardFile& file) {
     v1::ReportShardFileRequest request;
     request.set_step(step);
@@ -181,7 +262,64 @@ absl::StatusOr<std::unique_ptr<ShardHost>> ExpertServer::Load(
     member_->SetWaitingFor(waiting_for);
     member_->SetTimes(times);
   };
-  return ShardHost::Load(*backend_, std::move(options));
+  ShardStock stock;
+  if (state.has_handover()) {
+    ASSIGN_OR_RETURN(stock, TakeOver(state));
+  }
+  return ShardHost::Load(home_, std::move(options), stock);
+}
+
+absl::StatusOr<ShardStock> ExpertServer::TakeOver(const v1::ClusterState& state) {
+  ShardStock stock;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (kept_.has_value()) {
+      RETURN_IF_ERROR(CheckStep(*kept_, state.handover().step()));
+      for (const v1::ShardPlacement& placed : state.placement().shards()) {
+        if (placed.server() != id_) continue;
+        if (auto shard = kept_->shards.extract(placed.shard())) {
+          stock.insert(std::move(shard));
+        }
+      }
+    }
+  }
+  if (arrivals_ != nullptr) {
+    ASSIGN_OR_RETURN(ShardStock arrived,
+                     arrivals_->Finish(state.handover().step(), [this] {
+                       return !member_->generation_health().ok();
+                     }));
+    stock.merge(arrived);
+  }
+  return stock;
+}
+
+absl::Status ExpertServer::CheckStep(const Kept& kept, uint64_t step) const {
+  if (kept.step == step) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(id_, " left generation ", kept.generation,
+                                          " at step ", kept.step, " instead of ", step));
+}
+
+absl::StatusOr<PieceBatch> ExpertServer::ReadForTransfer(
+    const v1::FetchShardRequest& request, int64_t first) {
+  const absl::Status not_yet = absl::UnavailableError(
+      absl::StrCat(id_, request.handed_over() ? " hasn't left" : " isn't in",
+                   " generation ", request.generation()));
+  const std::span<const uint64_t> have(request.versions().data(),
+                                       request.versions_size());
+  if (!request.handed_over()) {
+    const std::shared_ptr<ShardHost> host = this->host();
+    if (host == nullptr || host->generation() != request.generation()) return not_yet;
+    return host->ReadPiecesOf(request.shard(), have, first, kTransferBytes);
+  }
+  absl::MutexLock lock(&mutex_);
+  if (!kept_.has_value() || kept_->generation != request.generation()) return not_yet;
+  RETURN_IF_ERROR(CheckStep(*kept_, request.step()));
+  const auto shard = kept_->shards.find(request.shard());
+  if (shard == kept_->shards.end()) {
+    return absl::NotFoundError(
+        absl::StrCat(id_, " has no ", request.shard(), " to give away"));
+  }
+  return ReadPieces(*shard->second, have, first, kTransferBytes);
 }
 
 std::shared_ptr<ShardHost> ExpertServer::host() const {

@@ -519,6 +519,16 @@ void ExpertShard::Apply(std::span<const WaveRows> waves, double rate, double sca
   ForgetStep();
 }
 
+absl::Status ExpertShard::SetPiece(int64_t piece, uint64_t version,
+                                   std::string_view content) {
+  const int tensor = static_cast<int>(piece);
+  ASSIGN_OR_RETURN(const bool fits, parameters_.SetContent(
+                                        tensor, static_cast<int64_t>(version), content));
+  return fits
+             ? absl::OkStatus()
+             : WrongPiece(spec_, piece, content.size(), parameters_.ContentBytes(tensor));
+}
+
 void ExpertShard::FillStatus(v1::ShardStatus* status) const {
   status->set_shard(spec_.id);
   parameters_.FillStatus(status);

@@ -9,6 +9,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "common/job/model_plan.h"
@@ -77,6 +78,15 @@ class ExpertShard : public Shard {
     return parameters_.Untouched();
   }
   void FillStatus(v1::ShardStatus* status) const override;
+  int64_t pieces() const override { return parameters_.tensors(); }
+  uint64_t PieceVersion(int64_t piece) const override {
+    return static_cast<uint64_t>(parameters_.count(static_cast<int>(piece)));
+  }
+  std::string Piece(int64_t piece) const override {
+    return parameters_.Content(static_cast<int>(piece));
+  }
+  absl::Status SetPiece(int64_t piece, uint64_t version,
+                        std::string_view content) override;
 
  private:
   // One wave's batch, and what is kept of it until the end of the step.

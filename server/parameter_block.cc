@@ -112,6 +112,13 @@ ParameterBlock::ParameterBlock(Backend& backend, const ModelPlan& plan,
   }
 }
 
+ParameterBlock::~ParameterBlock() {
+  for (const Held& tensor : tensors_) {
+    if (tensor.slot == nullptr) continue;
+    tier_->Release(tensor.slot, CapacityTier::InPages(Slot(tensor.state).bytes));
+  }
+}
+
 int64_t ParameterBlock::AddressBytes(const ModelPlan& plan, const ShardSpec& shard,
                                      const v1::Job& job) {
   int64_t bytes = 0;
@@ -325,6 +332,48 @@ std::vector<v1::UntouchedTensors> ParameterBlock::Untouched() const {
     ranges.back().set_count(ranges.back().count() + 1);
   }
   return ranges;
+}
+
+size_t ParameterBlock::ContentBytes(int i) const {
+  if (IsUntouched(tensors_[i])) return 0;
+  size_t bytes = 0;
+  for (const Part& part : PartsOf(i)) bytes += part.bytes();
+  return bytes;
+}
+
+std::string ParameterBlock::Content(int i) const {
+  std::string content(ContentBytes(i), '\0');
+  if (content.empty()) return content;
+  char* end = content.data();
+  for (const Part& part : PartsOf(i)) {
+    backend_.Download(part.data, end, part.bytes());
+    end += part.bytes();
+  }
+  return content;
+}
+
+absl::StatusOr<bool> ParameterBlock::SetContent(int i, int64_t count,
+                                                std::string_view content) {
+  Held& tensor = tensors_[i];
+  const int64_t before = std::exchange(tensor.count, count);
+  if (content.size() != ContentBytes(i)) {
+    tensor.count = before;
+    return false;
+  }
+  if (content.empty()) {
+    Initialize(i);
+    return true;
+  }
+  if (absl::Status status = Allocate(tensor); !status.ok()) {
+    tensor.count = before;
+    return status;
+  }
+  const char* next = content.data();
+  for (const Part& part : PartsOf(i)) {
+    backend_.Upload(next, part.data, part.bytes());
+    next += part.bytes();
+  }
+  return true;
 }
 
 void ParameterBlock::FillStatus(v1::ShardStatus* status) const {

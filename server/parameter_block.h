@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -31,6 +32,9 @@ class ParameterBlock {
   // tier: of the server, outlives the block; null: everything is kept in memory.
   ParameterBlock(Backend& backend, const ModelPlan& plan, const ShardSpec& shard,
                  const v1::Job& job, CapacityTier* tier = nullptr);
+  ~ParameterBlock();
+  ParameterBlock(const ParameterBlock&) = delete;
+  ParameterBlock& operator=(const ParameterBlock&) = delete;
   // What it reserves of a tier.
   static int64_t AddressBytes(const ModelPlan& plan, const ShardSpec& shard,
                               const v1::Job& job);
@@ -70,6 +74,13 @@ class ParameterBlock {
   std::vector<v1::TensorDigest> Digests() const;
   // Ascending.
   std::vector<v1::UntouchedTensors> Untouched() const;
+  // Of tensor i as it travels: the parameters and what the optimizer keeps, one after another.
+  std::string Content(int i) const;
+  // What Content and count said elsewhere. False, and nothing changed, if it isn't of that size; an
+  // error is CapacityTier::Allocate's.
+  absl::StatusOr<bool> SetContent(int i, int64_t count, std::string_view content);
+  // Bytes of tensor i as it travels.
+  size_t ContentBytes(int i) const;
   // All floats; out: host, [size()].
   void Download(std::span<float> out) const { w_.Download(out); }
 

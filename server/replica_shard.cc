@@ -13,6 +13,7 @@ absl::Status ReplicaShard::Restore(const SafetensorsFile& file) {
         absl::StrCat(file.path(), ": state is not a row of bytes"));
   }
   content_.assign(static_cast<const char*>(entry.data), entry.bytes);
+  ++version_;
   return absl::OkStatus();
 }
 
@@ -23,6 +24,12 @@ absl::StatusOr<v1::ShardFile> ReplicaShard::Write(const Cut& cut) const {
                                   content_.data(),
                                   content_.size()};
   return WriteShardFile(cut, spec_.id, std::span(&entry, 1), {});
+}
+
+absl::Status ReplicaShard::SetPiece(int64_t, uint64_t version, std::string_view content) {
+  content_ = content;
+  version_ = version;
+  return absl::OkStatus();
 }
 
 void ReplicaShard::FillStatus(v1::ShardStatus* status) const {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -20,18 +21,31 @@ class ReplicaShard : public Shard {
   const std::string& content() const { return content_; }
   // The content from the next Apply on.
   void Push(std::string content) { next_ = std::move(content); }
-  void Apply() { content_ = std::move(next_); }
+  void Apply() {
+    content_ = std::move(next_);
+    ++version_;
+  }
 
   const ShardSpec& spec() const override { return spec_; }
-  void Initialize() override { content_.clear(); }
+  void Initialize() override {
+    content_.clear();
+    version_ = 0;
+  }
   absl::Status Restore(const SafetensorsFile& file) override;
   absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const override;
   std::vector<v1::TensorDigest> Digests() const override { return {}; }
   void FillStatus(v1::ShardStatus* status) const override;
+  int64_t pieces() const override { return 1; }
+  uint64_t PieceVersion(int64_t) const override { return version_; }
+  std::string Piece(int64_t) const override { return content_; }
+  absl::Status SetPiece(int64_t piece, uint64_t version,
+                        std::string_view content) override;
 
  private:
   const ShardSpec spec_;
   std::string content_;
+  // Counts what content_ has been, but not what it was at Initialize.
+  uint64_t version_ = 0;
   std::string next_;
 };
 

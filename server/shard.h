@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -42,6 +43,20 @@ class Shard {
   virtual std::vector<v1::UntouchedTensors> Untouched() const { return {}; }
   // All but the version.
   virtual void FillStatus(v1::ShardStatus* status) const = 0;
+
+  // ---- the state in pieces, in which a shard moves from server to server
+  virtual int64_t pieces() const = 0;
+  // Differs whenever the piece does; 0: as Initialize leaves it.
+  virtual uint64_t PieceVersion(int64_t piece) const = 0;
+  virtual std::string Piece(int64_t piece) const = 0;
+  // What PieceVersion and Piece said of another copy of the shard. INVALID_ARGUMENT, with the sizes, if
+  // it isn't of that; else an error is CapacityTier::Allocate's.
+  virtual absl::Status SetPiece(int64_t piece, uint64_t version,
+                                std::string_view content) = 0;
 };
+
+// Of a piece that doesn't have the bytes that it should.
+absl::Status WrongPiece(const ShardSpec& spec, int64_t piece, size_t bytes,
+                        size_t expected);
 
 }  // namespace moe

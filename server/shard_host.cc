@@ -40,11 +40,11 @@ class OnDestruction {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ShardHost>> ShardHost::Load(Backend& backend,
-                                                           Options options) {
-  ASSIGN_OR_RETURN(
-      std::unique_ptr<ShardSet> shards,
-      ShardSet::Load(backend, options.state, options.server, options.limits));
+absl::StatusOr<std::unique_ptr<ShardHost>> ShardHost::Load(
+    std::shared_ptr<ShardHome> home, Options options, ShardStock& stock) {
+  Backend& backend = home->backend();
+  ASSIGN_OR_RETURN(std::unique_ptr<ShardSet> shards,
+                   ShardSet::Load(std::move(home), options.state, options.server, stock));
   return std::unique_ptr<ShardHost>(
       new ShardHost(backend, std::move(options), std::move(shards)));
 }
@@ -306,29 +306,19 @@ absl::StatusOr<v1::GetTensorDigestsResponse> ShardHost::Digests(
 absl::StatusOr<int64_t> ShardHost::DigestFrom(int64_t first,
                                               const std::function<bool()>& cancelled,
                                               v1::GetTensorDigestsResponse* response) {
-  struct Answer {
-    absl::StatusOr<int64_t> next =
-        absl::UnavailableError("the server is leaving the generation");
-    absl::Notification done;
-  };
-  const auto answer = std::make_shared<Answer>();
-  // Tells the waiter also if the engine drops the task.
-  auto done = std::make_shared<OnDestruction>([answer] { answer->done.Notify(); });
-  engine_.Post([this, answer, done = std::move(done), first, &cancelled, response] {
+  int64_t next = first;
+  RETURN_IF_ERROR(RunTask([&]() -> absl::Status {
     const uint64_t version = inbox_.version();
     if (first == 0) response->set_version(version);
     if (version != response->version()) {
-      answer->next = absl::AbortedError(
+      return absl::AbortedError(
           absl::StrCat("a step was taken from version ", response->version(),
                        " while the digests of its shards were made"));
-      return;
     }
     const absl::Time end = absl::Now() + kDigestsAtOnce;
-    int64_t next = first;
     do {
       if (cancelled && cancelled()) {
-        answer->next = absl::CancelledError("nobody waits for the digests any more");
-        return;
+        return absl::CancelledError("nobody waits for the digests any more");
       }
       if (next == shards_->size()) break;
       for (v1::TensorDigest& digest : shards_->Digests(next)) {
@@ -339,10 +329,44 @@ absl::StatusOr<int64_t> ShardHost::DigestFrom(int64_t first,
       }
       ++next;
     } while (absl::Now() < end);
-    answer->next = next;
+    return absl::OkStatus();
+  }));
+  return next;
+}
+
+absl::StatusOr<PieceBatch> ShardHost::ReadPiecesOf(const std::string& shard,
+                                                   std::span<const uint64_t> have,
+                                                   int64_t first, size_t bytes) {
+  PieceBatch batch;
+  RETURN_IF_ERROR(RunTask([&]() -> absl::Status {
+    const Shard* const found = shards_->Find(shard);
+    if (found == nullptr) {
+      return absl::NotFoundError(absl::StrCat(options_.server, " has no ", shard));
+    }
+    ASSIGN_OR_RETURN(batch, ReadPieces(*found, have, first, bytes));
+    return absl::OkStatus();
+  }));
+  return batch;
+}
+
+absl::Status ShardHost::RunTask(std::function<absl::Status()> task) {
+  struct Answer {
+    absl::Status status = absl::UnavailableError("the server is leaving the generation");
+    absl::Notification done;
+  };
+  const auto answer = std::make_shared<Answer>();
+  // Tells the waiter also if the engine drops the task.
+  auto done = std::make_shared<OnDestruction>([answer] { answer->done.Notify(); });
+  engine_.Post([answer, done = std::move(done), task = std::move(task)] {
+    answer->status = task();
   });
   answer->done.WaitForNotification();
-  return answer->next;
+  return answer->status;
+}
+
+ShardStock ShardHost::Release() {
+  engine_.Stop();
+  return shards_->Release();
 }
 
 }  // namespace moe

@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,8 @@
 #include "server/inbox.h"
 #include "server/rendezvous.h"
 #include "server/reply_sink.h"
+#include "server/shard_home.h"
+#include "server/shard_pieces.h"
 #include "server/shard_set.h"
 
 namespace moe {
@@ -50,16 +53,18 @@ class ShardHost : private Inbox::Work {
     v1::ClusterState state;
     // From a rendezvous' first part to its last.
     absl::Duration rendezvous_timeout;
-    ShardSet::Limits limits;
     Events events;
   };
 
-  // Creates or restores the shards. The backend outlives the host.
-  static absl::StatusOr<std::unique_ptr<ShardHost>> Load(Backend& backend,
-                                                         Options options);
+  // With the shards that the stock has for it and, as ShardSet::Load says, others.
+  static absl::StatusOr<std::unique_ptr<ShardHost>> Load(std::shared_ptr<ShardHome> home,
+                                                         Options options,
+                                                         ShardStock& stock);
   ~ShardHost() override;
 
   uint64_t generation() const { return options_.state.generation(); }
+  // Steps taken.
+  uint64_t version() const { return inbox_.version(); }
   // Whether any replica is this member's.
   bool IsWorker(const std::string& member) const { return inbox_.IsWorker(member); }
   // A message of `worker` after its Hello; `sink` gets the answer, now or later. An error
@@ -74,6 +79,13 @@ class ShardHost : private Inbox::Work {
   // step was taken meanwhile. cancelled: whether the caller has gone; any thread; may be empty.
   absl::StatusOr<v1::GetTensorDigestsResponse> Digests(
       const std::function<bool()>& cancelled = {});
+  // As ReadPieces (shard_pieces.h), between the engine's other tasks. NOT_FOUND if there is no such
+  // shard here.
+  absl::StatusOr<PieceBatch> ReadPiecesOf(const std::string& shard,
+                                          std::span<const uint64_t> have, int64_t first,
+                                          size_t bytes);
+  // Ends the work; the shards are as the last step left them. Only the destructor may follow.
+  ShardStock Release();
 
  private:
   // A step of which all replicas have closed.
@@ -103,6 +115,8 @@ class ShardHost : private Inbox::Work {
   void PostScore(std::shared_ptr<ScoreWork> work);
   // A task's error fails the job.
   void Post(std::function<absl::Status()> task);
+  // Has the engine run the task and waits for it. UNAVAILABLE if the engine ends before.
+  absl::Status RunTask(std::function<absl::Status()> task);
   // Appends the digests of shard `first` and of those after it for which there is time; the next
   // one's number.
   absl::StatusOr<int64_t> DigestFrom(int64_t first,

@@ -11,86 +11,128 @@
 
 namespace moe {
 
-absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
+namespace {
+
+// A shard of a kind that is known from its id.
+template <typename Kind>
+std::unique_ptr<Kind> As(std::unique_ptr<Shard> shard) {
+  return std::unique_ptr<Kind>(static_cast<Kind*>(shard.release()));
+}
+
+// Puts what the stock lacks of these shards into it.
+absl::Status Complete(ShardHome& home, const v1::ClusterState& state,
+                      const ModelPlan& plan, const std::vector<const ShardSpec*>& mine,
+                      ShardStock& stock) {
+  for (const ShardSpec* spec : mine) {
+    std::unique_ptr<Shard>& shard = stock[spec->id];
+    if (shard != nullptr) continue;
+    if (state.has_handover()) {
+      return absl::UnavailableError(
+          absl::StrCat(spec->id, ", which the generation before this one had at step ",
+                       state.handover().step(), ", isn't here"));
+    }
+    ASSIGN_OR_RETURN(shard, home.Make(plan, *spec, state.job()));
+    if (state.restore_from().empty()) {
+      shard->Initialize();
+      continue;
+    }
+    ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file,
+                     OpenShardFile(state.restore_from(), spec->id, state.start_step()));
+    RETURN_IF_ERROR(shard->Restore(*file));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(std::shared_ptr<ShardHome> home,
                                                          const v1::ClusterState& state,
                                                          const std::string& server,
-                                                         const Limits& limits) {
+                                                         ShardStock& stock) {
   const v1::Job& job = state.job();
   const ModelPlan plan = MakeModelPlan(job);
-  std::set<std::string> mine;
+  std::set<std::string> placed_here;
   for (const v1::ShardPlacement& placed : state.placement().shards()) {
-    if (placed.server() == server) mine.insert(placed.shard());
+    if (placed.server() == server) placed_here.insert(placed.shard());
   }
+  std::vector<const ShardSpec*> mine;
+  for (const ShardSpec& spec : plan.shards) {
+    if (placed_here.erase(spec.id) > 0) mine.push_back(&spec);
+  }
+  if (!placed_here.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("placement ", state.placement().version(), " gives ", server,
+                     " shard ", *placed_here.begin(), ", which the job doesn't have"));
+  }
+  RETURN_IF_ERROR(Complete(*home, state, plan, mine, stock));
 
-  std::unique_ptr<ShardSet> set(new ShardSet(limits));
+  std::unique_ptr<ShardSet> set(new ShardSet(std::move(home)));
   set->d_model_ = job.model().d_model();
   set->vocabulary_ = job.model().vocabulary();
-  if (limits.tier.has_value()) {
-    int64_t bytes = 0;
-    for (const ShardSpec& spec : plan.shards) {
-      if (mine.contains(spec.id)) bytes += ParameterBlock::AddressBytes(plan, spec, job);
-    }
-    ASSIGN_OR_RETURN(set->tier_, CapacityTier::Create(*limits.tier, bytes));
-  }
   std::map<MixtureId, std::vector<std::unique_ptr<ExpertShard>>> groups;
-  for (const ShardSpec& spec : plan.shards) {
-    if (mine.erase(spec.id) == 0) continue;
-    switch (spec.kind) {
+  for (const ShardSpec* spec : mine) {
+    std::unique_ptr<Shard> shard = std::move(stock.extract(spec->id).mapped());
+    set->all_.push_back(shard.get());
+    switch (spec->kind) {
       case ShardKind::kDense: {
-        auto shard = std::make_unique<DenseShard>(backend, plan, spec, job);
-        set->all_.push_back(shard.get());
-        set->dense_sizes_[spec.id] = shard->size();
-        set->dense_[spec.id] = std::move(shard);
+        auto dense = As<DenseShard>(std::move(shard));
+        set->dense_sizes_[spec->id] = dense->size();
+        set->dense_[spec->id] = std::move(dense);
         break;
       }
       case ShardKind::kTable: {
-        auto shard = std::make_unique<TableShard>(backend, plan, spec, job);
-        set->all_.push_back(shard.get());
-        set->table_shapes_[spec.id] = {shard->rows(), shard->columns()};
-        if (spec.table == Table::kSoftmax) set->softmax_.push_back(shard.get());
-        set->tables_.push_back(std::move(shard));
+        auto table = As<TableShard>(std::move(shard));
+        set->table_shapes_[spec->id] = {table->rows(), table->columns()};
+        if (spec->table == Table::kSoftmax) set->softmax_.push_back(table.get());
+        set->tables_.push_back(std::move(table));
         break;
       }
-      case ShardKind::kExpert: {
-        auto shard = std::make_unique<ExpertShard>(
-            backend, plan, spec, job,
-            ExpertShard::Host{set->tier_.get(), &set->activations_});
-        set->all_.push_back(shard.get());
-        groups[{static_cast<uint32_t>(spec.layer), spec.mixture}].push_back(
-            std::move(shard));
+      case ShardKind::kExpert:
+        groups[{static_cast<uint32_t>(spec->layer), spec->mixture}].push_back(
+            As<ExpertShard>(std::move(shard)));
         break;
-      }
-      case ShardKind::kReplica: {
-        auto shard = std::make_unique<ReplicaShard>(spec);
-        set->all_.push_back(shard.get());
-        set->replica_[spec.id] = std::move(shard);
+      case ShardKind::kReplica:
+        set->replica_[spec->id] = As<ReplicaShard>(std::move(shard));
         break;
-      }
     }
   }
-  if (!mine.empty()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("placement ", state.placement().version(), " gives ", server,
-                     " shard ", *mine.begin(), ", which the job doesn't have"));
-  }
+  Backend& backend = set->home_->backend();
   for (const Mixture& mixture : MixturesOf(job)) {
     const auto shards = groups.find(mixture.id);
     if (shards == groups.end()) continue;
     set->mixtures_[mixture.id] =
         std::make_unique<ExpertLayer>(backend, mixture, std::move(shards->second));
   }
-
-  for (Shard* shard : set->all_) {
-    if (state.restore_from().empty()) {
-      shard->Initialize();
-      continue;
-    }
-    ASSIGN_OR_RETURN(
-        const std::unique_ptr<SafetensorsFile> file,
-        OpenShardFile(state.restore_from(), shard->spec().id, state.start_step()));
-    RETURN_IF_ERROR(shard->Restore(*file));
-  }
   return set;
+}
+
+ShardStock ShardSet::Release() {
+  ShardStock stock;
+  for (auto& [id, shard] : dense_) stock[id] = std::move(shard);
+  for (auto& [id, shard] : replica_) stock[id] = std::move(shard);
+  for (auto& shard : tables_) {
+    const std::string id = shard->spec().id;
+    stock[id] = std::move(shard);
+  }
+  for (auto& [mixture, layer] : mixtures_) {
+    for (std::unique_ptr<ExpertShard>& shard : layer->Release()) {
+      const std::string id = shard->spec().id;
+      stock[id] = std::move(shard);
+    }
+  }
+  all_.clear();
+  dense_.clear();
+  replica_.clear();
+  tables_.clear();
+  mixtures_.clear();
+  return stock;
+}
+
+const Shard* ShardSet::Find(const std::string& id) const {
+  const auto found = std::find_if(all_.begin(), all_.end(), [&](const Shard* shard) {
+    return shard->spec().id == id;
+  });
+  return found == all_.end() ? nullptr : *found;
 }
 
 const LayerShape* ShardSet::FindMixture(MixtureId mixture) const {

@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,13 +19,13 @@
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/parameter.pb.h"
 #include "proto/moe/v1/status.pb.h"
-#include "server/activation_budget.h"
 #include "server/capacity_tier.h"
 #include "server/dense_shard.h"
 #include "server/expert_layer.h"
 #include "server/frames.h"
 #include "server/replica_shard.h"
 #include "server/shard.h"
+#include "server/shard_home.h"
 #include "server/table_frames.h"
 #include "server/table_shard.h"
 
@@ -32,19 +33,15 @@ namespace moe {
 
 class ShardSet {
  public:
-  struct Limits {
-    // Where experts live; none: in memory.
-    std::optional<CapacityTier::Options> tier;
-    // As ActivationBudget's.
-    int64_t activation_bytes = 0;
-  };
-
-  // The shards that state.placement gives to `server`: restored, or with initial values
-  // if the state names no checkpoint.
-  static absl::StatusOr<std::unique_ptr<ShardSet>> Load(Backend& backend,
+  // The shards that state.placement gives to `server`: out of `stock`, which keeps the others; those
+  // that aren't there, unless state.handover says that they must be, restored, or with initial
+  // values if the state names no checkpoint.
+  static absl::StatusOr<std::unique_ptr<ShardSet>> Load(std::shared_ptr<ShardHome> home,
                                                         const v1::ClusterState& state,
                                                         const std::string& server,
-                                                        const Limits& limits);
+                                                        ShardStock& stock);
+  // Its shards; it has none any more. Between steps.
+  ShardStock Release();
 
   // ---- constant after Load; any thread
   // Of all kinds.
@@ -61,7 +58,7 @@ class ShardSet {
   // Whether the whole shard may be pulled.
   bool Pullable(const std::string& shard) const;
   // Null if experts are in memory.
-  const CapacityTier* tier() const { return tier_.get(); }
+  const CapacityTier* tier() const { return home_->tier(); }
   int64_t d_model() const { return d_model_; }
   int64_t vocabulary() const { return vocabulary_; }
   // The shards of the softmax's table, by rows.
@@ -82,6 +79,8 @@ class ShardSet {
 
   // Writes a file for each shard.
   absl::StatusOr<std::vector<v1::ShardFile>> Write(const Cut& cut) const;
+  // Null if it isn't here.
+  const Shard* Find(const std::string& id) const;
   // shard: below size().
   std::vector<v1::TensorDigest> Digests(int64_t shard) const {
     return all_[shard]->Digests();
@@ -92,12 +91,11 @@ class ShardSet {
   std::vector<v1::ShardStatus> Status() const;
 
  private:
-  explicit ShardSet(const Limits& limits) : activations_(limits.activation_bytes) {}
+  explicit ShardSet(std::shared_ptr<ShardHome> home) : home_(std::move(home)) {}
   TableShard& table(const std::string& shard) const;
 
-  // First, so that they outlive the shards.
-  std::unique_ptr<CapacityTier> tier_;
-  ActivationBudget activations_;
+  // First, so that it outlives the shards.
+  const std::shared_ptr<ShardHome> home_;
   // In the plan's order.
   std::vector<Shard*> all_;
   std::map<std::string, std::unique_ptr<DenseShard>> dense_;

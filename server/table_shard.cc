@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,6 +21,8 @@ namespace {
 
 // Rows that are scored, digested or filled with initial values at a time.
 constexpr int64_t kRowBlock = kScoreBlockRows;
+// Rows of a piece: few, since one that is touched moves them all.
+constexpr int64_t kPieceRows = 64;
 
 std::vector<float> Downloaded(const Tensor& tensor) {
   std::vector<float> host(tensor.size());
@@ -286,6 +289,70 @@ void TableShard::FillStatus(v1::ShardStatus* status) const {
   status->set_evaluation_rows_pulled(evaluation_rows_pulled_);
   status->set_rows_pushed(rows_pushed_);
   status->set_rows_touched(rows_touched_);
+}
+
+TableShard::Block TableShard::BlockOf(int64_t piece) const {
+  const int64_t begin = piece * kPieceRows;
+  return {begin, std::min(kPieceRows, spec_.rows - begin)};
+}
+
+template <typename Fn>
+void TableShard::ForSlices(Block block, const Fn& fn) const {
+  for (const Part& part : parts_) {
+    for (const Tensor* tensor : {&part.w, &part.m, &part.v}) {
+      if (tensor->size() == 0) continue;
+      fn(tensor->view().row(block.begin), block.rows * tensor->cols() * sizeof(float));
+    }
+  }
+}
+
+size_t TableShard::PieceBytes(Block block) const {
+  size_t bytes = block.rows * sizeof(int64_t);
+  ForSlices(block, [&](float*, size_t slice) { bytes += slice; });
+  return bytes;
+}
+
+int64_t TableShard::pieces() const { return (spec_.rows + kPieceRows - 1) / kPieceRows; }
+
+uint64_t TableShard::PieceVersion(int64_t piece) const {
+  const Block block = BlockOf(piece);
+  const auto begin = count_.begin() + block.begin;
+  return std::accumulate(begin, begin + block.rows, uint64_t{0});
+}
+
+std::string TableShard::Piece(int64_t piece) const {
+  const Block block = BlockOf(piece);
+  std::string content(PieceBytes(block), '\0');
+  const size_t counts = block.rows * sizeof(int64_t);
+  std::memcpy(content.data(), count_.data() + block.begin, counts);
+  char* end = content.data() + counts;
+  ForSlices(block, [&](const float* begin, size_t bytes) {
+    backend_.Download(begin, end, bytes);
+    end += bytes;
+  });
+  return content;
+}
+
+absl::Status TableShard::SetPiece(int64_t piece, uint64_t /*version*/,
+                                  std::string_view content) {
+  const Block block = BlockOf(piece);
+  if (content.size() != PieceBytes(block)) {
+    return WrongPiece(spec_, piece, content.size(), PieceBytes(block));
+  }
+  const auto touched = [&] {
+    const auto begin = count_.begin() + block.begin;
+    return block.rows - std::count(begin, begin + block.rows, 0);
+  };
+  rows_touched_ -= touched();
+  const size_t counts = block.rows * sizeof(int64_t);
+  std::memcpy(count_.data() + block.begin, content.data(), counts);
+  rows_touched_ += touched();
+  const char* next = content.data() + counts;
+  ForSlices(block, [&](float* begin, size_t bytes) {
+    backend_.Upload(next, begin, bytes);
+    next += bytes;
+  });
+  return absl::OkStatus();
 }
 
 }  // namespace moe

@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -51,6 +52,12 @@ class TableShard : public Shard {
   absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const override;
   std::vector<v1::TensorDigest> Digests() const override;
   void FillStatus(v1::ShardStatus* status) const override;
+  // A piece is a block of rows.
+  int64_t pieces() const override;
+  uint64_t PieceVersion(int64_t piece) const override;
+  std::string Piece(int64_t piece) const override;
+  absl::Status SetPiece(int64_t piece, uint64_t version,
+                        std::string_view content) override;
 
  private:
   struct Part {
@@ -73,6 +80,17 @@ class TableShard : public Shard {
     std::vector<int32_t> row;
     std::vector<Tensor> of_part;
   };
+
+  // The rows of a piece.
+  struct Block {
+    int64_t begin = 0;
+    int64_t rows = 0;
+  };
+  Block BlockOf(int64_t piece) const;
+  // Calls fn(begin, bytes) for what a piece has of parameters and moments.
+  template <typename Fn>
+  void ForSlices(Block block, const Fn& fn) const;
+  size_t PieceBytes(Block block) const;
 
   const Gradient& StepGradient();
   // Parameters and moments.

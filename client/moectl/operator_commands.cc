@@ -53,13 +53,14 @@ class ScaleCommand final : public ScalingCommand {
     return "change how many servers and workers a job has";
   }
   std::string details() const override {
-    return "Then start further servers or workers as the others were. The job changes "
-           "over at a "
-           "checkpoint,\nwhich is taken as soon as all are there; no step is lost, and "
-           "the result is "
-           "the same. Of members\nthat are too many, those whose names come last leave. "
-           "Refused, with "
-           "the figures, if those that\nstay don't have the memory.\n\n"
+    return "Then start further servers or workers as the others were. When all are there "
+           "they fetch\nshards while training goes on, and the job changes over at the "
+           "end "
+           "of a step; no step is lost, and\nthe result is the same. Of members that are "
+           "too "
+           "many, those whose names come last leave.\nRefused, with the figures, if "
+           "those "
+           "that stay don't have the memory.\n\n"
            "Usage: moectl scale [--servers N] [--workers N] [--coordinator HOST:PORT] "
            "[--json]\n\n"
            "Example: moectl scale --servers 3\n";
@@ -97,10 +98,9 @@ class DrainCommand final : public ScalingCommand {
   std::string name() const override { return "drain"; }
   std::string summary() const override { return "let a member leave a job"; }
   std::string details() const override {
-    return "Its shards or replicas go to the others at a checkpoint, which is taken at "
-           "once; then "
-           "its process\nends with status 0. Refused, with the figures, if the others "
-           "don't have the "
+    return "Its shards or replicas go to the others, at the end of a step; then its "
+           "process "
+           "ends with\nstatus 0. Refused, with the figures, if the others don't have the "
            "memory.\n\n"
            "Usage: moectl drain --member MEMBER [--coordinator HOST:PORT] [--json]\n\n"
            "Example: moectl drain --member server/s1\n";

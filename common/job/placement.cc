@@ -3,46 +3,111 @@
 #include <glog/logging.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
+#include <numeric>
 #include <tuple>
 #include <utility>
 
 namespace moe {
 
-v1::Placement MakePlacement(const ModelPlan& plan,
-                            const std::vector<std::string>& servers) {
-  CHECK(!servers.empty());
-  // Shards that compete for the same phase of a step: by kind, expert shards by mixture, table
-  // shards by table.
-  std::map<std::tuple<ShardKind, int32_t, uint32_t, Table>, std::vector<size_t>> classes;
-  for (size_t i = 0; i < plan.shards.size(); ++i) {
-    const ShardSpec& shard = plan.shards[i];
-    classes[{shard.kind, shard.layer, shard.mixture, shard.table}].push_back(i);
-  }
+namespace {
 
-  std::vector<size_t> server_of(plan.shards.size());
-  std::vector<int64_t> parameters(servers.size());
-  std::vector<size_t> held(servers.size());
-  for (auto& [unused, shards] : classes) {
-    std::stable_sort(shards.begin(), shards.end(), [&](size_t a, size_t b) {
-      return plan.SizeOf(plan.shards[a]) > plan.SizeOf(plan.shards[b]);
-    });
-    std::vector<size_t> held_of_class(servers.size());
-    for (size_t shard : shards) {
-      size_t best = 0;
-      for (size_t s = 1; s < servers.size(); ++s) {
-        if (std::tie(held_of_class[s], parameters[s], held[s]) <
-            std::tie(held_of_class[best], parameters[best], held[best])) {
-          best = s;
-        }
-      }
-      server_of[shard] = best;
-      ++held_of_class[best];
-      ++held[best];
-      parameters[best] += plan.SizeOf(plan.shards[shard]);
+constexpr size_t kNowhere = std::numeric_limits<size_t>::max();
+
+// Deals out shards to servers, both by their numbers.
+class Dealer {
+ public:
+  Dealer(const ModelPlan& plan, size_t servers)
+      : plan_(plan),
+        server_of_(plan.shards.size(), kNowhere),
+        parameters_(servers),
+        held_(servers) {
+    // Shards that compete for the same phase of a step: by kind, expert shards by mixture, table
+    // shards by table.
+    std::map<std::tuple<ShardKind, int32_t, uint32_t, Table>, std::vector<size_t>>
+        classes;
+    for (size_t i = 0; i < plan.shards.size(); ++i) {
+      const ShardSpec& shard = plan.shards[i];
+      classes[{shard.kind, shard.layer, shard.mixture, shard.table}].push_back(i);
+    }
+    for (auto& [unused, shards] : classes) {
+      std::stable_sort(shards.begin(), shards.end(), [&](size_t a, size_t b) {
+        return plan.SizeOf(plan.shards[a]) > plan.SizeOf(plan.shards[b]);
+      });
+      classes_.push_back(std::move(shards));
     }
   }
 
+  // present: where each shard is, kNowhere if it needs a place.
+  std::vector<size_t> Deal(const std::vector<size_t>& present) {
+    for (const std::vector<size_t>& shards : classes_) Keep(shards, present);
+    for (const std::vector<size_t>& shards : classes_) DealRest(shards);
+    return server_of_;
+  }
+
+ private:
+  size_t servers() const { return held_.size(); }
+
+  void Give(size_t shard, size_t server) {
+    server_of_[shard] = server;
+    ++held_[server];
+    parameters_[server] += plan_.SizeOf(plan_.shards[shard]);
+  }
+
+  // Leaves each server of its shards of a class as many as it may have.
+  void Keep(const std::vector<size_t>& shards, const std::vector<size_t>& present) {
+    std::vector<size_t> has(servers());
+    for (size_t shard : shards) {
+      if (present[shard] != kNowhere) ++has[present[shard]];
+    }
+    // Where the class doesn't divide, those have one more that had most.
+    std::vector<size_t> by_number(servers());
+    std::iota(by_number.begin(), by_number.end(), size_t{0});
+    std::stable_sort(by_number.begin(), by_number.end(),
+                     [&](size_t a, size_t b) { return has[a] > has[b]; });
+    std::vector<size_t> quota(servers(), shards.size() / servers());
+    for (size_t i = 0; i < shards.size() % servers(); ++i) ++quota[by_number[i]];
+    std::vector<size_t> kept(servers());
+    for (size_t shard : shards) {
+      const size_t server = present[shard];
+      if (server == kNowhere || kept[server] == quota[server]) continue;
+      ++kept[server];
+      Give(shard, server);
+    }
+  }
+
+  // Largest first, each to the server that has fewest of the class.
+  void DealRest(const std::vector<size_t>& shards) {
+    std::vector<size_t> held_of_class(servers());
+    for (size_t shard : shards) {
+      if (server_of_[shard] != kNowhere) ++held_of_class[server_of_[shard]];
+    }
+    for (size_t shard : shards) {
+      if (server_of_[shard] != kNowhere) continue;
+      size_t best = 0;
+      for (size_t s = 1; s < servers(); ++s) {
+        if (std::tie(held_of_class[s], parameters_[s], held_[s]) <
+            std::tie(held_of_class[best], parameters_[best], held_[best])) {
+          best = s;
+        }
+      }
+      ++held_of_class[best];
+      Give(shard, best);
+    }
+  }
+
+  const ModelPlan& plan_;
+  std::vector<std::vector<size_t>> classes_;  // each: largest first
+  std::vector<size_t> server_of_;             // by shard
+  std::vector<int64_t> parameters_;           // by server
+  std::vector<size_t> held_;                  // by server
+};
+
+v1::Placement Place(const ModelPlan& plan, const std::vector<std::string>& servers,
+                    const std::vector<size_t>& present) {
+  CHECK(!servers.empty());
+  const std::vector<size_t> server_of = Dealer(plan, servers.size()).Deal(present);
   v1::Placement placement;
   placement.set_version(1);
   for (size_t i = 0; i < plan.shards.size(); ++i) {
@@ -50,6 +115,26 @@ v1::Placement MakePlacement(const ModelPlan& plan,
     shard->set_shard(plan.shards[i].id);
     shard->set_server(servers[server_of[i]]);
   }
+  return placement;
+}
+
+}  // namespace
+
+v1::Placement MakePlacement(const ModelPlan& plan,
+                            const std::vector<std::string>& servers) {
+  return Place(plan, servers, std::vector<size_t>(plan.shards.size(), kNowhere));
+}
+
+v1::Placement MovePlacement(const ModelPlan& plan, const v1::Placement& present,
+                            const std::vector<std::string>& servers) {
+  CHECK_EQ(present.shards_size(), static_cast<int>(plan.shards.size()));
+  std::vector<size_t> at;
+  for (const v1::ShardPlacement& shard : present.shards()) {
+    const auto found = std::find(servers.begin(), servers.end(), shard.server());
+    at.push_back(found == servers.end() ? kNowhere : found - servers.begin());
+  }
+  v1::Placement placement = Place(plan, servers, at);
+  placement.set_version(present.version() + 1);
   return placement;
 }
 

@@ -1,5 +1,5 @@
-// Who holds which shard and who computes which replica: functions of the job and of the
-// members' names alone.
+// Who holds which shard and who computes which replica: functions of the job, of the members' names and,
+// where shards move, of where they were.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,10 @@ namespace moe {
 // take one, and within that as equal a number of parameters as dealing out the largest
 // first achieves. Shards in the plan's order.
 v1::Placement MakePlacement(const ModelPlan& plan,
+                            const std::vector<std::string>& servers);
+// As many to each as before, but from where the shards are: none moves that needn't. present: of the
+// same plan, on servers that need not be among `servers`.
+v1::Placement MovePlacement(const ModelPlan& plan, const v1::Placement& present,
                             const std::vector<std::string>& servers);
 
 // workers: member ids, ascending, at most as many as replicas. Contiguous ranges whose

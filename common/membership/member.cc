@@ -158,6 +158,12 @@ class GrpcMember final : public Member {
     HeartbeatNow();
   }
 
+  void SetArrived(uint64_t version) override {
+    absl::MutexLock lock(&mutex_);
+    arrived_ = version;
+    HeartbeatNow();
+  }
+
   void SetWaitingFor(const std::string& reason) override {
     absl::MutexLock lock(&mutex_);
     waiting_for_ = reason;
@@ -238,6 +244,16 @@ class GrpcMember final : public Member {
     return Call<v1::AwaitCheckpointResponse>(
         std::move(request), absl::StrCat("the checkpoint of step ", step),
         &v1::CoordinatorService::Stub::AwaitCheckpoint);
+  }
+
+  absl::Status AwaitHandover(uint64_t step) override {
+    v1::AwaitHandoverRequest request;
+    request.set_step(step);
+    return Call<v1::AwaitHandoverResponse>(
+               std::move(request),
+               absl::StrCat("the others to take step ", step, ", with which shards move"),
+               &v1::CoordinatorService::Stub::AwaitHandover)
+        .status();
   }
 
   absl::Status FinishWork() override {
@@ -416,6 +432,8 @@ class GrpcMember final : public Member {
     *request.mutable_times() = times_;
     request.set_seen_phase(state_.phase());
     request.set_seen_generation(state_.generation());
+    request.set_seen_upcoming(state_.upcoming().placement().version());
+    request.set_arrived(arrived_);
 
     v1::HeartbeatResponse response;
     grpc::ClientContext context;
@@ -473,6 +491,7 @@ class GrpcMember final : public Member {
       incarnation_ = response.incarnation();
       registration_.set_nonce(RandomNonce());
       ready_generation_ = 0;
+      arrived_ = 0;
       // Nothing is known of the cluster that it is a member of now.
       state_ = v1::ClusterState();
       heartbeat_due_ = true;
@@ -506,6 +525,7 @@ class GrpcMember final : public Member {
   bool over_ ABSL_GUARDED_BY(mutex_) = false;
   bool heartbeat_due_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t ready_generation_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t arrived_ ABSL_GUARDED_BY(mutex_) = 0;
   std::string waiting_for_ ABSL_GUARDED_BY(mutex_);
   v1::MemberTimes times_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::function<void(const absl::Status&)>> callbacks_

@@ -62,6 +62,8 @@ class Member {
   virtual void OnTrouble(std::function<void(const absl::Status&)> callback) = 0;
 
   virtual void SetReady(uint64_t generation) = 0;
+  // The shards of the upcoming placement of this version have been fetched in advance.
+  virtual void SetArrived(uint64_t version) = 0;
   // What this process waits for at present; empty if it computes. Cheap; any thread.
   virtual void SetWaitingFor(const std::string& reason) = 0;
   virtual void SetTimes(const v1::MemberTimes& times) = 0;
@@ -79,6 +81,8 @@ class Member {
       v1::ReportEvaluationRequest request) = 0;
   virtual absl::Status ReportShardFile(v1::ReportShardFileRequest request) = 0;
   virtual absl::StatusOr<v1::AwaitCheckpointResponse> AwaitCheckpoint(uint64_t step) = 0;
+  // OK: training goes on as it is. ABORTED: the next generation has begun.
+  virtual absl::Status AwaitHandover(uint64_t step) = 0;
   virtual absl::Status FinishWork() = 0;
   // Says goodbye and stops the heartbeat.
   virtual void Leave() = 0;

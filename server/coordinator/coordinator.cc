@@ -119,6 +119,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
   controller.report_timeout = options.report_timeout;
   controller.recoveries = options.recoveries;
   controller.rejoin_timeout = options.rejoin_timeout;
+  controller.grow = options.grow;
   controller.print = [printer = &coordinator->printer_](const std::string& line) {
     printer->Print(line);
   };

@@ -49,6 +49,7 @@ class Coordinator {
     // As in RunOptions.
     int recoveries = 5;
     absl::Duration rejoin_timeout = absl::Seconds(30);
+    bool grow = false;
     // Lines for people; may be null.
     std::ostream* progress = nullptr;
   };

@@ -58,6 +58,11 @@ ABSL_FLAG(
     int32_t, rejoin_timeout_s, 30,
     "How many seconds lost members may take to come back, or others in their place. Then "
     "the job goes on with those that are there, if their memory holds it.");
+ABSL_FLAG(
+    bool, grow, false,
+    "Take in servers and workers beyond --servers and --workers while the job trains, as "
+    "`moectl scale` would; also those that come back after the job went on without "
+    "them. Without it they are refused.");
 ABSL_FLAG(int32_t, report_timeout_s, 600,
           "How many seconds a worker waits for the others' part of an evaluation or a "
           "checkpoint, and how many may pass without any step, evaluation or checkpoint, "
@@ -101,6 +106,7 @@ Coordinator::Options OptionsFromFlags() {
   options.report_timeout = absl::Seconds(absl::GetFlag(FLAGS_report_timeout_s));
   options.recoveries = absl::GetFlag(FLAGS_recoveries);
   options.rejoin_timeout = absl::Seconds(absl::GetFlag(FLAGS_rejoin_timeout_s));
+  options.grow = absl::GetFlag(FLAGS_grow);
   options.progress = &std::cout;
 
   const std::string split = absl::GetFlag(FLAGS_evaluate);

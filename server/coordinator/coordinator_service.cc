@@ -71,6 +71,12 @@ grpc::Status CoordinatorServiceImpl::AwaitCheckpoint(
   return Reply(controller_.AwaitCheckpoint(*request, CancelledBy(context)), response);
 }
 
+grpc::Status CoordinatorServiceImpl::AwaitHandover(
+    grpc::ServerContext* context, const v1::AwaitHandoverRequest* request,
+    v1::AwaitHandoverResponse* response) {
+  return Reply(controller_.AwaitHandover(*request, CancelledBy(context)), response);
+}
+
 grpc::Status CoordinatorServiceImpl::FinishWork(grpc::ServerContext*,
                                                 const v1::FinishWorkRequest* request,
                                                 v1::FinishWorkResponse*) {

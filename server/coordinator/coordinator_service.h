@@ -36,6 +36,9 @@ class CoordinatorServiceImpl final : public v1::CoordinatorService::Service {
   grpc::Status AwaitCheckpoint(grpc::ServerContext* context,
                                const v1::AwaitCheckpointRequest* request,
                                v1::AwaitCheckpointResponse* response) override;
+  grpc::Status AwaitHandover(grpc::ServerContext* context,
+                             const v1::AwaitHandoverRequest* request,
+                             v1::AwaitHandoverResponse* response) override;
   grpc::Status FinishWork(grpc::ServerContext* context,
                           const v1::FinishWorkRequest* request,
                           v1::FinishWorkResponse* response) override;

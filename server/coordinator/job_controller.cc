@@ -70,7 +70,8 @@ absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
     Advance();
     RETURN_IF_ERROR(Hold(cancelled, absl::Now() + options_.heartbeat, [&] {
       return request.seen_phase() != life_.PhaseFor(request.member()) ||
-             request.seen_generation() != life_.generation();
+             request.seen_generation() != life_.generation() ||
+             request.seen_upcoming() != life_.upcoming();
     }));
     // Much may have happened meanwhile.
     ASSIGN_OR_RETURN(member, Sender(request));
@@ -133,6 +134,10 @@ absl::StatusOr<v1::ReportStepResponse> JobController::ReportStep(
     response.set_cut(true);
     response.set_cut_step(*cut);
   }
+  if (const std::optional<uint64_t> handover = record_.requested_handover()) {
+    response.set_handover(true);
+    response.set_handover_step(*handover);
+  }
   return response;
 }
 
@@ -168,6 +173,21 @@ absl::StatusOr<v1::AwaitCheckpointResponse> JobController::AwaitCheckpoint(
   response.set_folder(checkpoints_.Find(request.step())->folder());
   response.set_digest(checkpoints_.Find(request.step())->digest());
   return response;
+}
+
+absl::StatusOr<v1::AwaitHandoverResponse> JobController::AwaitHandover(
+    const v1::AwaitHandoverRequest& request, const Cancelled& cancelled) {
+  absl::MutexLock lock(&mutex_);
+  RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
+  life_.AwaitHandover(request.member(), request.step());
+  if (life_.MayGoOn(request.step())) record_.CancelHandover();
+  Advance();
+  if (life_.generation() != request.generation()) {
+    return absl::AbortedError(absl::StrCat("generation ", request.generation(),
+                                           " is over: ", life_.recovery()));
+  }
+  RETURN_IF_ERROR(HoldReport(cancelled, [&] { return life_.MayGoOn(request.step()); }));
+  return v1::AwaitHandoverResponse();
 }
 
 absl::Status JobController::FinishWork(const v1::FinishWorkRequest& request) {
@@ -222,7 +242,7 @@ absl::StatusOr<v1::ScaleResponse> JobController::Scale(const v1::ScaleRequest& r
   absl::MutexLock lock(&mutex_);
   v1::ScaleResponse response;
   ASSIGN_OR_RETURN(*response.mutable_plan(), life_.Scale(request));
-  RequestCutIfDue();
+  Advance();
   return response;
 }
 
@@ -231,7 +251,7 @@ void JobController::RequestCutIfDue() {
   const double minutes = options_.job.checkpointing().every_minutes();
   const bool overdue =
       minutes > 0 && options_.now() - last_checkpoint_ >= absl::Minutes(minutes);
-  if (overdue || life_.WaitsToScale()) record_.RequestCut();
+  if (overdue) record_.RequestCut();
 }
 
 void JobController::Tick() {
@@ -340,6 +360,7 @@ void JobController::Advance() {
     checkpoints_.End();
   }
   life_.Advance();
+  if (life_.ReadyToHandOver()) record_.RequestHandover();
   if (recorded_generation_ != 0 || life_.phase() != v1::PHASE_RUNNING) return;
   recorded_generation_ = life_.generation();
   const Layout& layout = life_.layout();
@@ -373,11 +394,7 @@ void JobController::CommitReady() {
   checkpoints_.Committed(*step, *std::move(present));
   progress_.Checkpoint(*checkpoints_.Find(*step), options_.now());
   last_checkpoint_ = options_.now();
-  if (recorded_generation_ != generation) return;
-  record_.CutTaken(*step);
-  // All workers wait for this checkpoint, so that nobody's work is lost.
-  life_.Committed();
-  Advance();
+  if (recorded_generation_ == generation) record_.CutTaken(*step);
 }
 
 void JobController::FindRestorePointOfGeneration() {

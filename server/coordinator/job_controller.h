@@ -49,6 +49,8 @@ class JobController {
   absl::Status ReportShardFile(const v1::ReportShardFileRequest& request);
   absl::StatusOr<v1::AwaitCheckpointResponse> AwaitCheckpoint(
       const v1::AwaitCheckpointRequest& request, const Cancelled& cancelled);
+  absl::StatusOr<v1::AwaitHandoverResponse> AwaitHandover(
+      const v1::AwaitHandoverRequest& request, const Cancelled& cancelled);
   absl::Status FinishWork(const v1::FinishWorkRequest& request);
   v1::GetClusterStatusResponse GetClusterStatus();
   absl::StatusOr<v1::TakeCheckpointResponse> TakeCheckpoint(const Cancelled& cancelled);
@@ -88,7 +90,7 @@ class JobController {
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Finds where the generation begins. Releases the lock while the disk works.
   void FindRestorePointOfGeneration() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Asks the workers for a checkpoint if it is time, or others are to take part.
+  // Asks the workers for a checkpoint if it is time.
   void RequestCutIfDue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Releases the lock while the disk works.
   void CommitReady() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

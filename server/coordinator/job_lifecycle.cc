@@ -83,6 +83,8 @@ absl::Status JobLifecycle::OpenGeneration() {
   generation_ = generation + 1;
   generation_since_ = options_.now();
   members_.BeginGeneration(generation_);
+  handover_.Begin();
+  taken_over_.reset();
   return absl::OkStatus();
 }
 
@@ -153,6 +155,7 @@ void JobLifecycle::Reopen(const std::string& cause) {
     FailForStore(status);
     return;
   }
+  members_.ReleaseLeaving();
   recovery_ = cause;
   layout_.reset();
   // An evaluation has no checkpoint but the one that it is of.
@@ -170,7 +173,8 @@ absl::StatusOr<std::string> JobLifecycle::Scale(const v1::ScaleRequest& request)
         absl::StrCat("the job isn't training now", WaitingFor().empty() ? "" : ", it is ",
                      WaitingFor()));
   }
-  ASSIGN_OR_RETURN(members_, PlanScaling(members_, request, options_.job));
+  ASSIGN_OR_RETURN(members_, PlanScaling(members_, request, options_.job, *layout_));
+  handover_.Cancel();
   const std::map<std::string, MemberRecord> all = members_.members();
   for (const auto& [id, member] : all) {
     if (member.leaving && !TakesPart(id)) members_.Release(id);
@@ -181,8 +185,7 @@ absl::StatusOr<std::string> JobLifecycle::Scale(const v1::ScaleRequest& request)
   if (!members_.complete()) {
     absl::StrAppend(&plan, ", once ", members_.Missing(), " have joined");
   } else {
-    absl::StrAppend(&plan,
-                    WaitsToScale() ? ", from the next checkpoint on" : ", as it is");
+    absl::StrAppend(&plan, WaitsToScale() ? "" : ", as it is");
   }
   progress_.Line(absl::StrCat("scaling to ", plan));
   return plan;
@@ -196,20 +199,56 @@ bool JobLifecycle::WaitsToScale() const {
                      });
 }
 
-void JobLifecycle::Committed() {
-  if (!WaitsToScale()) return;
-  const absl::StatusOr<Layout> layout = MakeLayout(options_.job, true, members_);
-  if (layout.ok()) {
-    const std::string cause = absl::StrCat(
-        "scaled to ", Count(members_.count(v1::MEMBER_KIND_SERVER), "server"), " and ",
-        Count(members_.count(v1::MEMBER_KIND_WORKER), "worker"));
-    progress_.Line(cause);
-    Reopen(cause);
+void JobLifecycle::PlanHandover() {
+  if (!WaitsToScale()) {
+    handover_.Cancel();
+    return;
+  }
+  if (handover_.planned()) return;
+  absl::StatusOr<Layout> next = MakeLayout(options_.job, true, members_, &*layout_);
+  if (next.ok()) {
+    handover_.Plan(*std::move(next), *layout_);
     return;
   }
   // Members that have come since decide, too, whether it fits.
-  progress_.Line(absl::StrCat("can't scale: ", std::string(layout.status().message())));
+  progress_.Line(absl::StrCat("can't scale: ", std::string(next.status().message())));
   members_.Restrict(layout_->memory);
+}
+
+bool JobLifecycle::ReadyToHandOver() const {
+  return phase_ == v1::PHASE_RUNNING && handover_.planned() && handover_.Ready(members_);
+}
+
+void JobLifecycle::AwaitHandover(const std::string& worker, uint64_t steps) {
+  // Asked again, after an answer that was lost.
+  if (MayGoOn(steps)) return;
+  handover_.AddStopped(worker, steps);
+  const std::optional<uint64_t> stopped = handover_.AllStopped(layout_->workers);
+  if (!stopped.has_value()) return;
+  if (ReadyToHandOver()) {
+    HandOver(*stopped);
+  } else {
+    handover_.GoOn(*stopped);
+  }
+}
+
+void JobLifecycle::HandOver(uint64_t steps) {
+  Layout next = handover_.next();
+  v1::Handover taken_over;
+  taken_over.set_generation(generation_);
+  taken_over.set_step(steps);
+  *taken_over.mutable_placement() = layout_->placement;
+  AddAddresses(*layout_, taken_over.mutable_servers());
+  if (const absl::Status status = OpenGeneration(); !status.ok()) {
+    FailForStore(status);
+    return;
+  }
+  taken_over_ = std::move(taken_over);
+  recovery_ =
+      absl::StrCat("scaled to ", Count(members_.count(v1::MEMBER_KIND_SERVER), "server"),
+                   " and ", Count(members_.count(v1::MEMBER_KIND_WORKER), "worker"));
+  progress_.Line(recovery_);
+  StartLoading(std::move(next));
 }
 
 void JobLifecycle::SetRestorePoint(std::optional<RestorePoint> restore) {
@@ -230,9 +269,13 @@ void JobLifecycle::NoteStep(uint64_t step) {
 absl::StatusOr<const MemberRecord*> JobLifecycle::Join(
     const v1::RegisterRequest& request) {
   const std::string id = MemberId(request.kind(), request.name());
+  const int servers = members_.wanted(v1::MEMBER_KIND_SERVER);
+  const int workers = members_.wanted(v1::MEMBER_KIND_WORKER);
+  if (options_.grow) Grow(id, request.kind());
   bool repeated = false;
   if (absl::Status refusal = members_.Check(request, options_.now(), &repeated);
       !refusal.ok()) {
+    members_.Want(servers, workers);
     // One that is to ask again does so several times a second.
     if (!absl::IsUnavailable(refusal)) LOG(WARNING) << "refused: " << refusal.message();
     return refusal;
@@ -248,10 +291,23 @@ absl::StatusOr<const MemberRecord*> JobLifecycle::Join(
     ASSIGN_OR_RETURN(const uint64_t incarnation, GetCounter(store_, key));
     RETURN_IF_ERROR(Put(store_, key, absl::StrCat(incarnation + 1)));
     const MemberRecord& member = members_.Add(request, incarnation + 1, options_.now());
+    // A plan may know another process of that name.
+    handover_.Cancel();
     LOG(INFO) << Describe(member) << " has joined"
               << (request.address().empty() ? "" : " at ") << request.address();
   }
   return members_.Find(id);
+}
+
+void JobLifecycle::Grow(const std::string& id, v1::MemberKind kind) {
+  if (options_.mode != v1::RUN_MODE_TRAIN || phase_ != v1::PHASE_RUNNING ||
+      members_.Find(id) != nullptr || members_.count(kind) < members_.wanted(kind)) {
+    return;
+  }
+  const bool server = kind == v1::MEMBER_KIND_SERVER;
+  if (!server && members_.wanted(kind) == options_.job.training().replicas()) return;
+  members_.Want(members_.wanted(v1::MEMBER_KIND_SERVER) + (server ? 1 : 0),
+                members_.wanted(v1::MEMBER_KIND_WORKER) + (server ? 0 : 1));
 }
 
 void JobLifecycle::Lose(const std::string& id, const std::string& how) {
@@ -259,8 +315,11 @@ void JobLifecycle::Lose(const std::string& id, const std::string& how) {
   // It may have gone with a generation that ended just now.
   if (member == nullptr) return;
   const std::string text = absl::StrCat(Describe(*member), " ", how);
+  // Until the others have taken over, those that leave have shards.
+  const bool needed =
+      TakesPart(id) || (phase_ == v1::PHASE_LOADING && taken_over_.has_value());
   members_.Remove(id);
-  if (phase_ == v1::PHASE_WAITING || (!over() && !TakesPart(id))) {
+  if (phase_ == v1::PHASE_WAITING || (!over() && !needed)) {
     // Nothing is lost yet, so another process may take the place.
     progress_.Line(text);
   } else if (!over()) {
@@ -281,8 +340,16 @@ bool JobLifecycle::HasMembers() {
 }
 
 void JobLifecycle::Advance() {
-  if (phase_ == v1::PHASE_WAITING && !needs_restore_point_ && HasMembers())
-    StartLoading();
+  if (phase_ == v1::PHASE_RUNNING) PlanHandover();
+  if (phase_ == v1::PHASE_WAITING && !needs_restore_point_ && HasMembers()) {
+    absl::StatusOr<Layout> layout =
+        MakeLayout(options_.job, options_.mode == v1::RUN_MODE_TRAIN, members_);
+    if (!layout.ok()) {
+      Fail(std::string(layout.status().message()));
+      return;
+    }
+    StartLoading(*std::move(layout));
+  }
   if (phase_ != v1::PHASE_LOADING) return;
   for (const auto& [id, address] : layout_->addresses) {
     if (members_.Find(id)->ready_generation != generation_) return;
@@ -290,20 +357,14 @@ void JobLifecycle::Advance() {
   StartRunning();
 }
 
-void JobLifecycle::StartLoading() {
-  absl::StatusOr<Layout> layout =
-      MakeLayout(options_.job, options_.mode == v1::RUN_MODE_TRAIN, members_);
-  if (!layout.ok()) {
-    Fail(std::string(layout.status().message()));
-    return;
-  }
+void JobLifecycle::StartLoading(Layout layout) {
   std::string placement;
-  CHECK(google::protobuf::util::MessageToJsonString(layout->placement, &placement).ok());
+  CHECK(google::protobuf::util::MessageToJsonString(layout.placement, &placement).ok());
   if (const absl::Status status = Put(store_, "job/placement", placement); !status.ok()) {
     FailForStore(status);
     return;
   }
-  layout_ = *std::move(layout);
+  layout_ = std::move(layout);
   members_.Fix(layout_->data.sha256());
   if (const absl::Status status = SaveSize(members_.wanted(v1::MEMBER_KIND_SERVER),
                                            members_.wanted(v1::MEMBER_KIND_WORKER));
@@ -315,6 +376,7 @@ void JobLifecycle::StartLoading() {
 }
 
 void JobLifecycle::StartRunning() {
+  members_.ReleaseLeaving();
   Enter(v1::PHASE_RUNNING);
   if (phase_ != v1::PHASE_RUNNING) return;
   progress_.Line(
@@ -415,6 +477,7 @@ void JobLifecycle::PrintWaiting() {
 }
 
 uint64_t JobLifecycle::start_step() const {
+  if (taken_over_.has_value()) return taken_over_->step();
   return restore_.has_value() ? restore_->manifest.step() : 0;
 }
 
@@ -453,10 +516,19 @@ v1::ClusterState JobLifecycle::StateFor(const std::string& member) const {
   v1::ClusterState state;
   state.set_phase(phase);
   state.set_generation(generation_);
-  state.set_waiting_for(members_.complete()
-                            ? "waiting for a checkpoint, from which on it takes part"
-                            : absl::StrCat("waiting for ", members_.Missing()));
+  state.set_waiting_for(
+      members_.complete()
+          ? "waiting for a step to end, from which on it takes part or may leave"
+          : absl::StrCat("waiting for ", members_.Missing()));
+  AddHandover(&state);
   return state;
+}
+
+void JobLifecycle::AddHandover(v1::ClusterState* state) const {
+  if (taken_over_.has_value()) *state->mutable_handover() = *taken_over_;
+  if (phase_ == v1::PHASE_RUNNING && handover_.planned()) {
+    *state->mutable_upcoming() = handover_.Message(*layout_);
+  }
 }
 
 v1::ClusterState JobLifecycle::Farewell() const {
@@ -479,12 +551,11 @@ v1::ClusterState JobLifecycle::State() const {
   state.set_evaluate_split(options_.evaluate_split);
   *state.mutable_placement() = layout_->placement;
   state.mutable_replicas()->Assign(layout_->replicas.begin(), layout_->replicas.end());
-  for (const auto& [server, address] : layout_->addresses) {
-    v1::ServerAddress* entry = state.add_servers();
-    entry->set_server(server);
-    entry->set_address(address);
+  AddAddresses(*layout_, state.mutable_servers());
+  if (restore_.has_value() && !taken_over_.has_value()) {
+    state.set_restore_from(restore_->folder);
   }
-  if (restore_.has_value()) state.set_restore_from(restore_->folder);
+  AddHandover(&state);
   state.set_start_step(start_step());
   state.set_checkpoint_dir(options_.checkpoint_dir);
   return state;

@@ -8,7 +8,8 @@
 //             too many generations in a row got nowhere; the first cause stands.
 //
 // A member that is lost in LOADING or RUNNING ends the generation: the next begins with WAITING
-// and goes on from the last checkpoint.
+// and goes on from the last checkpoint. One that changes over to other members begins with LOADING
+// and goes on where the workers of the one before have stopped.
 //
 // What must outlive the coordinator is in the store before anybody can see it.
 #pragma once
@@ -24,6 +25,7 @@
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/operator.pb.h"
 #include "proto/moe/v1/status.pb.h"
+#include "server/coordinator/handover.h"
 #include "server/coordinator/layout.h"
 #include "server/coordinator/member_table.h"
 #include "server/coordinator/progress.h"
@@ -56,14 +58,19 @@ class JobLifecycle {
   // Makes the process a member, or says why it can't be one. A repetition of the request
   // changes nothing.
   absl::StatusOr<const MemberRecord*> Join(const v1::RegisterRequest& request);
-  // How many members the job is to have from the next checkpoint on, and who leaves: "3 servers and 2
-  // workers ...". Changes nothing and says why if that makes no sense, or those that stay don't have
-  // the memory.
+  // How many members the job is to have, and who leaves: "3 servers and 2 workers ...". Changes nothing
+  // and says why if that makes no sense, or those that stay don't have the memory. The job changes over
+  // to them at the end of a step, once all are there.
   absl::StatusOr<std::string> Scale(const v1::ScaleRequest& request);
-  // Whether a checkpoint is all that is needed to change over to those members.
-  bool WaitsToScale() const;
-  // A checkpoint has been committed: changes over, if it waits for that.
-  void Committed();
+  // Whether the workers should stop after a step, to change over.
+  bool ReadyToHandOver() const;
+  // The worker has stopped after so many steps, as it was asked to. When all have, the next generation
+  // goes on from there, or else they may go on.
+  void AwaitHandover(const std::string& worker, uint64_t steps);
+  // Whether a worker that has stopped may go on in this generation.
+  bool MayGoOn(uint64_t steps) const { return handover_.MayGoOn(steps); }
+  // Version of the placement to come; 0: none.
+  uint64_t upcoming() const { return handover_.version(); }
   // A member has left or was lost.
   void Lose(const std::string& id, const std::string& how);
   // Enters the phases whose conditions are met: LOADING when the members are complete, or have
@@ -89,7 +96,7 @@ class JobLifecycle {
   uint64_t generation() const { return generation_; }
   // Why the generation before this one ended; empty in the run's first.
   const std::string& recovery() const { return recovery_; }
-  // What this generation began with.
+  // The checkpoint that the last generation which began with one began with.
   const std::optional<RestorePoint>& restore() const { return restore_; }
   // Why the phase is FAILED.
   const std::string& failure() const { return failure_; }
@@ -121,20 +128,30 @@ class JobLifecycle {
   absl::Status SaveSize(int servers, int workers);
   // The generation can't go on: opens the next one, if the job may have another.
   void Recover(const std::string& cause);
+  // Takes one more member of that kind, if the process would be one too many.
+  void Grow(const std::string& id, v1::MemberKind kind);
   // Goes over to a new generation; cause: why.
   void Reopen(const std::string& cause);
   // Whether the members that are there are those that the generation is for.
   bool HasMembers();
   // Whether the member has a part in this generation.
   bool TakesPart(const std::string& id) const;
+  // Whether the members that the job is to have are there, and are others than those that take part.
+  bool WaitsToScale() const;
+  // Plans the handover for which it waits, or gives up one for which it doesn't any more.
+  void PlanHandover();
+  // The next generation goes on with the shards as they are after so many steps.
+  void HandOver(uint64_t steps);
   void Enter(v1::Phase phase);
   // What must outlive the coordinator can't be stored.
   void FailForStore(const absl::Status& status);
   // The job is FAILED from here on; people read "<how>: <cause>".
   void End(const char* how, const std::string& cause);
-  void StartLoading();
+  void StartLoading(Layout layout);
   void StartRunning();
   std::string WaitingFor() const;
+  // What servers are told of the last handover and of the next.
+  void AddHandover(v1::ClusterState* state) const;
 
   const RunOptions& options_;
   Store& store_;
@@ -145,6 +162,9 @@ class JobLifecycle {
   uint64_t generation_ = 0;
   absl::Time generation_since_;
   std::string recovery_;
+  Handover handover_;
+  // What the generation took over; none: it began with restore_.
+  std::optional<v1::Handover> taken_over_;
   std::optional<RestorePoint> restore_;
   bool needs_restore_point_ = false;
   // The most that any generation has taken, and how many have ended since.

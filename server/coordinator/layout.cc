@@ -5,14 +5,46 @@
 #include "common/job/job_file.h"
 #include "common/job/model_plan.h"
 #include "common/job/placement.h"
+#include "common/job/tensor_state.h"
 #include "common/net/channel.h"
 #include "server/coordinator/capacity.h"
 #include "server/coordinator/message_sizes.h"
 
 namespace moe {
 
+namespace {
+
+// While shards move, each is on both of its servers.
+absl::Status CheckMemoryOfMoves(const Layout& layout, const ModelPlan& plan,
+                                const std::map<std::string, ServerLimits>& limits,
+                                const Layout& present, const MemberTable& members) {
+  MemoryNeeds needs = present.memory;
+  needs.insert(layout.memory.begin(), layout.memory.end());
+  for (size_t i = 0; i < plan.shards.size(); ++i) {
+    const std::string& server = layout.placement.shards(i).server();
+    // A newcomer's need has its shards.
+    if (server == present.placement.shards(i).server() ||
+        !present.memory.contains(server)) {
+      continue;
+    }
+    for (int64_t t : plan.shards[i].tensors) {
+      const TensorSpec& tensor = plan.tensors[t];
+      if (tensor.of_expert && limits.at(server).tier) continue;
+      const TensorState state = StateOf(layout.job.optimizer(), tensor);
+      needs[server].parameters += state.parameter_bytes;
+      needs[server].optimizer += state.optimizer_bytes();
+    }
+  }
+  // One that has gone needs nothing.
+  std::erase_if(needs,
+                [&](const auto& need) { return members.Find(need.first) == nullptr; });
+  return Annotate(CheckMemory(layout.job.name(), needs, members), "while shards move");
+}
+
+}  // namespace
+
 absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
-                                  const MemberTable& members) {
+                                  const MemberTable& members, const Layout* present) {
   Layout layout;
   layout.job = job;
   layout.workers = members.Ids(v1::MEMBER_KIND_WORKER);
@@ -29,7 +61,9 @@ absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
   const ModelPlan plan = MakeModelPlan(layout.job);
   RETURN_IF_ERROR(CheckShardSizes(plan, kMaxMessageBytes));
   const std::vector<std::string> servers = members.Ids(v1::MEMBER_KIND_SERVER);
-  layout.placement = MakePlacement(plan, servers);
+  layout.placement = present == nullptr
+                         ? MakePlacement(plan, servers)
+                         : MovePlacement(plan, present->placement, servers);
   layout.replicas = AssignReplicas(job.training().replicas(), layout.workers);
   if (training) {
     RETURN_IF_ERROR(CheckStepMessages(layout.job, plan, layout.placement, layout.replicas,
@@ -51,6 +85,9 @@ absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
   layout.memory = ComputeMemoryNeeds(layout.job, plan, layout.placement, layout.replicas,
                                      limits, threads, training);
   RETURN_IF_ERROR(CheckMemory(job.name(), layout.memory, members));
+  if (present != nullptr) {
+    RETURN_IF_ERROR(CheckMemoryOfMoves(layout, plan, limits, *present, members));
+  }
   return layout;
 }
 

@@ -26,9 +26,11 @@ struct Layout {
   MemoryNeeds memory;
 };
 
-// members: complete. training: not just an evaluation. FAILED_PRECONDITION, with what to
-// change, if they can't hold the job.
+// members: complete. training: not just an evaluation. present: from where shards move, also from
+// servers that leave; null: from nowhere. FAILED_PRECONDITION, with what to change, if they can't hold
+// the job.
 absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
-                                  const MemberTable& members);
+                                  const MemberTable& members,
+                                  const Layout* present = nullptr);
 
 }  // namespace moe

@@ -59,6 +59,7 @@ bool TakeHeartbeat(const v1::HeartbeatRequest& request, absl::Time now,
   member.heard_generation = std::max(member.heard_generation, request.seen_generation());
   // A heartbeat may overtake an older one.
   member.ready_generation = std::max(member.ready_generation, request.ready_generation());
+  member.arrived = std::max(member.arrived, request.arrived());
   member.waiting_for = request.waiting_for();
   member.times = request.times();
   return worked;
@@ -82,8 +83,11 @@ v1::MemberStatus StatusOf(const MemberRecord& member, absl::Time now) {
 
 void MemberTable::BeginGeneration(uint64_t generation) {
   generation_ = generation;
-  for (auto& [id, member] : members_) {
-    member.finished = false;
+  for (auto& [id, member] : members_) member.finished = false;
+}
+
+void MemberTable::ReleaseLeaving() {
+  for (const auto& [id, member] : members_) {
     if (member.leaving) released_.emplace(id, member.incarnation);
   }
   std::erase_if(members_, [](const auto& entry) { return entry.second.leaving; });

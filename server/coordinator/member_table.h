@@ -23,6 +23,8 @@ struct MemberRecord {
   // The last generation in which it is known to have lived.
   uint64_t heard_generation = 0;
   uint64_t ready_generation = 0;
+  // Servers: version of the placement whose shards it has fetched in advance.
+  uint64_t arrived = 0;
   // As of the last heartbeat.
   std::string waiting_for;
   v1::MemberTimes times;
@@ -59,8 +61,10 @@ class MemberTable {
 
   explicit MemberTable(Rules rules) : rules_(std::move(rules)) {}
 
-  // Nobody has been heard in it; nobody is ready, nobody has finished. Those that leave are gone.
+  // Nobody has been heard in it; nobody is ready, nobody has finished.
   void BeginGeneration(uint64_t generation);
+  // Those that leave are no members any more, and will be told that they may go.
+  void ReleaseLeaving();
   // Nobody leaves.
   void CancelLeaving();
   // It is no member any more, and will be told that it may go.

@@ -34,6 +34,8 @@ struct RunOptions {
   int recoveries = 5;
   // How long a new generation waits for lost members, until it goes on with those that are there.
   absl::Duration rejoin_timeout = absl::Seconds(30);
+  // Members beyond those that the job takes are taken in, as after a wish for so many.
+  bool grow = false;
   // The clock; null is absl::Now. Called under the controller's lock.
   std::function<absl::Time()> now;
   // Gets lines for people; null is nobody. Called under the controller's lock.

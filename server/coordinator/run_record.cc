@@ -14,6 +14,7 @@ void RunRecord::Begin(const std::vector<v1::ReplicaAssignment>& replicas,
   steps_taken_ = start_step;
   unreported_step_ = start_step;
   requested_cut_.reset();
+  requested_handover_.reset();
   progress_.Begin(start_step, words_per_epoch, now);
   NoteSign(now);
 }
@@ -48,6 +49,11 @@ uint64_t RunRecord::RequestCut() {
   // The first unreported step may have begun; its report brings the answer.
   if (!requested_cut_.has_value()) requested_cut_ = unreported_step_ + 1;
   return *requested_cut_;
+}
+
+void RunRecord::RequestHandover() {
+  // Each worker reads the answer to its report of that step.
+  if (!requested_handover_.has_value()) requested_handover_ = unreported_step_;
 }
 
 void RunRecord::CutTaken(uint64_t steps) {

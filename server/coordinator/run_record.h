@@ -40,6 +40,10 @@ class RunRecord {
   // until it is taken.
   uint64_t RequestCut();
   std::optional<uint64_t> requested_cut() const { return requested_cut_; }
+  // Asks the workers to stop after a step; the same one until they may go on.
+  void RequestHandover();
+  std::optional<uint64_t> requested_handover() const { return requested_handover_; }
+  void CancelHandover() { requested_handover_.reset(); }
   // There is a checkpoint of so many steps.
   void CutTaken(uint64_t steps);
   // The evaluation that the report is of, which stays valid until End.
@@ -72,6 +76,7 @@ class RunRecord {
   // The first step that no worker has reported.
   uint64_t unreported_step_ = 0;
   std::optional<uint64_t> requested_cut_;
+  std::optional<uint64_t> requested_handover_;
   Evaluations evaluations_;
   std::vector<v1::BalanceStatus> balance_;
   absl::Time last_sign_ = absl::InfiniteFuture();

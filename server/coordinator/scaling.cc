@@ -6,13 +6,12 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "server/coordinator/layout.h"
 
 namespace moe {
 
 absl::StatusOr<MemberTable> PlanScaling(const MemberTable& members,
                                         const v1::ScaleRequest& request,
-                                        const v1::Job& job) {
+                                        const v1::Job& job, const Layout& present) {
   const int replicas = job.training().replicas();
   MemberTable scaled = members;
   for (const auto& [id, member] : members.members()) {
@@ -57,7 +56,7 @@ absl::StatusOr<MemberTable> PlanScaling(const MemberTable& members,
   }
   if (scaled.count(v1::MEMBER_KIND_SERVER) > 0 &&
       scaled.count(v1::MEMBER_KIND_WORKER) > 0) {
-    const absl::Status fits = MakeLayout(job, true, scaled).status();
+    const absl::Status fits = MakeLayout(job, true, scaled, &present).status();
     if (!fits.ok()) return absl::FailedPreconditionError(fits.message());
   }
   return scaled;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <thread>
 #include <vector>
@@ -46,10 +47,70 @@ class ScalingTest : public ControllerFixture {
     }
     for (std::thread& thread : waiting) thread.join();
   }
-  v1::Phase PhaseOf(const std::string& id) {
+  v1::ClusterState StateOf(const std::string& id) {
     const auto state = Beat(id, 0, "", State().generation());
     EXPECT_TRUE(state.ok()) << state.status();
-    return state.ok() ? state->phase() : v1::PHASE_UNSPECIFIED;
+    return state.ok() ? *state : v1::ClusterState();
+  }
+  v1::Phase PhaseOf(const std::string& id) { return StateOf(id).phase(); }
+  // The server has fetched what is to come to it.
+  void Arrive(const std::string& id) {
+    v1::HeartbeatRequest request;
+    request.set_member(id);
+    request.set_incarnation(incarnations_[id]);
+    request.set_seen_generation(State().generation());
+    request.set_arrived(State().upcoming().placement().version());
+    EXPECT_TRUE(controller_->Heartbeat(request, NeverCancelled()).ok());
+  }
+  // The step after which the worker is to stop, as the answer to its report says; none: 0.
+  uint64_t StopAfter(const std::string& worker, uint64_t step) {
+    const auto response = controller_->ReportStep(StepReport(worker, step));
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response.ok() && response->handover() ? response->handover_step() : 0;
+  }
+  // Both workers stop after so many steps. What each is answered.
+  std::vector<absl::Status> Stop(uint64_t steps) {
+    std::vector<absl::Status> answers(2);
+    std::vector<std::thread> waiting;
+    for (int i = 0; i < 2; ++i) {
+      v1::AwaitHandoverRequest request;
+      request.set_member(i == 0 ? "worker/a" : "worker/b");
+      request.set_step(steps);
+      request.set_generation(State().generation());
+      waiting.emplace_back([this, request, &answer = answers[i]] {
+        answer = controller_->AwaitHandover(request, NeverCancelled()).status();
+      });
+    }
+    for (std::thread& thread : waiting) thread.join();
+    return answers;
+  }
+  // Up to the handover after step 1, with everybody whom it takes.
+  void HandOver(const std::vector<std::string>& receivers) {
+    EXPECT_EQ(StopAfter("worker/a", 0), 0);
+    for (const std::string& id : receivers) Arrive(id);
+    EXPECT_EQ(StopAfter("worker/b", 0), 1);
+    for (const char* worker : {"worker/a", "worker/b"}) {
+      EXPECT_EQ(StopAfter(worker, 1), 1);
+    }
+    for (const absl::Status& answer : Stop(2)) {
+      EXPECT_TRUE(absl::IsAborted(answer)) << answer;
+      EXPECT_THAT(answer.message(), HasSubstr("generation 1 is over: scaled to"));
+    }
+    EXPECT_EQ(State().phase(), v1::PHASE_LOADING);
+    EXPECT_EQ(State().generation(), 2);
+    EXPECT_EQ(State().start_step(), 2);
+    EXPECT_EQ(State().restore_from(), "");
+    EXPECT_EQ(State().handover().generation(), 1);
+    EXPECT_EQ(State().handover().step(), 2);
+  }
+  // By shard.
+  std::map<std::string, std::string> Places() {
+    std::map<std::string, std::string> places;
+    const v1::ClusterState state = State();
+    for (const v1::ShardPlacement& placed : state.placement().shards()) {
+      places[placed.shard()] = placed.server();
+    }
+    return places;
   }
 };
 
@@ -96,50 +157,110 @@ TEST_F(ScalingTest, KeepsTheLastCheckpoints) {
   EXPECT_TRUE(std::filesystem::exists(dir_ + "/" + StepFolderName(3)));
 }
 
-TEST_F(ScalingTest, TakesMembersInAtACheckpoint) {
+TEST_F(ScalingTest, TakesMembersInAtTheEndOfAStep) {
   StartJob();
   EXPECT_EQ(Scale(3, 0), "3 servers and 2 workers, once 1 of 3 servers have joined");
-  EXPECT_EQ(Report("worker/a", 0), 0) << "there is nobody yet to take in";
+  EXPECT_FALSE(State().has_upcoming()) << "there is nobody yet to take in";
   ASSERT_TRUE(Join("server/c").ok());
-  EXPECT_EQ(PhaseOf("server/c"), v1::PHASE_WAITING);
   EXPECT_EQ(PhaseOf("server/a"), v1::PHASE_RUNNING);
-  controller_->Tick();
-  EXPECT_EQ(Report("worker/b", 0), 2);
-  EXPECT_THAT(Servers(), ElementsAre("server/a", "server/b"));
-  Commit(3);
-  EXPECT_EQ(State().phase(), v1::PHASE_WAITING);
-  EXPECT_EQ(State().generation(), 2);
-  EXPECT_EQ(State().recovery(), "scaled to 3 servers and 2 workers");
-  controller_->Tick();
-  for (const char* id : {"server/a", "server/b", "server/c", "worker/a", "worker/b"}) {
-    EXPECT_NE(PhaseOf(id), v1::PHASE_RUNNING) << id;
-  }
-  EXPECT_EQ(State().phase(), v1::PHASE_LOADING);
-  EXPECT_EQ(State().start_step(), 3);
+  const v1::ClusterState newcomer = StateOf("server/c");
+  EXPECT_EQ(newcomer.phase(), v1::PHASE_WAITING);
+  EXPECT_EQ(newcomer.placement().shards_size(), 0);
+  EXPECT_EQ(newcomer.upcoming().servers_size(), 2) << "where it can fetch them";
+  const std::map<std::string, std::string> before = Places();
+  HandOver({"server/c"});
   EXPECT_THAT(Servers(), ElementsAre("server/a", "server/b", "server/c"));
+  std::map<std::string, int> moved;
+  for (const auto& [shard, server] : Places()) {
+    if (server != before.at(shard)) ++moved[server];
+  }
+  EXPECT_EQ(moved.size(), 1) << "only to the newcomer";
+  EXPECT_GT(moved["server/c"], 0);
+  for (const char* id : {"server/a", "server/b", "server/c"}) {
+    ASSERT_TRUE(Beat(id, State().generation()).ok());
+  }
+  EXPECT_EQ(State().phase(), v1::PHASE_RUNNING);
 }
 
-TEST_F(ScalingTest, TheLastOfTooManyLeaveWell) {
+TEST_F(ScalingTest, TheLastOfTooManyLeaveWhenTheirShardsAreTakenOver) {
   StartJob();
-  EXPECT_EQ(Scale(1, 0), "1 server and 2 workers, from the next checkpoint on");
-  EXPECT_EQ(PhaseOf("server/b"), v1::PHASE_RUNNING) << "as long as its shards are needed";
-  EXPECT_EQ(Report("worker/a", 0), 1);
-  Commit(2);
-  EXPECT_EQ(PhaseOf("server/b"), v1::PHASE_FINISHED);
-  controller_->Tick();
-  for (const char* id : {"server/a", "worker/a", "worker/b"}) PhaseOf(id);
-  EXPECT_EQ(State().phase(), v1::PHASE_LOADING);
+  EXPECT_EQ(Scale(1, 0), "1 server and 2 workers");
+  HandOver({"server/a"});
   EXPECT_THAT(Servers(), ElementsAre("server/a"));
+  const v1::ClusterState leaves = StateOf("server/b");
+  EXPECT_EQ(leaves.phase(), v1::PHASE_WAITING) << "others fetch from it";
+  EXPECT_EQ(leaves.handover().generation(), 1);
+  ASSERT_TRUE(Beat("server/a", State().generation()).ok());
+  EXPECT_EQ(State().phase(), v1::PHASE_RUNNING);
+  EXPECT_EQ(PhaseOf("server/b"), v1::PHASE_FINISHED);
 }
 
 TEST_F(ScalingTest, DrainsWhomItIsTold) {
   StartJob();
-  EXPECT_EQ(Scale(0, 0, {"server/a", "worker/a"}),
-            "1 server and 1 worker, from the next checkpoint on");
+  EXPECT_EQ(Scale(0, 0, {"server/a", "worker/a"}), "1 server and 1 worker");
   EXPECT_EQ(Scale(0, 0, {"server/b"}), "a job needs at least one server and one worker");
-  Commit(1);
+  HandOver({"server/b"});
+  EXPECT_THAT(Servers(), ElementsAre("server/b"));
+  ASSERT_TRUE(Beat("server/b", State().generation()).ok());
   EXPECT_EQ(PhaseOf("server/a"), v1::PHASE_FINISHED);
   EXPECT_EQ(PhaseOf("worker/a"), v1::PHASE_FINISHED);
+}
+
+TEST_F(ScalingTest, AServerThatGivesAwayIsNeededUntilItHas) {
+  StartJob();
+  Scale(1, 0);
+  HandOver({"server/a"});
+  LeaveCluster("server/b");
+  EXPECT_EQ(State().generation(), 3) << "its shards are lost";
+  EXPECT_THAT(State().recovery(), HasSubstr("server/b (host pid 123) left"));
+  EXPECT_FALSE(State().has_handover());
+  EXPECT_EQ(State().start_step(), 0);
+}
+
+TEST_F(ScalingTest, WorkersGoOnIfThereIsNobodyToChangeOverTo) {
+  StartJob();
+  Scale(3, 0);
+  ASSERT_TRUE(Join("server/c").ok());
+  Arrive("server/c");
+  EXPECT_EQ(StopAfter("worker/a", 0), 0) << "the tests' way to say step 0";
+  EXPECT_EQ(StopAfter("worker/b", 0), 0);
+  LeaveCluster("server/c");
+  for (const absl::Status& answer : Stop(1)) EXPECT_TRUE(answer.ok()) << answer;
+  EXPECT_EQ(State().generation(), 1);
+  // Asked once more, after the answer was lost.
+  for (const absl::Status& answer : Stop(1)) EXPECT_TRUE(answer.ok()) << answer;
+  ASSERT_TRUE(Join("server/c").ok());
+  EXPECT_EQ(StopAfter("worker/a", 1), 0) << "the new process has fetched nothing";
+  Arrive("server/c");
+  EXPECT_EQ(StopAfter("worker/b", 1), 2);
+}
+
+TEST_F(ScalingTest, GrowsByItselfIfItIsToldTo) {
+  options_.grow = true;
+  StartJob();
+  v1::RegisterRequest other = Registration("server/c");
+  other.set_numerics("another class");
+  EXPECT_FALSE(Join(other).ok());
+  EXPECT_FALSE(State().has_upcoming()) << "one that is refused changes nothing";
+  ASSERT_TRUE(Join("server/c").ok());
+  HandOver({"server/c"});
+  EXPECT_THAT(Servers(), ElementsAre("server/a", "server/b", "server/c"));
+  for (const char* id : {"server/a", "server/b", "server/c"}) {
+    ASSERT_TRUE(Beat(id, State().generation()).ok());
+  }
+  const absl::Status more_than_replicas = Join("worker/c");
+  EXPECT_EQ(more_than_replicas.ok(), options_.job.training().replicas() > 2)
+      << more_than_replicas;
+}
+
+TEST_F(ScalingTest, AWishInBetweenMakesAnotherPlan) {
+  StartJob();
+  Scale(3, 0);
+  ASSERT_TRUE(Join("server/c").ok());
+  const uint64_t first = State().upcoming().placement().version();
+  EXPECT_GT(first, State().placement().version());
+  Scale(0, 1);
+  EXPECT_GT(State().upcoming().placement().version(), first);
 }
 
 TEST_F(ScalingTest, FewerThanMemoryHoldsAreRefusedWithTheFigures) {
@@ -226,11 +347,7 @@ TEST_F(ScalingTest, OneThatIsLostWhileItIsToLeaveLeavesAtOnce) {
 TEST_F(ScalingTest, ACoordinatorThatIsStartedAgainKnowsTheSize) {
   StartJob();
   Scale(1, 0);
-  Report("worker/a", 0);
-  Commit(2);
-  controller_->Tick();
-  for (const char* id : {"server/a", "worker/a", "worker/b"}) PhaseOf(id);
-  ASSERT_EQ(State().phase(), v1::PHASE_LOADING);
+  HandOver({"server/a"});
   options_.interrupted = true;
   options_.rejoin_timeout = absl::Seconds(20);
   Create();

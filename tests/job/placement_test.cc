@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -49,7 +50,8 @@ std::map<std::string, std::string> ServerOf(const v1::Placement& placement) {
   return server_of;
 }
 
-TEST(PlacementTest, EveryClassOfShardsIsBalanced) {
+// Shards of four classes.
+PlanBuilder SomePlan() {
   PlanBuilder builder;
   for (int i = 0; i < 5; ++i)
     builder.Add(ShardKind::kDense, absl::StrCat("dense/", i), 10 + i);
@@ -61,25 +63,61 @@ TEST(PlacementTest, EveryClassOfShardsIsBalanced) {
   }
   for (int r = 0; r < 4; ++r)
     builder.Add(ShardKind::kReplica, absl::StrCat("replica/", r), 0);
+  return builder;
+}
 
+// Of each class of SomePlan every server has as many as any other, give or take one.
+void ExpectBalanced(const v1::Placement& placement,
+                    const std::vector<std::string>& names) {
+  const auto server_of = ServerOf(placement);
+  for (const std::string prefix : {"dense/", "layer1/", "layer3/", "replica/"}) {
+    std::map<std::string, int> held;
+    for (const std::string& name : names) held[name] = 0;
+    for (const auto& [shard, server] : server_of) {
+      if (shard.starts_with(prefix)) ++held[server];
+    }
+    ASSERT_EQ(held.size(), names.size());
+    const auto [least, most] = std::minmax_element(
+        held.begin(), held.end(), [](auto& a, auto& b) { return a.second < b.second; });
+    EXPECT_LE(most->second - least->second, 1) << prefix << " on " << names.size();
+  }
+}
+
+TEST(PlacementTest, EveryClassOfShardsIsBalanced) {
+  const PlanBuilder builder = SomePlan();
   for (int servers : {1, 2, 3, 4, 7, 20}) {
     std::vector<std::string> names;
     for (int s = 0; s < servers; ++s) names.push_back(absl::StrCat("server/", 10 + s));
     const v1::Placement placement = MakePlacement(builder.plan(), names);
     EXPECT_EQ(placement.version(), 1);
-    const auto server_of = ServerOf(placement);
-    ASSERT_EQ(server_of.size(), builder.plan().shards.size());
-    for (const std::string prefix : {"dense/", "layer1/", "layer3/", "replica/"}) {
-      std::map<std::string, int> held;
-      for (const std::string& name : names) held[name] = 0;
-      for (const auto& [shard, server] : server_of) {
-        if (shard.starts_with(prefix)) ++held[server];
-      }
-      ASSERT_EQ(held.size(), names.size());
-      const auto [least, most] = std::minmax_element(
-          held.begin(), held.end(), [](auto& a, auto& b) { return a.second < b.second; });
-      EXPECT_LE(most->second - least->second, 1) << prefix << " on " << servers;
+    ASSERT_EQ(ServerOf(placement).size(), builder.plan().shards.size());
+    ExpectBalanced(placement, names);
+  }
+}
+
+TEST(PlacementTest, ShardsMoveOnlyToNewcomersAndFromThoseThatLeave) {
+  const PlanBuilder builder = SomePlan();
+  using Names = std::vector<std::string>;
+  v1::Placement present = MakePlacement(builder.plan(), {"server/a"});
+  for (const Names& names :
+       {Names{"server/a", "server/b"}, Names{"server/0", "server/a", "server/b"},
+        Names{"server/0", "server/a", "server/b"}, Names{"server/0", "server/b"},
+        Names{"server/b", "server/c", "server/d", "server/e", "server/f"},
+        Names{"server/d"}}) {
+    const auto before = ServerOf(present);
+    std::set<std::string> had;
+    for (const auto& [shard, server] : before) had.insert(server);
+    const v1::Placement next = MovePlacement(builder.plan(), present, names);
+    EXPECT_EQ(next.version(), present.version() + 1);
+    ExpectBalanced(next, names);
+    for (const auto& [shard, server] : ServerOf(next)) {
+      const std::string& from = before.at(shard);
+      if (server == from) continue;
+      const bool leaves = std::find(names.begin(), names.end(), from) == names.end();
+      EXPECT_TRUE(leaves || !had.contains(server))
+          << shard << ": " << from << " to " << server;
     }
+    present = next;
   }
 }
 

@@ -58,6 +58,24 @@ TEST_F(CapacityTierTest, HasMoreAddressesThanDisk) {
   EXPECT_EQ(b[5 * kPage], 2);
 }
 
+TEST_F(CapacityTierTest, WhatIsReleasedIsFreeForOthers) {
+  const auto tier = Make(3, 0);
+  ASSERT_TRUE(tier->Extend(2 * kPage).ok());
+  char* const a = tier->Reserve(kPage);
+  char* const b = tier->Reserve(kPage);
+  ASSERT_TRUE(tier->Extend(3 * kPage).ok());
+  char* const c = tier->Reserve(3 * kPage);
+  for (char* page : {a, b, c}) ASSERT_TRUE(tier->Allocate(page, kPage).ok());
+  std::memset(c, 3, kPage);
+  tier->Release(a, kPage);
+  EXPECT_EQ(tier->allocated(), 3 * kPage) << "b is of the same segment";
+  tier->Release(b, kPage);
+  EXPECT_EQ(tier->allocated(), kPage);
+  EXPECT_EQ(c[kPage - 1], 3);
+  ASSERT_TRUE(tier->Allocate(c + kPage, 2 * kPage).ok());
+  EXPECT_TRUE(std::all_of(c + kPage, c + 3 * kPage, [](char x) { return x == 0; }));
+}
+
 TEST_F(CapacityTierTest, BudgetIsNeverExceeded) {
   const auto tier = Make(3, 10);
   char* const begin = tier->Reserve(10 * kPage);

@@ -25,6 +25,11 @@ class FakeCluster {
     const auto ready = [&] { return ready_ == generation || failures_.size() > 0; };
     mutex_.Await(absl::Condition(&ready));
   }
+  void AwaitArrived(uint64_t version) {
+    absl::MutexLock lock(&mutex_);
+    const auto arrived = [&] { return arrived_ == version; };
+    mutex_.Await(absl::Condition(&arrived));
+  }
   // The first cause with which a member failed the job.
   std::string AwaitFailure() {
     absl::MutexLock lock(&mutex_);
@@ -52,6 +57,7 @@ class FakeCluster {
   int changes_ = 0;
   bool cancelled_ = false;
   uint64_t ready_ = 0;
+  uint64_t arrived_ = 0;
   v1::RegisterRequest registration_;
   std::vector<std::string> failures_;
   std::vector<v1::ReportShardFileRequest> files_;
@@ -110,6 +116,10 @@ class FakeMember : public Member {
     absl::MutexLock lock(&cluster_.mutex_);
     cluster_.ready_ = generation;
   }
+  void SetArrived(uint64_t version) override {
+    absl::MutexLock lock(&cluster_.mutex_);
+    cluster_.arrived_ = version;
+  }
   void SetWaitingFor(const std::string&) override {}
   void SetTimes(const v1::MemberTimes&) override {}
   void Fail(const absl::Status& cause) override {
@@ -135,6 +145,7 @@ class FakeMember : public Member {
   absl::StatusOr<v1::AwaitCheckpointResponse> AwaitCheckpoint(uint64_t) override {
     return v1::AwaitCheckpointResponse();
   }
+  absl::Status AwaitHandover(uint64_t) override { return absl::OkStatus(); }
   absl::Status FinishWork() override { return absl::OkStatus(); }
   void Leave() override {}
 

@@ -41,6 +41,17 @@ TEST_F(HierarchicalHostTest, ArrivalOrderAndThreadsChangeNoBit) {
   EXPECT_EQ(DigestsOf(), digests);
 }
 
+TEST_F(HierarchicalHostTest, GoesOnWithTheSameBitsAfterAHandover) {
+  for (uint64_t step = 0; step < 4; ++step) Step(step);
+  const Digests undisturbed = DigestsOf();
+  Load(testing::MadeState(job_), 1);
+  Step(0);
+  MoveShardsDuringStep(1);
+  Step(2);
+  Step(3);
+  EXPECT_EQ(DigestsOf(), undisturbed);
+}
+
 TEST_F(HierarchicalHostTest, TheGateIsPartOfItsShard) {
   const std::string folder = TempFolder("gate");
   v1::ClusterState state = testing::MadeState(job_);

@@ -36,9 +36,19 @@ class ShardHostTest : public ::testing::Test {
   void Load(const v1::ClusterState& state, int threads,
             absl::Duration timeout = absl::Seconds(60)) {
     host_ = nullptr;
+    home_ = nullptr;
     std::string error;
     backend_ = MakeCpuBackend(threads, &error);
     ASSERT_NE(backend_, nullptr) << error;
+    home_ = *ShardHome::Create(*backend_, {});
+    ShardStock none;
+    LoadWith(state, none, timeout);
+  }
+
+  // On the same backend, with what the stock has.
+  void LoadWith(const v1::ClusterState& state, ShardStock& stock,
+                absl::Duration timeout = absl::Seconds(60)) {
+    host_ = nullptr;
     plan_ = MakeModelPlan(state.job());
     ShardHost::Options options;
     options.server = "server/s0";
@@ -55,7 +65,7 @@ class ShardHostTest : public ::testing::Test {
     };
     options.events.idle = [](const std::string&, const v1::MemberTimes&) {};
     absl::StatusOr<std::unique_ptr<ShardHost>> host =
-        ShardHost::Load(*backend_, std::move(options));
+        ShardHost::Load(home_, std::move(options), stock);
     ASSERT_TRUE(host.ok()) << host.status();
     host_ = *std::move(host);
     sinks_.clear();
@@ -146,6 +156,48 @@ class ShardHostTest : public ::testing::Test {
     return digests;
   }
 
+  // A copy of each second shard fetches all it can between two steps, and after the next step the rest;
+  // those and the kept others make the next generation, which `step` begins.
+  void MoveShardsDuringStep(uint64_t step) {
+    ShardStock copies;
+    for (size_t i = 0; i < plan_.shards.size(); i += 2) {
+      std::unique_ptr<Shard> copy = *home_->Make(plan_, plan_.shards[i], job_);
+      copy->Initialize();
+      const absl::StatusOr<PieceBatch> all =
+          host_->ReadPiecesOf(copy->spec().id, PieceVersions(*copy), 0, size_t{1} << 30);
+      ASSERT_TRUE(all.ok()) << all.status();
+      Write(*all, *copy);
+      copies[copy->spec().id] = std::move(copy);
+    }
+    Step(step);
+    ShardStock stock = host_->Release();
+    for (auto& [id, copy] : copies) {
+      // A few at a time.
+      for (int64_t next = 0; next < copy->pieces();) {
+        const absl::StatusOr<PieceBatch> rest =
+            ReadPieces(*stock.at(id), PieceVersions(*copy), next, 1);
+        ASSERT_TRUE(rest.ok()) << rest.status();
+        EXPECT_LE(rest->pieces.size(), 1);
+        Write(*rest, *copy);
+        next = rest->next;
+      }
+      stock[id] = std::move(copy);
+    }
+    v1::ClusterState state = MadeState(job_);
+    state.mutable_handover()->set_step(step + 1);
+    state.set_start_step(step + 1);
+    LoadWith(state, stock);
+    EXPECT_TRUE(stock.empty());
+  }
+  static void Write(const PieceBatch& batch, Shard& shard) {
+    PieceWriter writer(shard);
+    for (const v1::ShardPiece& piece : batch.pieces) {
+      const absl::Status written = writer.Add(piece);
+      EXPECT_TRUE(written.ok()) << written;
+    }
+    EXPECT_TRUE(writer.Finish().ok());
+  }
+
   std::string TempFolder(const std::string& name) {
     const std::string folder = ::testing::TempDir() + "/shard_host_" + name;
     std::filesystem::remove_all(folder);
@@ -162,6 +214,7 @@ class ShardHostTest : public ::testing::Test {
   absl::Status failure_;
   absl::Notification failed_;
   std::unique_ptr<Backend> backend_;
+  std::shared_ptr<ShardHome> home_;
   ModelPlan plan_;
   std::unique_ptr<ShardHost> host_;
   std::map<std::string, std::shared_ptr<RecordingSink>> sinks_;

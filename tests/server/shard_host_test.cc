@@ -253,6 +253,54 @@ TEST_F(ShardHostTest, CutRestoresToTheSameBits) {
   EXPECT_EQ(DigestsOf(), undisturbed);
 }
 
+TEST_F(ShardHostTest, GoesOnWithTheSameBitsAfterAHandover) {
+  for (uint64_t step = 0; step < 4; ++step) Step(step);
+  const Digests undisturbed = DigestsOf();
+  Load(testing::MadeState(job_), 1);
+  Step(0);
+  MoveShardsDuringStep(1);
+  ASSERT_TRUE(Send("worker/w1", testing::PullOf({"replica/2"}, 2)).ok());
+  EXPECT_EQ(Next("worker/w1").pull().shards(0).content(),
+            "state of replica/2 after step 1");
+  Step(2);
+  Step(3);
+  EXPECT_EQ(DigestsOf(), undisturbed);
+}
+
+TEST_F(ShardHostTest, AHandoverNeverMakesAShardAnew) {
+  v1::ClusterState state = testing::MadeState(job_);
+  state.mutable_handover()->set_step(7);
+  ShardStock stock = host_->Release();
+  stock.erase("replica/1");
+  ShardHost::Options options;
+  options.server = "server/s0";
+  options.state = state;
+  const absl::Status status = ShardHost::Load(home_, std::move(options), stock).status();
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_THAT(status.message(), HasSubstr("replica/1, which the generation before this "
+                                          "one had at step 7, isn't here"));
+}
+
+TEST_F(ShardHostTest, RefusesPiecesThatAreNone) {
+  const std::vector<uint64_t> too_few(1);
+  EXPECT_THAT(host_->ReadPiecesOf("layer1/group0", too_few, 0, 1).status().message(),
+              HasSubstr("layer1/group0 has 6 pieces, not 1"));
+  EXPECT_TRUE(absl::IsNotFound(host_->ReadPiecesOf("other", too_few, 0, 1).status()));
+  ShardStock stock = host_->Release();
+  PieceWriter writer(*stock.at("layer1/group0"));
+  v1::ShardPiece piece;
+  piece.set_piece(6);
+  EXPECT_THAT(writer.Add(piece).message(), HasSubstr("has no piece 6"));
+  piece.set_piece(0);
+  piece.set_version(1);
+  piece.set_content("short");
+  EXPECT_THAT(writer.Add(piece).message(),
+              HasSubstr("piece 0 of layer1/group0 has 5 bytes instead of "));
+  piece.set_more(true);
+  EXPECT_TRUE(writer.Add(piece).ok());
+  EXPECT_TRUE(absl::IsDataLoss(writer.Finish()));
+}
+
 TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
   const std::string folder = TempFolder("misfit");
   v1::ClusterState state = testing::MadeState(testing::MadeJob());
@@ -263,7 +311,8 @@ TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
     ShardHost::Options options;
     options.server = "server/s0";
     options.state = other;
-    return ShardHost::Load(*backend_, std::move(options)).status();
+    ShardStock none;
+    return ShardHost::Load(home_, std::move(options), none).status();
   };
   state.set_restore_from(folder + "/step-00000001.generation-1");
   state.set_start_step(3);

@@ -261,5 +261,43 @@ TEST_F(TableShardTest, IsRestoredWithItsCounts) {
               ::testing::HasSubstr("is it of the same job"));
 }
 
+TEST_F(TableShardTest, MovesInBlocksOfRows) {
+  const v1::Job job = TableJob();
+  const std::unique_ptr<TableShard> shard = Make(job, "softmax/rows0");
+  const std::unique_ptr<TableShard> copy = Make(job, "softmax/rows0");
+  const auto step = [&](std::vector<uint32_t> touched) {
+    for (uint32_t r = 0; r < 3; ++r) {
+      SparseRows rows;
+      if (r == 1) rows.row = touched;
+      rows.value.assign(rows.row.size() * (kWidth + 1), 0.5f);
+      EXPECT_TRUE(shard->AddGradient({0, r}, std::move(rows)).ok());
+    }
+    shard->Apply(0.1, 1);
+  };
+  const auto move = [&] {
+    size_t moved = 0;
+    for (int64_t p = 0; p < shard->pieces(); ++p) {
+      if (shard->PieceVersion(p) == copy->PieceVersion(p)) continue;
+      ++moved;
+      EXPECT_TRUE(copy->SetPiece(p, shard->PieceVersion(p), shard->Piece(p)).ok());
+    }
+    return moved;
+  };
+  step({0, 3, 4499});
+  EXPECT_EQ(move(), 2);
+  step({3, 64});
+  EXPECT_EQ(move(), 2);
+  EXPECT_EQ(move(), 0);
+  EXPECT_EQ(copy->Digests()[0].sha256(), shard->Digests()[0].sha256());
+  EXPECT_EQ(copy->Digests()[1].sha256(), shard->Digests()[1].sha256());
+  v1::ShardStatus status;
+  copy->FillStatus(&status);
+  EXPECT_EQ(status.rows_touched(), 4);
+  // Moments and counts have moved, too.
+  EXPECT_EQ(copy->Piece(0), shard->Piece(0));
+  EXPECT_THAT(copy->SetPiece(70, 1, "?").message(),
+              ::testing::HasSubstr("piece 70 of softmax/rows0 has 1 bytes instead of"));
+}
+
 }  // namespace
 }  // namespace moe

@@ -90,6 +90,9 @@ absl::Status Trainer::Train(uint64_t start) {
       RETURN_IF_ERROR(Evaluate(v1::SPLIT_VALIDATION, taken));
     }
     if (cut) RETURN_IF_ERROR(member_.AwaitCheckpoint(taken).status());
+    if (requested_handover_ == step && taken < total_steps_) {
+      RETURN_IF_ERROR(member_.AwaitHandover(taken));
+    }
   }
   return Has(v1::SPLIT_TEST) ? Evaluate(v1::SPLIT_TEST, total_steps_) : absl::OkStatus();
 }
@@ -142,6 +145,8 @@ absl::Status Trainer::Step(uint64_t step, bool cut) {
                    member_.ReportStep(Report(step, pass, closed.gradient_norm)));
   requested_cut_.reset();
   if (reported.cut()) requested_cut_ = reported.cut_step();
+  requested_handover_.reset();
+  if (reported.handover()) requested_handover_ = reported.handover_step();
   return absl::OkStatus();
 }
 

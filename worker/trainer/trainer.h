@@ -75,6 +75,8 @@ class Trainer {
   std::optional<uint64_t> pulled_;
   // The step of which the coordinator wants a cut.
   std::optional<uint64_t> requested_cut_;
+  // After which it may change over to other members.
+  std::optional<uint64_t> requested_handover_;
   std::vector<std::vector<float>> pull_buffer_;
   // Numbers evaluation frames; the same on every worker, since all evaluate the same batches.
   uint64_t evaluation_batches_ = 0;

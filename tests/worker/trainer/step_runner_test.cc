@@ -115,7 +115,9 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
       };
       options.events.failed = [](const absl::Status& cause) { LOG(FATAL) << cause; };
       options.events.idle = [](const std::string&, const v1::MemberTimes&) {};
-      auto host = ShardHost::Load(TestBackend(), std::move(options));
+      ShardStock none;
+      auto host = ShardHost::Load(*ShardHome::Create(TestBackend(), {}),
+                                  std::move(options), none);
       CHECK(host.ok()) << host.status();
       hosts_[id] = *std::move(host);
     }
