@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/checkpoint/manifest.h"
 #include "glog/logging.h"
 #include "server/shard_file.h"
 
@@ -80,14 +81,15 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
         std::make_unique<ExpertLayer>(backend, mixture, std::move(shards->second));
   }
 
+  if (state.restore_from().empty()) {
+    for (Shard* shard : set->all_) shard->Initialize();
+    return set;
+  }
+  ASSIGN_OR_RETURN(const v1::Manifest manifest, ReadManifest(state.restore_from()));
   for (Shard* shard : set->all_) {
-    if (state.restore_from().empty()) {
-      shard->Initialize();
-      continue;
-    }
-    ASSIGN_OR_RETURN(
-        const std::unique_ptr<SafetensorsFile> file,
-        OpenShardFile(state.restore_from(), shard->spec().id, state.start_step()));
+    ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file,
+                     OpenShardFile(state.restore_from(), manifest, shard->spec().id,
+                                   state.start_step()));
     RETURN_IF_ERROR(shard->Restore(*file));
   }
   return set;
