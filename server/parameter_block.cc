@@ -211,7 +211,8 @@ std::vector<ParameterBlock::Part> ParameterBlock::PartsOf(int i) const {
 }
 
 absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
-  std::set<std::string> names;
+  // Where what an entry has goes; null: nowhere.
+  std::map<std::string, char*> to;
   for (int i = 0; i < tensors(); ++i) {
     Held& tensor = tensors_[i];
     const auto it = file.metadata().find(tensor.spec.name + "#count");
@@ -223,7 +224,7 @@ absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
     if (IsUntouched(tensor)) {
       Initialize(i);
       // Older files have them all the same.
-      for (const Part& part : PartsOf(i)) names.insert(part.name);
+      for (const Part& part : PartsOf(i)) to[part.name] = nullptr;
       continue;
     }
     RETURN_IF_ERROR(Allocate(tensor));
@@ -236,18 +237,21 @@ absl::Status ParameterBlock::Restore(const SafetensorsFile& file) {
                          "; is the file of a job with the same model and optimizer?"));
       }
       RETURN_IF_ERROR(entry.status());
-      backend_.Upload(entry->data, part.data, part.bytes());
-      names.insert(part.name);
+      to[part.name] = static_cast<char*>(part.data);
     }
   }
   for (const SafetensorsEntry& entry : file.entries()) {
-    if (names.contains(entry.name)) continue;
+    if (to.contains(entry.name)) continue;
     return absl::FailedPreconditionError(
         absl::StrCat(file.path(), ": has an entry \"", entry.name,
                      "\", for which this job has no use; is the file of a job with the "
                      "same model and optimizer?"));
   }
-  return absl::OkStatus();
+  return file.ReadAll(
+      [&](const SafetensorsEntry& entry, size_t begin, std::string_view bytes) {
+        char* const data = to.at(entry.name);
+        if (data != nullptr) backend_.Upload(bytes.data(), data + begin, bytes.size());
+      });
 }
 
 void ParameterBlock::Prefetch(int i) const {

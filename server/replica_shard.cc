@@ -12,9 +12,12 @@ absl::Status ReplicaShard::Restore(const SafetensorsFile& file) {
     return absl::FailedPreconditionError(
         absl::StrCat(file.path(), ": state is not a row of bytes"));
   }
-  content_.assign(static_cast<const char*>(entry.data), entry.bytes);
   ++version_;
-  return absl::OkStatus();
+  content_.assign(entry.bytes, '\0');
+  return file.ReadAll(
+      [&](const SafetensorsEntry& read, size_t begin, std::string_view bytes) {
+        if (read.name == entry.name) bytes.copy(content_.data() + begin, bytes.size());
+      });
 }
 
 absl::StatusOr<v1::ShardFile> ReplicaShard::Write(const Cut& cut) const {

@@ -1,5 +1,6 @@
 #include "server/shard_file.h"
 
+#include <algorithm>
 #include <string_view>
 #include <utility>
 
@@ -47,12 +48,19 @@ absl::StatusOr<v1::ShardFile> WriteShardFile(const Cut& cut, const std::string& 
   return result;
 }
 
-absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenShardFile(const std::string& folder,
-                                                               const std::string& shard,
-                                                               uint64_t step) {
+absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenShardFile(
+    const std::string& folder, const v1::Manifest& manifest, const std::string& shard,
+    uint64_t step) {
+  const auto listed =
+      std::find_if(manifest.shards().begin(), manifest.shards().end(),
+                   [&](const v1::ShardFile& file) { return file.shard() == shard; });
+  if (listed == manifest.shards().end()) {
+    return absl::DataLossError(
+        absl::StrCat(ManifestPath(folder), ": names no file of shard ", shard));
+  }
   ASSIGN_OR_RETURN(
       std::unique_ptr<SafetensorsFile> file,
-      SafetensorsFile::Open(absl::StrCat(folder, "/", ShardFileName(shard))));
+      SafetensorsFile::Open(absl::StrCat(folder, "/", listed->file()), listed->sha256()));
   RETURN_IF_ERROR(CheckMetadata(*file, "shard", shard));
   RETURN_IF_ERROR(CheckMetadata(*file, "step", absl::StrCat(step)));
   return file;

@@ -24,11 +24,11 @@ absl::StatusOr<v1::ShardFile> WriteShardFile(const Cut& cut, const std::string& 
                                              std::map<std::string, std::string> metadata,
                                              SafetensorsWatch watch = {});
 
-// Opens the file of `shard` in `folder` and checks that it is that shard's, at version
-// `step`.
-absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenShardFile(const std::string& folder,
-                                                               const std::string& shard,
-                                                               uint64_t step);
+// Opens the file of `shard` in a checkpoint's `folder` and checks that it is that shard's, at version
+// `step`. What is read of it must have the SHA-256 of the manifest.
+absl::StatusOr<std::unique_ptr<SafetensorsFile>> OpenShardFile(
+    const std::string& folder, const v1::Manifest& manifest, const std::string& shard,
+    uint64_t step);
 
 // sha: over the tensor's stored bytes; finished by this.
 v1::TensorDigest MakeTensorDigest(const TensorSpec& tensor, Sha256& sha);

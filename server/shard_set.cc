@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/checkpoint/manifest.h"
 #include "glog/logging.h"
 #include "server/shard_file.h"
 
@@ -23,6 +24,10 @@ std::unique_ptr<Kind> As(std::unique_ptr<Shard> shard) {
 absl::Status Complete(ShardHome& home, const v1::ClusterState& state,
                       const ModelPlan& plan, const std::vector<const ShardSpec*>& mine,
                       ShardStock& stock) {
+  v1::Manifest manifest;
+  if (!state.restore_from().empty()) {
+    ASSIGN_OR_RETURN(manifest, ReadManifest(state.restore_from()));
+  }
   for (const ShardSpec* spec : mine) {
     std::unique_ptr<Shard>& shard = stock[spec->id];
     if (shard != nullptr) continue;
@@ -37,7 +42,8 @@ absl::Status Complete(ShardHome& home, const v1::ClusterState& state,
       continue;
     }
     ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file,
-                     OpenShardFile(state.restore_from(), spec->id, state.start_step()));
+                     OpenShardFile(state.restore_from(), manifest, spec->id,
+                                   state.start_step()));
     RETURN_IF_ERROR(shard->Restore(*file));
   }
   return absl::OkStatus();

@@ -212,19 +212,27 @@ std::vector<TableShard::Entry> TableShard::Entries() const {
 
 absl::Status TableShard::Restore(const SafetensorsFile& file) {
   const std::vector<Entry> entries = Entries();
+  std::map<std::string, char*> to;
   for (const auto& [name, tensor, unused] : entries) {
-    ASSIGN_OR_RETURN(const SafetensorsEntry entry,
-                     FindEntry(file, name, "F32", {tensor->rows(), tensor->cols()}));
-    backend_.Upload(entry.data, tensor->data(), entry.bytes);
+    RETURN_IF_ERROR(
+        FindEntry(file, name, "F32", {tensor->rows(), tensor->cols()}).status());
+    to[name] = reinterpret_cast<char*>(tensor->data());
   }
   ASSIGN_OR_RETURN(const SafetensorsEntry counts,
                    FindEntry(file, spec_.id + "#count", "I64", {spec_.rows}));
-  std::memcpy(count_.data(), counts.data, counts.bytes);
   if (file.entries().size() != entries.size() + 1) {
     return absl::FailedPreconditionError(
         absl::StrCat(file.path(), ": has ", file.entries().size(), " entries instead of ",
                      entries.size() + 1, "; is it of the same job?"));
   }
+  RETURN_IF_ERROR(file.ReadAll(
+      [&](const SafetensorsEntry& entry, size_t begin, std::string_view bytes) {
+        if (entry.name == counts.name) {
+          bytes.copy(reinterpret_cast<char*>(count_.data()) + begin, bytes.size());
+        } else {
+          backend_.Upload(bytes.data(), to.at(entry.name) + begin, bytes.size());
+        }
+      }));
   rows_touched_ = 0;
   for (const int64_t count : count_) {
     if (count < 0) {

@@ -26,10 +26,9 @@ absl::StatusOr<CheckpointDigest> DigestCheckpoint(const std::string& path) {
                      SafetensorsFile::Open(file_path));
     for (const v1::TensorDigest& tensor : shard.tensors()) {
       ASSIGN_OR_RETURN(const SafetensorsEntry entry, file->Find(tensor.name()));
-      Sha256 hash;
-      hash.Update(entry.data, entry.bytes);
+      ASSIGN_OR_RETURN(const std::string bytes, file->Read(entry));
       v1::TensorDigest& digest = result.tensors.emplace_back(tensor);
-      digest.set_sha256(hash.Hex());
+      digest.set_sha256(Sha256Hex(bytes));
       if (digest.sha256() != tensor.sha256()) {
         return absl::DataLossError(
             absl::StrCat(file_path, ": tensor ", tensor.name(), " has SHA-256 ",

@@ -1,5 +1,8 @@
 #include "common/checkpoint/manifest.h"
 
+#include <glog/logging.h>
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
@@ -39,11 +42,26 @@ bool IsHexDigest(const std::string& hex) {
                      [](char c) { return absl::ascii_isxdigit(c); });
 }
 
+std::string Sha256Of(v1::Manifest manifest) {
+  manifest.clear_sha256();
+  std::string bytes;
+  {
+    google::protobuf::io::StringOutputStream stream(&bytes);
+    google::protobuf::io::CodedOutputStream output(&stream);
+    output.SetSerializationDeterministic(true);
+    CHECK(manifest.SerializeToCodedStream(&output));
+  }
+  return Sha256Hex(bytes);
+}
+
 absl::Status CheckManifest(const v1::Manifest& manifest) {
   if (manifest.format_version() != kManifestVersion) {
     return absl::FailedPreconditionError(
         absl::StrCat("has format version ", manifest.format_version(),
                      ", this program reads ", kManifestVersion));
+  }
+  if (!manifest.sha256().empty() && manifest.sha256() != Sha256Of(manifest)) {
+    return absl::DataLossError("is damaged: its SHA-256 isn't the one that it names");
   }
   if (manifest.shards().empty()) return absl::DataLossError("names no shards");
   for (const v1::ShardFile& shard : manifest.shards()) {
@@ -95,12 +113,17 @@ absl::StatusOr<std::vector<StepFolder>> ListStepFolders(
     const std::optional<StepName> name =
         ParseStepName(entries->path().filename().string());
     if (!name.has_value()) continue;
-    std::error_code ignored;
-    if (!fs::is_directory(entries->path(), ignored)) continue;
+    const fs::file_status folder = fs::status(entries->path(), error);
+    if (folder.type() == fs::file_type::none) break;
+    error.clear();
+    if (!fs::is_directory(folder)) continue;
     const std::string path = entries->path().string();
+    // Not to be seen is no reason to take a checkpoint for none.
+    const fs::file_status manifest = fs::status(ManifestPath(path), error);
+    if (manifest.type() == fs::file_type::none) break;
+    error.clear();
     folders.push_back(
-        {name->step, path,
-         !name->generation.has_value() && fs::exists(ManifestPath(path), ignored)});
+        {name->step, path, !name->generation.has_value() && fs::exists(manifest)});
   }
   if (error) {
     return absl::UnavailableError(
@@ -137,6 +160,7 @@ absl::StatusOr<v1::Manifest> ReadManifest(const std::string& folder) {
         absl::StrCat(path, ": is no manifest: ", parsed.ToString()));
   }
   RETURN_IF_ERROR(Annotate(CheckManifest(manifest), path));
+  manifest.clear_sha256();
   return manifest;
 }
 
@@ -144,9 +168,11 @@ absl::Status WriteManifest(const std::string& folder, const v1::Manifest& manife
   google::protobuf::util::JsonPrintOptions options;
   options.add_whitespace = true;
   options.preserve_proto_field_names = true;
+  v1::Manifest written = manifest;
+  written.set_sha256(Sha256Of(manifest));
   std::string json;
   const auto printed =
-      google::protobuf::util::MessageToJsonString(manifest, &json, options);
+      google::protobuf::util::MessageToJsonString(written, &json, options);
   if (!printed.ok()) {
     return absl::InternalError(
         absl::StrCat("cannot print a manifest: ", printed.ToString()));

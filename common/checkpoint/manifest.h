@@ -38,9 +38,10 @@ std::string CutFolderName(uint64_t step, uint64_t generation);
 std::string ShardFileName(const std::string& shard);
 std::string ManifestPath(const std::string& folder);
 
-// NOT_FOUND if the folder has no manifest, DATA_LOSS if it is damaged.
+// Without the checksum, which is that of the file. NOT_FOUND if the folder has no manifest, DATA_LOSS if it
+// is damaged.
 absl::StatusOr<v1::Manifest> ReadManifest(const std::string& folder);
-// Atomic: this is the moment at which the checkpoint comes to be.
+// Atomic, and with a checksum of its own; a cut's folder needs only its name then to be a checkpoint.
 absl::Status WriteManifest(const std::string& folder, const v1::Manifest& manifest);
 
 // Checks that every shard's file is there with its size. DATA_LOSS names the first that

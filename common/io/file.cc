@@ -59,10 +59,17 @@ absl::Status SyncFolder(const std::string& folder) {
   return SystemError(error, "sync folder", folder);
 }
 
+std::string FolderOf(const std::string& path) {
+  const std::string folder = std::filesystem::path(path).parent_path().string();
+  return folder.empty() ? "." : folder;
+}
+
+constexpr char kTemporary[] = ".tmp-";
+
 // Several threads and processes may write the same path.
 std::string TemporaryName(const std::string& path) {
   static std::atomic<uint64_t> counter = 0;
-  return absl::StrCat(path, ".tmp-", getpid(), "-", counter++);
+  return absl::StrCat(path, kTemporary, getpid(), "-", counter++);
 }
 
 }  // namespace
@@ -116,8 +123,23 @@ absl::Status WriteFileAtomically(const std::string& path,
     return SystemError(errno, "write", path);
   std::move(remover).Cancel();
 
-  const std::string folder = std::filesystem::path(path).parent_path().string();
-  return SyncFolder(folder.empty() ? "." : folder);
+  return SyncFolder(FolderOf(path));
+}
+
+absl::Status RemoveUnfinished(const std::string& path) {
+  namespace fs = std::filesystem;
+  const std::string prefix = fs::path(path).filename().string() + kTemporary;
+  std::error_code error;
+  for (fs::directory_iterator entry(FolderOf(path), error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (entry->path().filename().string().compare(0, prefix.size(), prefix) != 0)
+      continue;
+    if (unlink(entry->path().c_str()) != 0) {
+      return SystemError(errno, "remove", entry->path().string());
+    }
+  }
+  if (error) return SystemError(error.value(), "list", FolderOf(path));
+  return absl::OkStatus();
 }
 
 absl::Status MakeDirs(const std::string& path) {
@@ -132,8 +154,7 @@ absl::Status MakeDirs(const std::string& path) {
   if (error) return SystemError(error.value(), "create folder", path);
   // A file in a folder is only as safe as the folder's own name.
   for (const fs::path& folder : missing) {
-    const std::string parent = folder.parent_path().string();
-    RETURN_IF_ERROR(SyncFolder(parent.empty() ? "." : parent));
+    RETURN_IF_ERROR(SyncFolder(FolderOf(folder.string())));
   }
   return absl::OkStatus();
 }
@@ -142,8 +163,14 @@ absl::Status RenameFolder(const std::string& from, const std::string& to) {
   if (rename(from.c_str(), to.c_str()) != 0) {
     return SystemError(errno, "rename to " + to, from);
   }
-  const std::string parent = std::filesystem::path(to).parent_path().string();
-  return SyncFolder(parent.empty() ? "." : parent);
+  return SyncFolder(FolderOf(to));
+}
+
+absl::Status RemoveFile(const std::string& path) {
+  if (unlink(path.c_str()) != 0 && errno != ENOENT) {
+    return SystemError(errno, "remove", path);
+  }
+  return SyncFolder(FolderOf(path));
 }
 
 absl::Status RemoveTree(const std::string& path) {

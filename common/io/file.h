@@ -13,8 +13,8 @@ namespace moe {
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 
 // After OK the file is on disk whole; after an error, or a crash at any time, `path` is
-// as it was before. The folder must exist. What is there and isn't a
-// regular file is never replaced.
+// as it was before, or whole and new if it was only the folder that couldn't be made to last. The folder
+// must exist. What is there and isn't a regular file is never replaced.
 absl::Status WriteFileAtomically(const std::string& path, std::string_view contents);
 
 // Appends to a file that isn't under its name yet.
@@ -28,12 +28,19 @@ class FileSink {
 absl::Status WriteFileAtomically(const std::string& path,
                                  const std::function<absl::Status(FileSink&)>& write);
 
+// Removes what WriteFileAtomically(path) left beside `path` in processes that were killed meanwhile.
+// Nobody may be writing it now.
+absl::Status RemoveUnfinished(const std::string& path);
+
 // Creates the folder and its parents; OK if it is there. After OK they are on disk.
 absl::Status MakeDirs(const std::string& path);
 
 // Gives a folder another name, on disk after OK; both have the same parent. ALREADY_EXISTS or the like
 // if there is something of that name.
 absl::Status RenameFolder(const std::string& from, const std::string& to);
+
+// Removes a file; OK if there is none. After OK it doesn't come back, also after a power cut.
+absl::Status RemoveFile(const std::string& path);
 
 // Removes a file or a folder with all its contents; OK if there is none. Doesn't follow
 // links.

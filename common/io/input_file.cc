@@ -58,4 +58,22 @@ absl::StatusOr<size_t> InputFile::Read(char* out, size_t size) const {
   }
 }
 
+absl::Status InputFile::ReadAt(uint64_t offset, char* out, size_t size) const {
+  while (size > 0) {
+    const ssize_t got = pread(descriptor_, out, size, static_cast<off_t>(offset));
+    if (got < 0) {
+      if (errno == EINTR) continue;
+      return CannotRead(path_);
+    }
+    if (got == 0) {
+      return absl::DataLossError(
+          absl::StrCat("cannot read ", path_, ": it ends at byte ", offset));
+    }
+    out += got;
+    offset += got;
+    size -= got;
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace moe

@@ -4,9 +4,11 @@
 #include <sys/stat.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace moe {
@@ -28,6 +30,8 @@ class InputFile {
   absl::StatusOr<struct stat> Stat() const;
   // Bytes that were read from where the last read ended, at most `size`; 0 at the end.
   absl::StatusOr<size_t> Read(char* out, size_t size) const;
+  // Exactly the `size` bytes from `offset` on; DATA_LOSS if the file ends before. Any thread.
+  absl::Status ReadAt(uint64_t offset, char* out, size_t size) const;
 
  private:
   InputFile(std::string path, int descriptor)

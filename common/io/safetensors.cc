@@ -12,6 +12,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/string_view.h"
 #include "common/io/file.h"
+#include "common/io/sha256.h"
 #include "nlohmann/json.hpp"
 
 static_assert(std::endian::native == std::endian::little);
@@ -22,6 +23,7 @@ namespace {
 constexpr char kMetadata[] = "__metadata__";
 constexpr size_t kLengthBytes = sizeof(uint64_t);
 constexpr size_t kAlignment = 8;
+constexpr size_t kBlockBytes = 1 << 20;
 // The format's own limit.
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 
@@ -71,7 +73,7 @@ absl::Status CheckEntries(const std::string& path,
   return absl::OkStatus();
 }
 
-// entry.data is set once the offsets are checked.
+// entry.offset is set once the offsets are checked.
 struct HeaderEntry {
   SafetensorsEntry entry;
   uint64_t begin = 0;
@@ -206,35 +208,39 @@ absl::Status WriteSafetensors(const std::string& path,
   });
 }
 
-SafetensorsFile::SafetensorsFile(std::string path, std::unique_ptr<MappedFile> file)
-    : path_(std::move(path)), file_(std::move(file)) {}
+SafetensorsFile::SafetensorsFile(std::string path, std::string sha256, InputFile file)
+    : path_(std::move(path)), sha256_(std::move(sha256)), file_(std::move(file)) {}
 
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(
-    const std::string& path) {
-  ASSIGN_OR_RETURN(std::unique_ptr<MappedFile> mapped, MappedFile::Open(path));
-  std::unique_ptr<SafetensorsFile> file(new SafetensorsFile(path, std::move(mapped)));
+    const std::string& path, std::string sha256) {
+  ASSIGN_OR_RETURN(InputFile input, InputFile::OpenRegular(path));
+  std::unique_ptr<SafetensorsFile> file(
+      new SafetensorsFile(path, std::move(sha256), std::move(input)));
   RETURN_IF_ERROR(
       Annotate(file->Parse(), absl::StrCat(path, " is damaged or no safetensors file")));
   return file;
 }
 
 absl::Status SafetensorsFile::Parse() {
-  const std::string_view bytes = file_->bytes();
+  ASSIGN_OR_RETURN(const struct stat info, file_.Stat());
+  const auto size = static_cast<uint64_t>(info.st_size);
   uint64_t header_bytes = 0;
-  if (bytes.size() < kLengthBytes) {
-    return absl::DataLossError(absl::StrCat("it has only ", bytes.size(), " bytes"));
+  if (size < kLengthBytes) {
+    return absl::DataLossError(absl::StrCat("it has only ", size, " bytes"));
   }
-  std::memcpy(&header_bytes, bytes.data(), kLengthBytes);
-  if (header_bytes > kMaxHeaderBytes || header_bytes > bytes.size() - kLengthBytes) {
+  RETURN_IF_ERROR(file_.ReadAt(0, reinterpret_cast<char*>(&header_bytes), kLengthBytes));
+  if (header_bytes > kMaxHeaderBytes || header_bytes > size - kLengthBytes) {
     return absl::DataLossError(absl::StrCat("its header of ", header_bytes,
-                                            " bytes is beyond the file's ", bytes.size(),
+                                            " bytes is beyond the file's ", size,
                                             " bytes or the limit of ", kMaxHeaderBytes));
   }
+  std::string text(header_bytes, '\0');
+  RETURN_IF_ERROR(file_.ReadAt(kLengthBytes, text.data(), text.size()));
   std::string why;
-  const nlohmann::json header =
-      ParseHeader(bytes.substr(kLengthBytes, header_bytes), &why);
+  const nlohmann::json header = ParseHeader(text, &why);
   if (!why.empty()) return absl::DataLossError(why);
-  const std::string_view data = bytes.substr(kLengthBytes + header_bytes);
+  data_begin_ = kLengthBytes + header_bytes;
+  const uint64_t data_bytes = size - data_begin_;
 
   std::vector<HeaderEntry> found;
   for (const auto& [name, value] : header.items()) {
@@ -258,10 +264,10 @@ absl::Status SafetensorsFile::Parse() {
   });
   uint64_t end = 0;
   for (HeaderEntry& item : found) {
-    if (item.end > data.size()) {
+    if (item.end > data_bytes) {
       return absl::DataLossError(absl::StrCat("entry \"", item.entry.name,
                                               "\" ends at byte ", item.end, " of ",
-                                              data.size(), " bytes of data"));
+                                              data_bytes, " bytes of data"));
     }
     if (item.begin != end) {
       return absl::DataLossError(
@@ -270,13 +276,13 @@ absl::Status SafetensorsFile::Parse() {
                        " the data up to byte ", end));
     }
     end = item.end;
-    item.entry.data = data.data() + item.begin;
+    item.entry.offset = data_begin_ + item.begin;
     index_[item.entry.name] = entries_.size();
     entries_.push_back(std::move(item.entry));
   }
-  if (end != data.size()) {
+  if (end != data_bytes) {
     return absl::DataLossError(
-        absl::StrCat("its entries take ", end, " of ", data.size(), " bytes of data"));
+        absl::StrCat("its entries take ", end, " of ", data_bytes, " bytes of data"));
   }
   return absl::OkStatus();
 }
@@ -288,6 +294,34 @@ absl::StatusOr<SafetensorsEntry> SafetensorsFile::Find(std::string_view name) co
         absl::StrCat(path_, " has no entry \"", ToAbsl(name), "\""));
   }
   return entries_[it->second];
+}
+
+absl::StatusOr<std::string> SafetensorsFile::Read(const SafetensorsEntry& entry) const {
+  std::string bytes(entry.bytes, '\0');
+  RETURN_IF_ERROR(file_.ReadAt(entry.offset, bytes.data(), bytes.size()));
+  return bytes;
+}
+
+absl::Status SafetensorsFile::ReadAll(const Block& block) const {
+  Sha256 sha;
+  std::string head(data_begin_, '\0');
+  RETURN_IF_ERROR(file_.ReadAt(0, head.data(), head.size()));
+  sha.Update(head);
+  std::vector<char> buffer(kBlockBytes);
+  for (const SafetensorsEntry& entry : entries_) {
+    for (size_t begin = 0; begin < entry.bytes; begin += buffer.size()) {
+      const size_t size = std::min(buffer.size(), entry.bytes - begin);
+      RETURN_IF_ERROR(file_.ReadAt(entry.offset + begin, buffer.data(), size));
+      const std::string_view bytes(buffer.data(), size);
+      sha.Update(bytes);
+      block(entry, begin, bytes);
+    }
+  }
+  if (const std::string found = sha.Hex(); !sha256_.empty() && found != sha256_) {
+    return absl::DataLossError(absl::StrCat(path_, ": is damaged: its SHA-256 is ", found,
+                                            ", the manifest says ", sha256_));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace moe

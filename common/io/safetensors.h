@@ -21,7 +21,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "common/io/mapped_file.h"
+#include "common/io/input_file.h"
 
 namespace moe {
 
@@ -29,9 +29,11 @@ struct SafetensorsEntry {
   std::string name;
   std::string dtype;  // "F32", "U8", "I64", ...
   std::vector<int64_t> shape;
-  // Not owned.
+  // To be written; not owned. Null in a file that is read.
   const void* data = nullptr;
   size_t bytes = 0;
+  // Of the data in a file that is read.
+  uint64_t offset = 0;
 };
 
 // What a caller may follow of a file as it is written. Entries by their place in `entries`, in the
@@ -54,28 +56,41 @@ absl::Status WriteSafetensors(const std::string& path,
                               const std::map<std::string, std::string>& metadata,
                               const SafetensorsWatch& watch = {});
 
-// A mapped file. Immutable, hence usable from any thread.
+// A file that is open for reading, not mapped: what a disk can't read is an error then and no signal.
+// Any thread.
 class SafetensorsFile {
  public:
+  // Gets an entry's data in blocks; begin: of the block in it.
+  using Block = std::function<void(const SafetensorsEntry& entry, size_t begin,
+                                   std::string_view bytes)>;
+
   // Checks the whole header: every entry's data lies in the file, has the size of its
   // shape, and overlaps no other. NOT_FOUND if there is no file, DATA_LOSS if it is
-  // damaged.
-  static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
+  // damaged. sha256: what the whole file must have, as ReadAll finds out; empty: anything.
+  static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path,
+                                                               std::string sha256 = "");
 
   const std::string& path() const { return path_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  // NOT_FOUND names the file and the entry. The data lives as long as this object, and is
-  // aligned for its elements if the file was written by WriteSafetensors.
+  // NOT_FOUND names the file and the entry.
   absl::StatusOr<SafetensorsEntry> Find(std::string_view name) const;
   // In the order of their data.
   const std::vector<SafetensorsEntry>& entries() const { return entries_; }
 
+  // The data of one of `entries`.
+  absl::StatusOr<std::string> Read(const SafetensorsEntry& entry) const;
+  // All data, once and in the order of the file. After DATA_LOSS, or another error, what `block` got
+  // must not be used.
+  absl::Status ReadAll(const Block& block) const;
+
  private:
-  SafetensorsFile(std::string path, std::unique_ptr<MappedFile> file);
+  SafetensorsFile(std::string path, std::string sha256, InputFile file);
   absl::Status Parse();
 
   const std::string path_;
-  const std::unique_ptr<MappedFile> file_;
+  const std::string sha256_;
+  const InputFile file_;
+  uint64_t data_begin_ = 0;  // in the file
   std::map<std::string, std::string> metadata_;
   std::vector<SafetensorsEntry> entries_;
   absl::flat_hash_map<std::string, size_t> index_;  // name -> position in entries_

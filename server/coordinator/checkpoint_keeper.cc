@@ -18,8 +18,8 @@ namespace moe {
 namespace {
 
 absl::Status DeleteCheckpoint(const std::string& folder) {
-  // The manifest first: a folder that is half gone must not look like a checkpoint.
-  RETURN_IF_ERROR(RemoveTree(ManifestPath(folder)));
+  // The manifest first, for good: a folder that is half gone must not look like a checkpoint.
+  RETURN_IF_ERROR(RemoveFile(ManifestPath(folder)));
   return RemoveTree(folder);
 }
 

@@ -129,7 +129,9 @@ absl::StatusOr<std::unique_ptr<FileStore>> FileStore::Open(const std::string& fo
   ASSIGN_OR_RETURN(const int lock_fd, LockFolder(folder));
   const std::string path = absl::StrCat(folder, "/state");
   absl::StatusOr<Entries> entries = Entries();
-  if (absl::StatusOr<std::string> contents = ReadFile(path); contents.ok()) {
+  if (const absl::Status tidied = RemoveUnfinished(path); !tidied.ok()) {
+    entries = tidied;
+  } else if (absl::StatusOr<std::string> contents = ReadFile(path); contents.ok()) {
     entries = Parse(*contents);
   } else if (!absl::IsNotFound(contents.status())) {
     entries = contents.status();

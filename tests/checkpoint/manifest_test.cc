@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -140,6 +141,52 @@ TEST_F(ManifestTest, RefusesDamagedManifests) {
   expect_refused(
       R"({"format_version": 1, "shards": [{"shard": "dense/0", "file": "x"}]})",
       "no SHA-256");
+}
+
+// Whatever is there: most of it decides nothing today.
+TEST_F(ManifestTest, RefusesEveryFlippedBit) {
+  const Checkpoint checkpoint = Write(7, 12.5);
+  const std::string path = ManifestPath(checkpoint.folder);
+  const std::string good = *ReadFile(path);
+  const std::string written = checkpoint.manifest.SerializeAsString();
+  int harmless = 0;
+  for (size_t i = 0; i < good.size(); ++i) {
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string bad = good;
+      bad[i] ^= 1 << bit;
+      std::ofstream(path) << bad;
+      const absl::StatusOr<v1::Manifest> read = ReadManifest(checkpoint.folder);
+      if (!read.ok()) continue;
+      // White space, or a number's other spelling.
+      EXPECT_EQ(read->SerializeAsString(), written) << i << " " << bit;
+      ++harmless;
+    }
+  }
+  EXPECT_LT(harmless, static_cast<int>(good.size()));
+}
+
+TEST_F(ManifestTest, ReadsManifestsWithoutAChecksum) {
+  const Checkpoint checkpoint = Write(7, 12.5);
+  const std::string path = ManifestPath(checkpoint.folder);
+  std::string json = *ReadFile(path);
+  const size_t begin = json.rfind(",");
+  ASSERT_NE(json.find("\"sha256\"", begin), json.npos);
+  json.erase(begin, json.rfind('}') - begin);
+  std::ofstream(path) << json;
+  const auto read = ReadManifest(checkpoint.folder);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->SerializeAsString(), checkpoint.manifest.SerializeAsString());
+}
+
+// Not to be seen isn't to be absent: what is absent may be deleted.
+TEST_F(ManifestTest, WhatCannotBeSeenIsNoUncommittedCut) {
+  const Checkpoint checkpoint = Write(7, 12.5);
+  const std::string path = ManifestPath(checkpoint.folder);
+  fs::remove(path);
+  fs::create_symlink(path, path);
+  const auto uncommitted = ListUncommitted(dir_);
+  EXPECT_FALSE(uncommitted.ok());
+  EXPECT_THAT(std::string(uncommitted.status().message()), HasSubstr("cannot list"));
 }
 
 TEST_F(ManifestTest, ListsLastAndBest) {

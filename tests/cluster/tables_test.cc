@@ -217,7 +217,9 @@ TEST_F(TablesTest, AStepTouchesTheRowsOfItsWordsAndCandidates) {
       ASSERT_TRUE(entry.ok()) << entry.status();
       const size_t begin = found.size();
       found.resize(begin + entry->bytes / sizeof(int64_t));
-      std::memcpy(found.data() + begin, entry->data, entry->bytes);
+      const auto bytes = (*file)->Read(*entry);
+      ASSERT_TRUE(bytes.ok()) << bytes.status();
+      std::memcpy(found.data() + begin, bytes->data(), entry->bytes);
     }
     EXPECT_EQ(found, counts) << table;
     EXPECT_TRUE(std::find(counts.begin(), counts.end(), 0) != counts.end()) << table;

@@ -91,11 +91,13 @@ TEST_F(FileStoreTest, RefusesTornFiles) {
   EXPECT_TRUE(FileStore::Open(folder_).ok());
 }
 
-TEST_F(FileStoreTest, IgnoresTheTemporaryFileOfACrash) {
+TEST_F(FileStoreTest, RemovesTheTemporaryFileOfACrash) {
   { ASSERT_TRUE((*FileStore::Open(folder_))->CompareAndSwap("key", 0, "value").ok()); }
-  ASSERT_TRUE(WriteFileAtomically(folder_ + "/state.tmp123", "half a st").ok());
+  const std::string temporary = folder_ + "/state.tmp-123-4";
+  ASSERT_TRUE(WriteFileAtomically(temporary, "half a st").ok());
   auto store = FileStore::Open(folder_);
   ASSERT_TRUE(store.ok()) << store.status();
+  EXPECT_FALSE(fs::exists(temporary));
   EXPECT_EQ((*store)->Get("key")->value().value, "value");
   EXPECT_EQ(*(*store)->CompareAndSwap("key", 1, "next"), 2);
 }

@@ -145,6 +145,39 @@ TEST_F(FileTest, MakesAndRemovesFolders) {
   EXPECT_THAT(Names(), ElementsAre());
 }
 
+TEST_F(FileTest, RemovesWhatIsUnfinishedOfAFileAlone) {
+  for (const char* name : {"a", "a.tmp-12-3", "a.tmp-7-0", "ab.tmp-1-1", "b.tmp-1-1"}) {
+    std::ofstream(Path(name)) << name;
+  }
+  ASSERT_TRUE(RemoveUnfinished(Path("a")).ok());
+  EXPECT_THAT(Names(), ElementsAre("a", "ab.tmp-1-1", "b.tmp-1-1"));
+  EXPECT_THAT(std::string(RemoveUnfinished(Path("none/a")).message()),
+              HasSubstr(Path("none")));
+}
+
+TEST_F(FileTest, RemovesFiles) {
+  std::ofstream(Path("a")) << "a";
+  fs::create_directories(Path("folder"));
+  EXPECT_TRUE(RemoveFile(Path("a")).ok());
+  EXPECT_TRUE(RemoveFile(Path("a")).ok());
+  EXPECT_THAT(std::string(RemoveFile(Path("folder")).message()),
+              HasSubstr(Path("folder")));
+  EXPECT_THAT(Names(), ElementsAre("folder"));
+}
+
+TEST_F(FileTest, ReadsAPlaceInAFile) {
+  std::ofstream(Path("a")) << "0123456789";
+  const auto file = InputFile::Open(Path("a"));
+  ASSERT_TRUE(file.ok());
+  char read[4];
+  ASSERT_TRUE(file->ReadAt(6, read, 4).ok());
+  EXPECT_EQ(std::string(read, 4), "6789");
+  const absl::Status beyond = file->ReadAt(7, read, 4);
+  EXPECT_EQ(beyond.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(beyond.message()),
+              AllOf(HasSubstr(Path("a")), HasSubstr("ends at byte 10")));
+}
+
 TEST_F(FileTest, MapsFiles) {
   ASSERT_TRUE(WriteFileAtomically(Path("a"), "contents").ok());
   ASSERT_TRUE(WriteFileAtomically(Path("empty"), "").ok());

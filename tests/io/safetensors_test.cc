@@ -6,9 +6,10 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <numeric>
+#include <map>
 
 #include "common/io/file.h"
+#include "common/io/sha256.h"
 #include "gmock/gmock.h"
 #include "tests/io/limited_file_size.h"
 
@@ -103,15 +104,53 @@ TEST(SafetensorsTest, RoundTrip) {
     EXPECT_EQ(found->dtype, entry.dtype);
     EXPECT_EQ(found->shape, entry.shape);
     ASSERT_EQ(found->bytes, entry.bytes);
-    if (entry.bytes > 0) {
-      EXPECT_EQ(std::memcmp(found->data, entry.data, entry.bytes), 0);
-    }
+    EXPECT_EQ(*(*file)->Read(*found),
+              std::string(static_cast<const char*>(entry.data), entry.bytes));
     const size_t alignment = entry.dtype == "I64" ? 8 : entry.dtype == "F32" ? 4 : 1;
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(found->data) % alignment, 0) << entry.name;
+    EXPECT_EQ(found->offset % alignment, 0) << entry.name;
   }
   const absl::Status missing = (*file)->Find("v").status();
   EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(missing.message()), AllOf(HasSubstr(path), HasSubstr("\"v\"")));
+}
+
+TEST(SafetensorsTest, ReadsAllOfItOnceAndKnowsItsChecksum) {
+  // More than a block, and what doesn't fill one.
+  const std::vector<float> large(600'000, 2.5f), small = {1, 2, 3};
+  const SafetensorsEntry entries[] = {Floats("large", {600'000}, large),
+                                      Floats("none", {0}, {}),
+                                      Floats("small", {3}, small)};
+  const std::string path = TestPath("all.safetensors");
+  ASSERT_TRUE(WriteSafetensors(path, entries, {{"a", "b"}}).ok());
+  const std::string sha256 = *Sha256File(path);
+  const auto read = [&](std::map<std::string, std::string>* found) {
+    const auto file = SafetensorsFile::Open(path, sha256);
+    if (!file.ok()) return file.status();
+    return (*file)->ReadAll(
+        [&](const SafetensorsEntry& entry, size_t begin, std::string_view bytes) {
+          std::string& to = (*found)[entry.name];
+          EXPECT_EQ(to.size(), begin) << entry.name;
+          to += bytes;
+        });
+  };
+  std::map<std::string, std::string> found;
+  ASSERT_TRUE(read(&found).ok());
+  EXPECT_EQ(found.size(), 2u);
+  for (const SafetensorsEntry& entry : {entries[0], entries[2]}) {
+    EXPECT_EQ(found[entry.name],
+              std::string(static_cast<const char*>(entry.data), entry.bytes));
+  }
+  const std::string good = *ReadFile(path);
+  // In the metadata, in the padding's place, in the data.
+  for (const size_t place : {good.find("\"b\"") + 1, good.size() / 2, good.size() - 1}) {
+    std::string bad = good;
+    bad[place] ^= 1;
+    WriteQuickly(path, bad);
+    found.clear();
+    const absl::Status status = read(&found);
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(path + ": is damaged"));
+  }
 }
 
 TEST(SafetensorsTest, NoEntries) {
@@ -138,7 +177,7 @@ TEST(SafetensorsTest, ReadsTheReferenceFormat) {
   const auto a = (*file)->Find("a");
   ASSERT_TRUE(a.ok());
   float read[2];
-  std::memcpy(read, a->data, 8);
+  std::memcpy(read, (*file)->Read(*a)->data(), 8);
   EXPECT_EQ(read[1], 2);
 }
 
@@ -315,8 +354,7 @@ TEST(SafetensorsTest, SurvivesDamage) {
       const auto file = SafetensorsFile::Open(path);
       if (!file.ok()) continue;
       for (const SafetensorsEntry& entry : (*file)->entries()) {
-        const auto* bytes = static_cast<const unsigned char*>(entry.data);
-        EXPECT_GE(std::accumulate(bytes, bytes + entry.bytes, 0), 0);
+        EXPECT_EQ((*file)->Read(entry)->size(), entry.bytes);
       }
     }
   }

@@ -294,7 +294,7 @@ TEST_F(ExpertServerTest, AFailedLoadFailsTheJob) {
   Start(state);
   EXPECT_THAT(cluster_.AwaitFailure(),
               ::testing::AllOf(HasSubstr("server/s0 can't load its shards: "),
-                               HasSubstr("/nowhere/dense-0.safetensors")));
+                               HasSubstr("/nowhere/manifest.json")));
   EXPECT_FALSE(server_->Wait().ok());
 }
 

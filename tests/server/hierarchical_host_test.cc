@@ -68,6 +68,7 @@ TEST_F(HierarchicalHostTest, TheGateIsPartOfItsShard) {
   Step(1);
   const Digests undisturbed = DigestsOf();
   state.set_restore_from(folder + "/step-00000001.generation-1");
+  WriteManifestOf(1, state.restore_from());
   state.set_start_step(1);
   Load(state, 2);
   EXPECT_EQ(DigestsOf(), at_cut);

@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "common/base/moments.h"
+#include "common/checkpoint/manifest.h"
 #include "common/job/model_plan.h"
 #include "server/shard_host.h"
 #include "tests/server/made_step.h"
@@ -144,6 +145,17 @@ class ShardHostTest : public ::testing::Test {
     for (const auto& [worker, replicas] : Workers()) {
       EXPECT_EQ(Next(worker).close().version(), step + 1);
     }
+  }
+
+  // Gives a cut the manifest with which it can be restored.
+  void WriteManifestOf(uint64_t step, const std::string& folder) {
+    v1::Manifest manifest;
+    manifest.set_format_version(kManifestVersion);
+    manifest.set_step(step);
+    for (const auto& [name, file] : written_) {
+      if (name.starts_with(absl::StrCat(step, " "))) *manifest.add_shards() = file;
+    }
+    ASSERT_TRUE(WriteManifest(folder, manifest).ok());
   }
 
   Digests DigestsOf() {

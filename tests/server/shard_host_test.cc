@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/io/file.h"
 #include "common/job/describe.h"
 #include "common/job/model_plan.h"
 #include "tests/server/made_step.h"
@@ -243,6 +244,7 @@ TEST_F(ShardHostTest, CutRestoresToTheSameBits) {
   const Digests undisturbed = DigestsOf();
 
   state.set_restore_from(folder + "/step-00000002.generation-1");
+  WriteManifestOf(2, state.restore_from());
   state.set_start_step(2);
   Load(state, 2);
   EXPECT_EQ(DigestsOf(), at_cut);
@@ -315,6 +317,7 @@ TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
     return ShardHost::Load(home_, std::move(options), none).status();
   };
   state.set_restore_from(folder + "/step-00000001.generation-1");
+  WriteManifestOf(1, state.restore_from());
   state.set_start_step(3);
   EXPECT_THAT(load(state).message(), HasSubstr("its step is 1 instead of 3"));
   state.set_start_step(1);
@@ -326,8 +329,21 @@ TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
   plain.mutable_job()->mutable_optimizer()->mutable_sgd();
   EXPECT_THAT(load(plain).message(),
               HasSubstr("has an entry \"embedding#m\", for which this job has no use"));
-  std::filesystem::remove(folder + "/step-00000001.generation-1/replica-1.safetensors");
+  for (const char* shard : {"dense-1", "layer1-group1", "replica-1"}) {
+    const std::string path =
+        absl::StrCat(state.restore_from(), "/", shard, ".safetensors");
+    const std::string good = *ReadFile(path);
+    std::string bad = good;
+    bad.back() ^= 1;
+    ASSERT_TRUE(WriteFileAtomically(path, bad).ok());
+    EXPECT_THAT(load(state).message(), HasSubstr(path + ": is damaged: its SHA-256 is "));
+    ASSERT_TRUE(WriteFileAtomically(path, good).ok());
+  }
+  EXPECT_TRUE(load(state).ok());
+  std::filesystem::remove(state.restore_from() + "/replica-1.safetensors");
   EXPECT_THAT(load(state).message(), HasSubstr("replica-1.safetensors"));
+  std::filesystem::remove(ManifestPath(state.restore_from()));
+  EXPECT_THAT(load(state).message(), HasSubstr("manifest.json"));
 }
 
 TEST_F(ShardHostTest, FailsTheJobWhenACutCannotBeWritten) {

@@ -248,12 +248,23 @@ TEST_F(TableShardTest, IsRestoredWithItsCounts) {
 
   const std::unique_ptr<TableShard> restored = Make(job, "embedding/rows0");
   EXPECT_NE(restored->Digests()[0].sha256(), shard->Digests()[0].sha256());
-  const auto file = OpenShardFile(cut.folder, "embedding/rows0", 2);
+  v1::Manifest manifest;
+  *manifest.add_shards() = *written;
+  const auto file = OpenShardFile(cut.folder, manifest, "embedding/rows0", 2);
   ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_THAT(
+      OpenShardFile(cut.folder, manifest, "embedding/rows1", 2).status().message(),
+      ::testing::HasSubstr("/manifest.json: names no file of shard embedding/rows1"));
   ASSERT_TRUE(restored->Restore(**file).ok());
   step(*shard, 8);
   step(*restored, 8);
   EXPECT_EQ(restored->Digests()[0].sha256(), shard->Digests()[0].sha256());
+
+  manifest.mutable_shards(0)->set_sha256(std::string(64, '0'));
+  const auto damaged = OpenShardFile(cut.folder, manifest, "embedding/rows0", 2);
+  ASSERT_TRUE(damaged.ok()) << damaged.status();
+  EXPECT_THAT(std::string(restored->Restore(**damaged).message()),
+              ::testing::HasSubstr("embedding-rows0.safetensors: is damaged"));
 
   // Of a job with another optimizer.
   const std::unique_ptr<TableShard> sgd = Make(TableJob("sgd {}"), "embedding/rows0");

@@ -299,7 +299,9 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
       const auto entry = (*file)->Find(plan_.tensors[t].name);
       if (!entry.ok()) continue;
       ASSERT_EQ(entry->bytes, of_tensor.size() * sizeof(float));
-      std::memcpy(of_tensor.data(), entry->data, entry->bytes);
+      const auto bytes = (*file)->Read(*entry);
+      ASSERT_TRUE(bytes.ok()) << bytes.status();
+      std::memcpy(of_tensor.data(), bytes->data(), entry->bytes);
     }
   }
 
