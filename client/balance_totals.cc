@@ -11,7 +11,7 @@ namespace {
 bool SameBits(const google::protobuf::RepeatedField<double>& a,
               const google::protobuf::RepeatedField<double>& b) {
   return a.size() == b.size() &&
-         std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0);
 }
 
 // NaN is the same as itself: what diverges is named by its loss.

@@ -66,7 +66,8 @@ absl::Status CheckManifest(const v1::Manifest& manifest) {
   if (manifest.shards().empty()) return absl::DataLossError("names no shards");
   for (const v1::ShardFile& shard : manifest.shards()) {
     // A manifest may come from elsewhere; its files stay in its folder.
-    if (shard.file().empty() || shard.file() != fs::path(shard.file()).filename()) {
+    if (shard.file().empty() || shard.file() == "." || shard.file() == ".." ||
+        shard.file() != fs::path(shard.file()).filename()) {
       return absl::DataLossError(absl::StrCat("shard ", shard.shard(),
                                               " has the file name \"", shard.file(),
                                               "\", which isn't one"));

@@ -58,7 +58,9 @@ v1::Job MakeJob(float clip_norm) {
 template <typename T>
 std::vector<T> ToVector(const std::string& bytes) {
   std::vector<T> values(bytes.size() / sizeof(T));
-  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(T));
+  if (!values.empty()) {
+    std::memcpy(values.data(), bytes.data(), values.size() * sizeof(T));
+  }
   return values;
 }
 

@@ -22,7 +22,7 @@ TEST(GrpcStatusTest, Ok) {
 }
 
 TEST(GrpcStatusTest, CodesNobodyDefined) {
-  const grpc::Status odd(static_cast<grpc::StatusCode>(77), "odd");
+  const grpc::Status odd(static_cast<grpc::StatusCode>(20), "odd");
   EXPECT_EQ(FromGrpcStatus(odd, "x").code(), absl::StatusCode::kUnknown);
 }
 

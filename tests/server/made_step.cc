@@ -178,7 +178,9 @@ void MakeHierarchical(v1::ForwardRequest* request) {
   for (v1::ForwardFrame& frame : *request->mutable_frames()) {
     for (v1::GroupRouting& routing : *frame.mutable_groups()) {
       std::vector<uint32_t> all_rows(routing.row().size() / sizeof(uint32_t)), row;
-      std::memcpy(all_rows.data(), routing.row().data(), routing.row().size());
+      if (!all_rows.empty()) {
+        std::memcpy(all_rows.data(), routing.row().data(), routing.row().size());
+      }
       const std::vector<float> gates = Floats(routing.gate());
       std::vector<float> gate;
       for (size_t p = 0; p < all_rows.size(); ++p) {

@@ -1,5 +1,7 @@
 #include "worker/data/dataset_meta.h"
 
+#include <limits>
+
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/io/sha256.h"
@@ -9,6 +11,17 @@ namespace moe {
 namespace {
 
 constexpr char kFormat[] = "switchyard tokens 1";
+
+// A number of things; the exception says what it is instead.
+int64_t CountOf(const nlohmann::json& json) {
+  if (!json.is_number_unsigned() ||
+      json.get<uint64_t>() > std::numeric_limits<int64_t>::max()) {
+    throw nlohmann::json::type_error::create(
+        302, absl::StrCat("a whole number from 0 on is expected, not ", json.dump()),
+        &json);
+  }
+  return json.get<int64_t>();
+}
 
 }  // namespace
 
@@ -54,14 +67,14 @@ absl::StatusOr<DatasetMeta> ParseDatasetMeta(const std::string& text,
     }
     DatasetMeta meta;
     meta.made_from = json.at("made_from").get<std::string>();
-    meta.vocabulary = json.at("vocabulary").at("words").get<int64_t>();
+    meta.vocabulary = CountOf(json.at("vocabulary").at("words"));
     meta.vocabulary_sha256 = json.at("vocabulary").at("sha256").get<std::string>();
     for (TextSplit split : kTextSplits) {
       const nlohmann::json& from = json.at("splits").at(TextSplitName(split));
       DatasetMeta::File& file = meta.split(split);
-      file.lines = from.at("lines").get<int64_t>();
-      file.tokens = from.at("tokens").get<int64_t>();
-      file.unknown = from.at("unknown").get<int64_t>();
+      file.lines = CountOf(from.at("lines"));
+      file.tokens = CountOf(from.at("tokens"));
+      file.unknown = CountOf(from.at("unknown"));
       file.sha256 = from.at("sha256").get<std::string>();
     }
     return meta;

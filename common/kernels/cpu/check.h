@@ -3,16 +3,16 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <source_location>
 
 namespace moe::cpu {
 
-inline void Check(bool holds, const char* invariant,
-                  std::source_location where = std::source_location::current()) {
+// (std::source_location is beyond Clang 14, which builds the fuzz targets.)
+inline void Check(bool holds, const char* invariant, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE(),
+                  const char* function = __builtin_FUNCTION()) {
   if (holds) [[likely]]
     return;
-  std::fprintf(stderr, "%s:%u: %s: violated: %s\n", where.file_name(),
-               static_cast<unsigned>(where.line()), where.function_name(), invariant);
+  std::fprintf(stderr, "%s:%d: %s: violated: %s\n", file, line, function, invariant);
   std::abort();
 }
 
