@@ -29,8 +29,10 @@ class ScalingTest : public ControllerFixture {
     return response.ok() ? response->plan() : std::string(response.status().message());
   }
   // Returns the step whose close shall have a cut; none: 0.
-  uint64_t Report(const std::string& worker, uint64_t step) {
-    const auto response = controller_->ReportStep(StepReport(worker, step));
+  uint64_t Report(const std::string& worker, uint64_t step, bool cut = false) {
+    v1::ReportStepRequest request = StepReport(worker, step);
+    request.set_cut(cut);
+    const auto response = controller_->ReportStep(request);
     EXPECT_TRUE(response.ok()) << response.status();
     return response.ok() && response->cut() ? response->cut_step() : 0;
   }
@@ -67,8 +69,29 @@ TEST_F(ScalingTest, ACutIsAskedForInTimeForEveryWorker) {
   });
   while (Report("worker/b", 1) == 0) absl::SleepFor(absl::Milliseconds(1));
   for (const char* worker : {"worker/a", "worker/b"}) EXPECT_EQ(Report(worker, 2), 3);
-  for (const char* worker : {"worker/a", "worker/b"}) EXPECT_EQ(Report(worker, 3), 3);
+  for (const char* worker : {"worker/a", "worker/b"}) {
+    EXPECT_EQ(Report(worker, 3, /*cut=*/true), 3);
+  }
   Commit(4);
+  waiting.join();
+}
+
+TEST_F(ScalingTest, ACutThatAWorkerDidntLearnOfIsAskedForAgain) {
+  StartJob();
+  std::thread waiting([this] {
+    const auto taken = controller_->TakeCheckpoint(NeverCancelled());
+    ASSERT_TRUE(taken.ok()) << taken.status();
+    EXPECT_EQ(taken->checkpoint().step(), 5);
+  });
+  uint64_t asked = 0;
+  while ((asked = Report("worker/a", 0)) == 0) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_LE(asked, 2);
+  // This one has gone on without an answer, up to step 2, and now its reports come late.
+  for (const uint64_t step : {0, 1, 2}) Report("worker/b", step);
+  EXPECT_EQ(Report("worker/a", 2), 4);
+  EXPECT_EQ(Report("worker/a", 3), 4);
+  EXPECT_EQ(Report("worker/a", 4, /*cut=*/true), 4);
+  Commit(5);
   waiting.join();
 }
 
