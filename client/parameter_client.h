@@ -18,6 +18,7 @@ namespace moe {
 struct StepClose {
   uint64_t step = 0;
   double learning_rate = 0;
+  // This worker wants one; it is taken if all do.
   bool cut = false;
   // For each owned replica, ascending: for each dense shard (in the plan's order) the
   // gradients of its tensors, concatenated. Consumed.
@@ -33,6 +34,8 @@ struct StepClose {
 struct StepClosed {
   // Norm over all gradients before clipping; 0 if the job doesn't clip.
   double gradient_norm = 0;
+  // A cut was taken.
+  bool cut = false;
 };
 
 // Thread-compatible: one caller at a time. Every wait has a deadline, and its error names

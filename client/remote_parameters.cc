@@ -207,10 +207,17 @@ absl::StatusOr<StepClosed> RemoteParameters::Close(StepClose close) {
     responses.push_back(std::move(*response.mutable_close()));
   }
   StepClosed closed;
+  for (int32_t s = 0; s < count; ++s) {
+    if (responses[s].cut() == responses[0].cut() && responses[s].cut() <= cut) continue;
+    return absl::InternalError(
+        absl::StrFormat("%s and %s don't agree about the cut of step %d",
+                        servers_.streams[0]->peer(), servers_.streams[s]->peer(), step));
+  }
+  closed.cut = responses[0].cut();
   if (!clips) return closed;
 
   ASSIGN_OR_RETURN(closed.gradient_norm, GradientNorm(responses));
-  deadline = cut ? servers_.CutDeadline() : servers_.Deadline();
+  deadline = closed.cut ? servers_.CutDeadline() : servers_.Deadline();
   for (int32_t s = 0; s < count; ++s) {
     v1::ExchangeRequest request;
     request.mutable_apply()->set_step(step);

@@ -263,13 +263,11 @@ absl::Status Conversation::SettleMoments(MixtureId mixture,
 
 absl::Status Conversation::SettleClose(uint64_t step, const CloseInput& mine) const {
   const CloseInput* other = close_.AnyPart({.step = step});
-  if (other == nullptr ||
-      (other->learning_rate == mine.learning_rate && other->cut == mine.cut)) {
+  if (other == nullptr || other->learning_rate == mine.learning_rate) {
     return absl::OkStatus();
   }
-  return Bad(absl::StrFormat(
-      "learning rate %.17g and cut %d differ from %.17g and %d of another worker",
-      mine.learning_rate, mine.cut, other->learning_rate, other->cut));
+  return Bad(absl::StrFormat("learning rate %.17g differs from %.17g of another worker",
+                             mine.learning_rate, other->learning_rate));
 }
 
 absl::Status Conversation::SettleScale(uint64_t step, double scale) const {

@@ -74,6 +74,10 @@ Member::Options ExpertServer::Registration() const {
   member.coordinator = options_.coordinator;
   member.join_timeout = options_.join_timeout;
   member.coordinator_timeout = options_.coordinator_timeout;
+  member.step = [this]() -> uint64_t {
+    const std::shared_ptr<ShardHost> host = this->host();
+    return host != nullptr ? host->version() : 0;
+  };
   v1::RegisterRequest& registration = member.registration;
   registration.set_kind(v1::MEMBER_KIND_SERVER);
   registration.set_name(options_.name);

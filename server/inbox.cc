@@ -375,13 +375,14 @@ void Inbox::FinishBackward(const RendezvousKey& key,
 }
 
 void Inbox::FinishClose(const RendezvousKey& key,
-                        const std::vector<v1::TensorSquareSum>& sums) {
+                        const std::vector<v1::TensorSquareSum>& sums, bool cut) {
   absl::MutexLock lock(&mutex_);
   conversation_.close().Finish(key, [&](std::span<const uint32_t>) {
     auto response = NewResponse();
     response->mutable_close()->set_step(key.step);
     response->mutable_close()->set_version(conversation_.version());
     response->mutable_close()->mutable_square_sums()->Assign(sums.begin(), sums.end());
+    response->mutable_close()->set_cut(cut);
     return response;
   });
 }

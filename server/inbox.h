@@ -89,8 +89,8 @@ class Inbox {
   void FinishForward(const RendezvousKey& key, std::vector<v1::ForwardReply> replies);
   void FinishBackward(const RendezvousKey& key, std::vector<v1::BackwardReply> replies);
   // sums: empty unless an ApplyRequest is awaited.
-  void FinishClose(const RendezvousKey& key,
-                   const std::vector<v1::TensorSquareSum>& sums);
+  void FinishClose(const RendezvousKey& key, const std::vector<v1::TensorSquareSum>& sums,
+                   bool cut);
   void FinishApply(const RendezvousKey& key);
   // Before their answers are sent, on which their workers may send others.
   void FinishPull(const Pull& pull);

@@ -1,5 +1,6 @@
 #include "server/shard_host.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -138,7 +139,10 @@ void ShardHost::Score(Inbox::Score score, std::shared_ptr<ReplySink> sink) {
 absl::Status ShardHost::RunClose(const RendezvousKey& key,
                                  const Inbox::Closes::Parts& parts) {
   RETURN_IF_ERROR(shards_->Close(parts));
-  closed_ = {parts[0]->learning_rate, parts[0]->cut};
+  // A worker that the coordinator didn't reach in time knows of no cut.
+  const bool cut =
+      std::all_of(parts.begin(), parts.end(), [](const auto& part) { return part->cut; });
+  closed_ = {parts[0]->learning_rate, cut};
   std::vector<v1::TensorSquareSum> sums;
   if (options_.state.job().optimizer().clip_norm() > 0) {
     sums = shards_->SquareSums();
@@ -146,7 +150,7 @@ absl::Status ShardHost::RunClose(const RendezvousKey& key,
   } else {
     RETURN_IF_ERROR(ApplyStep(1));
   }
-  inbox_.FinishClose(key, sums);
+  inbox_.FinishClose(key, sums, cut);
   return absl::OkStatus();
 }
 

@@ -63,7 +63,7 @@ class ShardHost : private Inbox::Work {
   ~ShardHost() override;
 
   uint64_t generation() const { return options_.state.generation(); }
-  // Steps taken.
+  // Optimizer steps taken; any thread.
   uint64_t version() const { return inbox_.version(); }
   // Whether any replica is this member's.
   bool IsWorker(const std::string& member) const { return inbox_.IsWorker(member); }

@@ -10,6 +10,7 @@
 #include <set>
 #include <thread>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -19,6 +20,7 @@
 #include "common/base/available_memory.h"
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
+#include "common/membership/report_queue.h"
 #include "common/net/channel.h"
 #include "common/net/grpc_status.h"
 #include "proto/moe/v1/coordinator.grpc.pb.h"
@@ -84,6 +86,8 @@ class GrpcMember final : public Member {
         lease_(absl::Milliseconds(std::max(1, registered.lease_ms()))),
         incarnation_(registered.incarnation()),
         registration_(options_.registration),
+        queue_(ReportQueue::Options(),
+               [this](const ReportQueue::Report& report) { return Send(report); }),
         heartbeat_thread_([this] { HeartbeatLoop(); }) {
     absl::MutexLock lock(&mutex_);
     registration_.set_nonce(RandomNonce());
@@ -123,8 +127,13 @@ class GrpcMember final : public Member {
   void Enter(uint64_t generation) override {
     absl::MutexLock lock(&mutex_);
     entered_ = generation;
+    placement_version_ =
+        state_.generation() == generation ? state_.placement().version() : 0;
+    step_ = state_.generation() == generation ? state_.start_step() : 0;
     left_generation_ = absl::OkStatus();
     callbacks_.clear();
+    files_.clear();
+    queue_.Clear();
     NoteGeneration(state_.generation(), state_.recovery());
   }
 
@@ -218,20 +227,34 @@ class GrpcMember final : public Member {
     SetTrouble(absl::CancelledError("this process was told to stop"));
   }
 
-  absl::StatusOr<v1::ReportStepResponse> ReportStep(
+  absl::StatusOr<std::optional<v1::ReportStepResponse>> ReportStep(
       v1::ReportStepRequest request) override {
-    return Call<v1::ReportStepResponse>(std::move(request), "the coordinator",
-                                        &v1::CoordinatorService::Stub::ReportStep);
+    request.set_member(id_);
+    {
+      absl::MutexLock lock(&mutex_);
+      RETURN_IF_ERROR(Trouble());
+      request.set_generation(entered_);
+      step_ = request.step() + 1;
+    }
+    const WaitingFor waiting(*this, "the coordinator");
+    return queue_.Add(std::move(request));
   }
 
-  absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
-      v1::ReportEvaluationRequest request) override {
-    return Call<v1::ReportEvaluationResponse>(
-        std::move(request), "the other workers' evaluation",
-        &v1::CoordinatorService::Stub::ReportEvaluation);
+  absl::Status ReportEvaluation(v1::ReportEvaluationRequest request) override {
+    request.set_member(id_);
+    {
+      absl::MutexLock lock(&mutex_);
+      RETURN_IF_ERROR(Trouble());
+      request.set_generation(entered_);
+    }
+    return queue_.Add(std::move(request));
   }
 
   absl::Status ReportShardFile(v1::ReportShardFileRequest request) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      files_.push_back(request);
+    }
     return Call<v1::ReportShardFileResponse>(
                std::move(request), "the coordinator",
                &v1::CoordinatorService::Stub::ReportShardFile)
@@ -239,6 +262,7 @@ class GrpcMember final : public Member {
   }
 
   absl::StatusOr<v1::AwaitCheckpointResponse> AwaitCheckpoint(uint64_t step) override {
+    RETURN_IF_ERROR(Drain());
     v1::AwaitCheckpointRequest request;
     request.set_step(step);
     return Call<v1::AwaitCheckpointResponse>(
@@ -247,6 +271,7 @@ class GrpcMember final : public Member {
   }
 
   absl::Status AwaitHandover(uint64_t step) override {
+    RETURN_IF_ERROR(Drain());
     v1::AwaitHandoverRequest request;
     request.set_step(step);
     return Call<v1::AwaitHandoverResponse>(
@@ -257,6 +282,11 @@ class GrpcMember final : public Member {
   }
 
   absl::Status FinishWork() override {
+    RETURN_IF_ERROR(Drain());
+    {
+      absl::MutexLock lock(&mutex_);
+      finished_generation_ = entered_;
+    }
     return Call<v1::FinishWorkResponse>(v1::FinishWorkRequest(), "the coordinator",
                                         &v1::CoordinatorService::Stub::FinishWork)
         .status();
@@ -323,8 +353,6 @@ class GrpcMember final : public Member {
     grpc::ClientContext* const context_;
   };
 
-  // Repeats a call, which the coordinator may hold back, until it is answered or health()
-  // is bad.
   template <typename Response, typename Request>
   absl::StatusOr<Response> Call(Request request, const std::string& waiting_for,
                                 grpc::Status (v1::CoordinatorService::Stub::*method)(
@@ -335,6 +363,42 @@ class GrpcMember final : public Member {
       request.set_generation(entered_);
     }
     const WaitingFor waiting(*this, waiting_for);
+    return Repeat<Response>(request, method);
+  }
+
+  // All that was reported has been answered.
+  absl::Status Drain() {
+    const WaitingFor waiting(*this, "the coordinator to take what was reported");
+    return queue_.Drain();
+  }
+
+  // For the queue, on its thread.
+  absl::StatusOr<v1::ReportStepResponse> Send(const ReportQueue::Report& report) {
+    if (const auto* step = std::get_if<v1::ReportStepRequest>(&report)) {
+      return Repeat<v1::ReportStepResponse>(*step,
+                                            &v1::CoordinatorService::Stub::ReportStep);
+    }
+    absl::Status status;
+    if (const auto* evaluation = std::get_if<v1::ReportEvaluationRequest>(&report)) {
+      status = Repeat<v1::ReportEvaluationResponse>(
+                   *evaluation, &v1::CoordinatorService::Stub::ReportEvaluation)
+                   .status();
+    } else {
+      status = Repeat<v1::ReportShardFileResponse>(
+                   std::get<v1::ReportShardFileRequest>(report),
+                   &v1::CoordinatorService::Stub::ReportShardFile)
+                   .status();
+    }
+    RETURN_IF_ERROR(status);
+    return v1::ReportStepResponse();
+  }
+
+  // Repeats a call, which the coordinator may hold back, until it is answered or health()
+  // is bad.
+  template <typename Response, typename Request>
+  absl::StatusOr<Response> Repeat(const Request& request,
+                                  grpc::Status (v1::CoordinatorService::Stub::*method)(
+                                      grpc::ClientContext*, const Request&, Response*)) {
     while (true) {
       RETURN_IF_ERROR(generation_health());
       Response response;
@@ -434,12 +498,17 @@ class GrpcMember final : public Member {
     request.set_seen_generation(state_.generation());
     request.set_seen_upcoming(state_.upcoming().placement().version());
     request.set_arrived(arrived_);
+    if (left_generation_.ok()) request.set_generation(entered_);
+    request.set_step(step_);
+    request.set_placement_version(placement_version_);
+    request.set_finished_generation(finished_generation_);
 
     v1::HeartbeatResponse response;
     grpc::ClientContext context;
     context.set_deadline(DeadlineIn(heartbeat_ + std::max(lease_ / 2, absl::Seconds(1))));
     heartbeat_call_ = &context;
     mutex_.Unlock();
+    if (options_.step) request.set_step(options_.step());
     const grpc::Status status = stub_->Heartbeat(&context, request, &response);
     mutex_.Lock();
     heartbeat_call_ = nullptr;
@@ -453,6 +522,11 @@ class GrpcMember final : public Member {
       ++state_version_;
       changed_.SignalAll();
       NoteGeneration(state_.generation(), state_.recovery());
+      std::erase_if(files_, [this](const v1::ReportShardFileRequest& file) {
+        return file.step() <= state_.checkpoint_step();
+      });
+      const uint64_t before = std::exchange(coordinator_, response.coordinator());
+      if (before != 0 && before != coordinator_) ReportAgain();
       heartbeat_due_ = heartbeat_due_ || moved;
       over_ = IsOver(state_.phase());
       if (state_.phase() == v1::PHASE_FAILED && health_.ok()) {
@@ -474,6 +548,18 @@ class GrpcMember final : public Member {
           "lost the coordinator ", options_.coordinator, ": no answer for ",
           FormatTimeSpan(absl::Now() - *last_answer), ": ", status.error_message())));
     }
+  }
+
+  // Another coordinator answers, which may not know what was told to the one before.
+  void ReportAgain() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (entered_ == 0 || !Trouble().ok()) return;
+    LOG(INFO) << "another coordinator goes on with generation " << entered_;
+    std::vector<v1::ReportShardFileRequest> files = files_;
+    for (v1::ReportShardFileRequest& file : files) {
+      file.set_member(id_);
+      file.set_generation(entered_);
+    }
+    queue_.Repeat(std::move(files));
   }
 
   // The coordinator doesn't know this process: it was started again, or the lease ran out. What was
@@ -516,6 +602,14 @@ class GrpcMember final : public Member {
   uint64_t entered_ ABSL_GUARDED_BY(mutex_) = 0;
   // ABORTED once the cluster isn't in that one any more.
   absl::Status left_generation_ ABSL_GUARDED_BY(mutex_);
+  // Of that generation, for heartbeats.
+  uint64_t placement_version_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t step_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t finished_generation_ ABSL_GUARDED_BY(mutex_) = 0;
+  // Which coordinator has answered last; 0: none yet.
+  uint64_t coordinator_ ABSL_GUARDED_BY(mutex_) = 0;
+  // What was reported of cuts that aren't committed.
+  std::vector<v1::ReportShardFileRequest> files_ ABSL_GUARDED_BY(mutex_);
   absl::CondVar changed_;  // state, health, or a heartbeat is due
   v1::ClusterState state_ ABSL_GUARDED_BY(mutex_);
   uint64_t state_version_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -532,6 +626,7 @@ class GrpcMember final : public Member {
       ABSL_GUARDED_BY(mutex_);
   std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mutex_);
   grpc::ClientContext* heartbeat_call_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  ReportQueue queue_;
   std::thread heartbeat_thread_;  // last: it uses all the others
 };
 

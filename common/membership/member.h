@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -29,6 +30,9 @@ class Member {
     absl::Duration join_timeout = absl::Seconds(60);
     // How long a member goes on without its coordinator, which may be started again meanwhile.
     absl::Duration coordinator_timeout = absl::Minutes(2);
+    // For heartbeats: steps that the process knows to have been taken; any thread. Null: those that it
+    // has reported.
+    std::function<uint64_t()> step;
     // Asked about once a second while Join waits; true ends it with CANCELLED.
     std::function<bool()> cancelled;
   };
@@ -74,12 +78,16 @@ class Member {
   // Makes every wait return CANCELLED; safe from any thread. For a signal.
   virtual void Cancel() = 0;
 
-  // Reports; they wait, also for a coordinator that is away, as long as generation_health() is OK.
-  virtual absl::StatusOr<v1::ReportStepResponse> ReportStep(
+  // These two are sent in their order. While the coordinator is away they are kept, up to a bound on
+  // their bytes, and sent later. One thread at a time.
+  // Waits as long as the coordinator gives answers; none if it is away.
+  virtual absl::StatusOr<std::optional<v1::ReportStepResponse>> ReportStep(
       v1::ReportStepRequest request) = 0;
-  virtual absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
-      v1::ReportEvaluationRequest request) = 0;
+  // Doesn't wait.
+  virtual absl::Status ReportEvaluation(v1::ReportEvaluationRequest request) = 0;
+  // The others wait, also for a coordinator that is away, as long as generation_health() is OK.
   virtual absl::Status ReportShardFile(v1::ReportShardFileRequest request) = 0;
+  // These two come after all that was reported before.
   virtual absl::StatusOr<v1::AwaitCheckpointResponse> AwaitCheckpoint(uint64_t step) = 0;
   // OK: training goes on as it is. ABORTED: the next generation has begun.
   virtual absl::Status AwaitHandover(uint64_t step) = 0;

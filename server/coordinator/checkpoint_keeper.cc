@@ -105,6 +105,10 @@ void CheckpointKeeper::Begin(const Layout& layout, uint64_t generation) {
     server_of_[shard.shard()] = shard.server();
   }
   workers_ = {layout.workers.begin(), layout.workers.end()};
+  // A coordinator before may have committed one that a worker still waits for.
+  for (const v1::CheckpointStatus& checkpoint : present_) {
+    committed_[checkpoint.step()] = checkpoint;
+  }
 }
 
 absl::Status CheckpointKeeper::AddShard(const v1::ReportShardFileRequest& request) {

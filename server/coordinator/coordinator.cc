@@ -13,6 +13,7 @@
 #include "common/checkpoint/manifest.h"
 #include "common/io/file.h"
 #include "common/job/job_file.h"
+#include "server/coordinator/adoption.h"
 #include "server/coordinator/file_store.h"
 #include "server/coordinator/run_options.h"
 
@@ -88,12 +89,34 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
     ASSIGN_OR_RETURN(interrupted,
                      WasInterrupted(*coordinator->store_, options.job.name()));
   }
+  std::optional<Adoption> adoption;
+  if (interrupted) {
+    std::string why_not;
+    ASSIGN_OR_RETURN(adoption, FindAdoption(*coordinator->store_,
+                                            {.job = options.job,
+                                             .servers = options.servers,
+                                             .workers = options.workers,
+                                             .checkpoint_dir = options.checkpoint_dir},
+                                            &why_not));
+    if (!adoption.has_value()) {
+      LOG(INFO) << "the generation before can't go on: " << why_not;
+    }
+  }
+  bool adopted_with_checkpoint = false;
+  if (adoption.has_value()) {
+    ASSIGN_OR_RETURN(const std::vector<Checkpoint> own,
+                     ListCheckpoints(options.checkpoint_dir));
+    adopted_with_checkpoint = !own.empty();
+  }
   absl::StatusOr<RestorePoint> own = absl::NotFoundError("not looked for");
-  if (interrupted) own = FindRestorePoint(options.checkpoint_dir);
+  if (interrupted && !adoption.has_value())
+    own = FindRestorePoint(options.checkpoint_dir);
   if (own.ok()) {
     restore = *std::move(own);
   } else if (!absl::IsNotFound(own.status())) {
     return Annotate(own.status(), "cannot go on");
+  } else if (adopted_with_checkpoint) {
+    // Found and checked only if the generation ends.
   } else if (!options.restore_from.empty()) {
     ASSIGN_OR_RETURN(restore, FindRestorePoint(options.restore_from));
   } else if (options.resume && !interrupted) {
@@ -101,7 +124,8 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
     if (!last.ok()) return Annotate(last.status(), "cannot resume");
     restore = *std::move(last);
   }
-  if (options.mode == v1::RUN_MODE_TRAIN) {
+  // What a generation that goes on has cut and not committed stays.
+  if (options.mode == v1::RUN_MODE_TRAIN && !adoption.has_value()) {
     RETURN_IF_ERROR(PrepareCheckpointDir(options.checkpoint_dir, restore));
   }
 
@@ -113,6 +137,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
   controller.evaluate_split = options.evaluate_split;
   controller.restore = std::move(restore);
   controller.interrupted = interrupted;
+  controller.adoption = std::move(adoption);
   controller.checkpoint_dir = options.checkpoint_dir;
   controller.heartbeat = options.heartbeat;
   controller.lease = options.lease;

@@ -13,12 +13,6 @@ ReplicaJoin& Evaluations::Join(uint64_t step, v1::Split split,
   return evaluations_.try_emplace({step, split}, assignments, now).first->second.join;
 }
 
-std::optional<double> Evaluations::Perplexity(uint64_t step, v1::Split split) const {
-  const auto found = evaluations_.find({step, split});
-  if (found == evaluations_.end() || !found->second.join.complete()) return std::nullopt;
-  return found->second.join.perplexity();
-}
-
 std::string Evaluations::Overdue(absl::Time now, absl::Duration timeout) const {
   for (const auto& [key, evaluation] : evaluations_) {
     if (evaluation.join.complete() || now - evaluation.since < timeout) continue;

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,9 +22,6 @@ class Evaluations {
                     const std::vector<v1::ReplicaAssignment>& assignments,
                     absl::Time now);
 
-  bool empty() const { return evaluations_.empty(); }
-  // None unless all have reported.
-  std::optional<double> Perplexity(uint64_t step, v1::Split split) const;
   // "the test evaluation after step 2 has waited 20 s for worker/b", of one whose first
   // report is `timeout` old; empty if there is none.
   std::string Overdue(absl::Time now, absl::Duration timeout) const;

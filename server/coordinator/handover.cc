@@ -4,6 +4,12 @@
 #include <utility>
 
 namespace moe {
+namespace {
+
+// Workers end a step together, and an evaluation that belongs to it.
+constexpr absl::Duration kPatience = absl::Seconds(3);
+
+}  // namespace
 
 void AddAddresses(const Layout& layout,
                   google::protobuf::RepeatedPtrField<v1::ServerAddress>* servers) {
@@ -52,9 +58,22 @@ std::optional<uint64_t> Handover::AllStopped(
     const std::vector<std::string>& workers) const {
   for (const auto& [steps, stopped] : stopped_) {
     const bool all = std::all_of(workers.begin(), workers.end(), [&](const auto& worker) {
-      return stopped.contains(worker);
+      return stopped.workers.contains(worker);
     });
     if (all) return steps;
+  }
+  return std::nullopt;
+}
+
+void Handover::AddStopped(const std::string& worker, uint64_t steps, absl::Time now) {
+  Stopped& stopped = stopped_[steps];
+  stopped.workers.insert(worker);
+  stopped.since = std::min(stopped.since, now);
+}
+
+std::optional<uint64_t> Handover::StoppedInVain(absl::Time now) const {
+  for (const auto& [steps, stopped] : stopped_) {
+    if (now - stopped.since >= kPatience) return steps;
   }
   return std::nullopt;
 }

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "server/coordinator/layout.h"
 #include "server/coordinator/member_table.h"
@@ -39,11 +40,13 @@ class Handover {
   bool Ready(const MemberTable& members) const;
 
   // The worker has stopped after so many steps.
-  void AddStopped(const std::string& worker, uint64_t steps) {
-    stopped_[steps].insert(worker);
-  }
+  void AddStopped(const std::string& worker, uint64_t steps, absl::Time now);
   // After how many steps all of these workers have; none if they haven't.
   std::optional<uint64_t> AllStopped(const std::vector<std::string>& workers) const;
+  // After how many steps some have stopped and the others haven't, for so long; none if there is no
+  // such case. A worker that had no answer to its report doesn't know that it should, and the others'
+  // wait would be in vain.
+  std::optional<uint64_t> StoppedInVain(absl::Time now) const;
   // They may go on.
   void GoOn(uint64_t steps);
   bool MayGoOn(uint64_t steps) const { return steps <= gone_on_; }
@@ -54,7 +57,11 @@ class Handover {
   uint64_t version_ = 1;
   // That get shards.
   std::set<std::string> receivers_;
-  std::map<uint64_t, std::set<std::string>> stopped_;  // by steps
+  struct Stopped {
+    std::set<std::string> workers;
+    absl::Time since = absl::InfiniteFuture();
+  };
+  std::map<uint64_t, Stopped> stopped_;  // by steps
   uint64_t gone_on_ = 0;
 };
 

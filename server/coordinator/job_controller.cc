@@ -32,6 +32,10 @@ absl::StatusOr<std::unique_ptr<JobController>> JobController::Create(RunOptions 
                      DescribeCheckpoints(kept.checkpoint_dir));
     controller->checkpoints_.set_present(std::move(present));
   }
+  if (kept.adoption.has_value()) {
+    controller->Advance();
+    controller->record_.Restore(kept.adoption->evaluations);
+  }
   return controller;
 }
 
@@ -59,6 +63,7 @@ absl::StatusOr<v1::RegisterResponse> JobController::Register(
 absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
     const v1::HeartbeatRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
+  life_.Welcome(request, CheckpointStep());
   ASSIGN_OR_RETURN(MemberRecord * member, Sender(request));
   if (member != nullptr) {
     const bool worked = TakeHeartbeat(request, options_.now(), *member);
@@ -66,6 +71,10 @@ absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
     // is reported only when it is over.
     if (worked && member->registration.kind() == v1::MEMBER_KIND_SERVER) {
       record_.NoteSign(options_.now());
+    }
+    if (request.finished_generation() == life_.generation() && !member->finished &&
+        life_.phase() == v1::PHASE_RUNNING) {
+      NoteFinished(request.member());
     }
     Advance();
     RETURN_IF_ERROR(Hold(cancelled, absl::Now() + options_.heartbeat, [&] {
@@ -77,12 +86,14 @@ absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
     ASSIGN_OR_RETURN(member, Sender(request));
   }
   v1::HeartbeatResponse response;
+  response.set_coordinator(life_.coordinator());
   if (member == nullptr) {
     *response.mutable_state() = life_.Farewell();
     return response;
   }
   if (life_.over()) member->saw_end = true;
   *response.mutable_state() = life_.StateFor(request.member());
+  response.mutable_state()->set_checkpoint_step(CheckpointStep());
   return response;
 }
 
@@ -145,10 +156,17 @@ absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
     const v1::ReportEvaluationRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
+  v1::ReportEvaluationResponse response;
+  if (const std::optional<double> kept =
+          record_.KeptPerplexity(request.step(), request.split())) {
+    response.set_perplexity(*kept);
+    return response;
+  }
   ASSIGN_OR_RETURN(const ReplicaJoin* const join,
                    record_.AddEvaluation(request, options_.now()));
+  // Before anybody is told that it is complete, and so doesn't report it again.
+  if (join->complete()) life_.Keep(record_.evaluations());
   RETURN_IF_ERROR(HoldReport(cancelled, [join] { return join->complete(); }));
-  v1::ReportEvaluationResponse response;
   response.set_perplexity(join->perplexity());
   return response;
 }
@@ -194,12 +212,20 @@ absl::Status JobController::FinishWork(const v1::FinishWorkRequest& request) {
   absl::MutexLock lock(&mutex_);
   if (life_.phase() == v1::PHASE_FINISHED) return absl::OkStatus();
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
-  life_.FinishWork(request.member());
-  if (life_.phase() != v1::PHASE_FINISHED) return absl::OkStatus();
+  NoteFinished(request.member());
+  return absl::OkStatus();
+}
+
+void JobController::NoteFinished(const std::string& worker) {
+  life_.FinishWork(worker);
+  if (life_.phase() != v1::PHASE_FINISHED) return;
   for (const std::string& line : SummaryLines(options_.job.name(), Summary())) {
     progress_.Line(line);
   }
-  return absl::OkStatus();
+}
+
+uint64_t JobController::CheckpointStep() const {
+  return checkpoints_.present().empty() ? 0 : checkpoints_.present().back().step();
 }
 
 v1::GetClusterStatusResponse JobController::GetClusterStatus() {
@@ -267,7 +293,8 @@ void JobController::Tick() {
   }
   if (life_.over()) return;
 
-  for (const auto& [id, how] : life_.members().Silent(now, options_.lease)) {
+  for (const auto& [id, how] :
+       life_.members().Silent(now, options_.lease, options_.rejoin_timeout)) {
     life_.Lose(id, how);
   }
   // What was reported in a generation that has just ended mustn't be judged.
@@ -290,6 +317,7 @@ void JobController::Tick() {
     Advance();
   }
   RequestCutIfDue();
+  if (life_.EndVainHandover()) record_.CancelHandover();
   life_.PrintWaiting();
 }
 
@@ -364,8 +392,10 @@ void JobController::Advance() {
   if (recorded_generation_ != 0 || life_.phase() != v1::PHASE_RUNNING) return;
   recorded_generation_ = life_.generation();
   const Layout& layout = life_.layout();
-  record_.Begin(layout.replicas, life_.start_step(), layout.data.train_tokens(),
-                options_.now());
+  // A generation that was adopted may have come further than where it began.
+  record_.Begin(life_.generation(), layout.replicas,
+                std::max(life_.start_step(), CheckpointStep()),
+                layout.data.train_tokens(), options_.now());
   checkpoints_.Begin(layout, life_.generation());
   last_checkpoint_ = options_.now();
 }

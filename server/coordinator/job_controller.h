@@ -34,7 +34,7 @@ class JobController {
   // Whether the caller has given up.
   using Cancelled = std::function<bool()>;
 
-  // store outlives this object. Opens a new generation.
+  // store outlives this object. Opens a new generation, or goes on with that of options.adoption.
   static absl::StatusOr<std::unique_ptr<JobController>> Create(RunOptions options,
                                                                Store& store);
 
@@ -73,6 +73,9 @@ class JobController {
   absl::StatusOr<MemberRecord*> Sender(const v1::HeartbeatRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  // A worker's part of the job is done.
+  void NoteFinished(const std::string& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  uint64_t CheckpointStep() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // How each report begins: OK if it is from a member of that kind and of the generation that runs.
   template <typename Report>
   absl::Status TakeReport(const Report& report, v1::MemberKind kind)

@@ -1,7 +1,6 @@
 #include "server/coordinator/job_lifecycle.h"
 
 #include <glog/logging.h>
-#include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
 #include <utility>
@@ -56,13 +55,18 @@ JobLifecycle::JobLifecycle(const RunOptions& options, Store& store,
       furthest_step_(start_step()) {}
 
 absl::Status JobLifecycle::Begin() {
+  ASSIGN_OR_RETURN(const uint64_t before, GetCounter(store_, "job/coordinator"));
+  RETURN_IF_ERROR(Put(store_, "job/coordinator", absl::StrCat(before + 1)));
+  coordinator_ = before + 1;
+  if (options_.adoption.has_value()) return Adopt(options_.adoption->running);
   if (options_.interrupted) {
     recovery_ = "the coordinator was started again";
     RETURN_IF_ERROR(LoadSize());
   } else {
     RETURN_IF_ERROR(SaveSize(0, 0));
   }
-  RETURN_IF_ERROR(Put(store_, "job/asked_size", AskedSize()));
+  RETURN_IF_ERROR(
+      Put(store_, "job/asked_size", AskedSize(options_.servers, options_.workers)));
   RETURN_IF_ERROR(OpenGeneration());
   RETURN_IF_ERROR(Put(store_, "job/name", options_.job.name()));
   RETURN_IF_ERROR(Put(store_, "job/phase", v1::Phase_Name(phase_)));
@@ -74,8 +78,79 @@ absl::Status JobLifecycle::Begin() {
   return absl::OkStatus();
 }
 
+absl::Status JobLifecycle::Adopt(const v1::RunningGeneration& running) {
+  const MemberTable::Rules rules = {
+      .servers = 0,
+      .workers = 0,
+      .allow_mixed_numerics = options_.job.allow_mixed_numerics(),
+      .vocabulary = options_.job.model().vocabulary(),
+      .data_sha256 = ""};
+  ASSIGN_OR_RETURN(members_, RestoreMembers(running, rules, options_.now()));
+  ASSIGN_OR_RETURN(layout_,
+                   MakeLayout(options_.job, true, members_, &running.placement()));
+  members_.Fix(layout_->data.sha256());
+  generation_ = running.generation();
+  generation_since_ = options_.now();
+  recovery_ = running.recovery();
+  restore_.reset();
+  if (!running.restore_from().empty()) {
+    restore_ = RestorePoint{.folder = running.restore_from(), .manifest = {}, .job = {}};
+    restore_->manifest.set_step(running.start_step());
+  }
+  if (running.has_taken_over()) taken_over_ = running.taken_over();
+  furthest_step_ = start_step();
+  phase_ = v1::PHASE_RUNNING;
+  running_since_ = options_.now();
+  adopting_ = true;
+  progress_.Line(absl::StrCat("generation ", generation_, " was running on ",
+                              members_.count(v1::MEMBER_KIND_SERVER), " servers and ",
+                              members_.count(v1::MEMBER_KIND_WORKER),
+                              " workers; it goes on if all are back within ",
+                              FormatTimeSpan(options_.rejoin_timeout)));
+  return absl::OkStatus();
+}
+
+void JobLifecycle::Welcome(const v1::HeartbeatRequest& request,
+                           uint64_t checkpoint_step) {
+  named_generation_ = std::max(named_generation_, request.generation());
+  MemberRecord* const member = members_.Find(request.member());
+  if (member == nullptr || member->incarnation != request.incarnation()) return;
+  if (!member->awaited) return;
+  const bool server = member->registration.kind() == v1::MEMBER_KIND_SERVER;
+  const uint64_t least = std::max(start_step(), checkpoint_step);
+  const uint64_t version = layout_->placement.version();
+  std::string unfit;
+  if (request.generation() != generation_ ||
+      (server && request.ready_generation() != generation_)) {
+    unfit = absl::StrCat("is not in generation ", generation_, " any more");
+  } else if (request.placement_version() != version) {
+    unfit = absl::StrCat("has version ", request.placement_version(),
+                         " of the placement instead of ", version);
+  } else if (request.step() < least) {
+    unfit = absl::StrCat("knows of ", request.step(), " steps, but ", least,
+                         " have been taken");
+  }
+  if (!unfit.empty()) {
+    Lose(member->id, unfit);
+    return;
+  }
+  member->awaited = false;
+  member->heard_generation = generation_;
+  if (!members_.Awaited().empty()) return;
+  adopting_ = false;
+  progress_.Line(absl::StrCat("generation ", generation_, " goes on: all are back"));
+}
+
+void JobLifecycle::Keep(const v1::StoredEvaluations& evaluations) {
+  if (const absl::Status status = SaveEvaluations(store_, evaluations); !status.ok()) {
+    FailForStore(status);
+  }
+}
+
 absl::Status JobLifecycle::OpenGeneration() {
   ASSIGN_OR_RETURN(uint64_t generation, GetCounter(store_, "job/generation"));
+  generation = std::max(generation, named_generation_);
+  adopting_ = false;
   if (restore_.has_value()) {
     generation = std::max(generation, restore_->manifest.generation());
   }
@@ -88,14 +163,11 @@ absl::Status JobLifecycle::OpenGeneration() {
   return absl::OkStatus();
 }
 
-std::string JobLifecycle::AskedSize() const {
-  return absl::StrCat(options_.servers, " ", options_.workers);
-}
-
 absl::Status JobLifecycle::LoadSize() {
   // Whoever starts it with other numbers than before wants those.
   ASSIGN_OR_RETURN(const std::optional<Store::Entry> asked, store_.Get("job/asked_size"));
-  if (!asked.has_value() || asked->value != AskedSize()) return absl::OkStatus();
+  if (!asked.has_value() || asked->value != AskedSize(options_.servers, options_.workers))
+    return absl::OkStatus();
   ASSIGN_OR_RETURN(const uint64_t servers, GetCounter(store_, "job/servers"));
   ASSIGN_OR_RETURN(const uint64_t workers, GetCounter(store_, "job/workers"));
   if (servers > 0 && workers > 0) {
@@ -205,7 +277,7 @@ void JobLifecycle::PlanHandover() {
     return;
   }
   if (handover_.planned()) return;
-  absl::StatusOr<Layout> next = MakeLayout(options_.job, true, members_, &*layout_);
+  absl::StatusOr<Layout> next = MakeNextLayout(options_.job, members_, *layout_);
   if (next.ok()) {
     handover_.Plan(*std::move(next), *layout_);
     return;
@@ -222,7 +294,7 @@ bool JobLifecycle::ReadyToHandOver() const {
 void JobLifecycle::AwaitHandover(const std::string& worker, uint64_t steps) {
   // Asked again, after an answer that was lost.
   if (MayGoOn(steps)) return;
-  handover_.AddStopped(worker, steps);
+  handover_.AddStopped(worker, steps, options_.now());
   const std::optional<uint64_t> stopped = handover_.AllStopped(layout_->workers);
   if (!stopped.has_value()) return;
   if (ReadyToHandOver()) {
@@ -230,6 +302,12 @@ void JobLifecycle::AwaitHandover(const std::string& worker, uint64_t steps) {
   } else {
     handover_.GoOn(*stopped);
   }
+}
+
+bool JobLifecycle::EndVainHandover() {
+  const std::optional<uint64_t> steps = handover_.StoppedInVain(options_.now());
+  if (steps.has_value()) handover_.GoOn(*steps);
+  return steps.has_value();
 }
 
 void JobLifecycle::HandOver(uint64_t steps) {
@@ -285,6 +363,10 @@ absl::StatusOr<const MemberRecord*> JobLifecycle::Join(
         phase_ == v1::PHASE_FINISHED
             ? absl::StrCat(id, " comes too late: the job is finished")
             : absl::StrCat(id, " comes too late: the job failed: ", failure_));
+  }
+  if (const MemberRecord* const before = members_.Find(id);
+      !repeated && before != nullptr && before->awaited) {
+    Lose(id, "was lost: another process has come under its name");
   }
   if (!repeated) {
     const std::string key = absl::StrCat("members/", id);
@@ -358,9 +440,18 @@ void JobLifecycle::Advance() {
 }
 
 void JobLifecycle::StartLoading(Layout layout) {
-  std::string placement;
-  CHECK(google::protobuf::util::MessageToJsonString(layout.placement, &placement).ok());
-  if (const absl::Status status = Put(store_, "job/placement", placement); !status.ok()) {
+  v1::RunningGeneration running;
+  running.set_generation(generation_);
+  running.set_recovery(recovery_);
+  running.set_start_step(start_step());
+  running.set_checkpoint_dir(options_.checkpoint_dir);
+  if (taken_over_.has_value()) {
+    *running.mutable_taken_over() = *taken_over_;
+  } else if (restore_.has_value()) {
+    running.set_restore_from(restore_->folder);
+  }
+  DescribeLayout(layout, members_, running);
+  if (const absl::Status status = SaveRunning(store_, running); !status.ok()) {
     FailForStore(status);
     return;
   }
@@ -486,6 +577,10 @@ std::string JobLifecycle::WaitingFor() const {
     const std::string missing = members_.Missing();
     return absl::StrCat("waiting for ",
                         missing.empty() ? "the last checkpoint to be read" : missing);
+  }
+  if (adopting_ && phase_ == v1::PHASE_RUNNING) {
+    return absl::StrCat("waiting for ", absl::StrJoin(members_.Awaited(), ", "),
+                        " to be heard again");
   }
   if (phase_ != v1::PHASE_LOADING) return "";
   std::vector<std::string> loading;

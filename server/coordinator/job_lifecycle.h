@@ -40,8 +40,13 @@ class JobLifecycle {
   // options: complete. All outlive this object.
   JobLifecycle(const RunOptions& options, Store& store, ProgressReporter& progress);
 
-  // To be called first: opens a new generation.
+  // To be called first: opens a new generation, or goes on with that of options.adoption.
   absl::Status Begin();
+  // Every heartbeat of a member: one that is awaited is back, or lost if what it has isn't what the
+  // generation has. checkpoint_step: steps of the last checkpoint.
+  void Welcome(const v1::HeartbeatRequest& request, uint64_t checkpoint_step);
+  // What must be known of evaluations after this coordinator.
+  void Keep(const v1::StoredEvaluations& evaluations);
   // The coordinator was suspended for so long.
   void Excuse(absl::Duration pause);
   // Why a generation that nobody comes back to can't go on; empty as long as it may.
@@ -67,6 +72,8 @@ class JobLifecycle {
   // The worker has stopped after so many steps, as it was asked to. When all have, the next generation
   // goes on from there, or else they may go on.
   void AwaitHandover(const std::string& worker, uint64_t steps);
+  // Lets those go on that wait in vain for the others to stop. Whether there were such.
+  bool EndVainHandover();
   // Whether a worker that has stopped may go on in this generation.
   bool MayGoOn(uint64_t steps) const { return handover_.MayGoOn(steps); }
   // Version of the placement to come; 0: none.
@@ -94,6 +101,8 @@ class JobLifecycle {
   v1::Phase phase() const { return phase_; }
   bool over() const { return phase_ == v1::PHASE_FINISHED || phase_ == v1::PHASE_FAILED; }
   uint64_t generation() const { return generation_; }
+  // Which coordinator of its store this is, from 1.
+  uint64_t coordinator() const { return coordinator_; }
   // Why the generation before this one ended; empty in the run's first.
   const std::string& recovery() const { return recovery_; }
   // The checkpoint that the last generation which began with one began with.
@@ -121,10 +130,9 @@ class JobLifecycle {
 
  private:
   absl::Status OpenGeneration();
+  absl::Status Adopt(const v1::RunningGeneration& running);
   // How many members the job is to have, in the store.
   absl::Status LoadSize();
-  // That of the options.
-  std::string AskedSize() const;
   absl::Status SaveSize(int servers, int workers);
   // The generation can't go on: opens the next one, if the job may have another.
   void Recover(const std::string& cause);
@@ -159,7 +167,10 @@ class JobLifecycle {
   MemberTable members_;
   std::optional<Layout> layout_;
   v1::Phase phase_ = v1::PHASE_WAITING;
+  uint64_t coordinator_ = 0;
   uint64_t generation_ = 0;
+  // The highest that any process has named.
+  uint64_t named_generation_ = 0;
   absl::Time generation_since_;
   std::string recovery_;
   Handover handover_;
@@ -167,6 +178,8 @@ class JobLifecycle {
   std::optional<v1::Handover> taken_over_;
   std::optional<RestorePoint> restore_;
   bool needs_restore_point_ = false;
+  // Some of its members haven't been heard yet.
+  bool adopting_ = false;
   // The most that any generation has taken, and how many have ended since.
   uint64_t furthest_step_ = 0;
   int recoveries_ = 0;

@@ -14,10 +14,22 @@ namespace moe {
 
 namespace {
 
+std::map<std::string, ServerLimits> LimitsOf(const MemberTable& members) {
+  std::map<std::string, ServerLimits> limits;
+  for (const std::string& server : members.Ids(v1::MEMBER_KIND_SERVER)) {
+    const v1::RegisterRequest& registration = members.Find(server)->registration;
+    limits[server] = {
+        .threads = static_cast<int>(registration.threads()),
+        .tier = registration.disk_bytes() > 0,
+        .activation_bytes = static_cast<int64_t>(registration.activation_bytes())};
+  }
+  return limits;
+}
+
 // While shards move, each is on both of its servers.
 absl::Status CheckMemoryOfMoves(const Layout& layout, const ModelPlan& plan,
-                                const std::map<std::string, ServerLimits>& limits,
                                 const Layout& present, const MemberTable& members) {
+  const std::map<std::string, ServerLimits> limits = LimitsOf(members);
   MemoryNeeds needs = present.memory;
   needs.insert(layout.memory.begin(), layout.memory.end());
   for (size_t i = 0; i < plan.shards.size(); ++i) {
@@ -44,7 +56,8 @@ absl::Status CheckMemoryOfMoves(const Layout& layout, const ModelPlan& plan,
 }  // namespace
 
 absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
-                                  const MemberTable& members, const Layout* present) {
+                                  const MemberTable& members,
+                                  const v1::Placement* placement) {
   Layout layout;
   layout.job = job;
   layout.workers = members.Ids(v1::MEMBER_KIND_WORKER);
@@ -61,33 +74,32 @@ absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
   const ModelPlan plan = MakeModelPlan(layout.job);
   RETURN_IF_ERROR(CheckShardSizes(plan, kMaxMessageBytes));
   const std::vector<std::string> servers = members.Ids(v1::MEMBER_KIND_SERVER);
-  layout.placement = present == nullptr
-                         ? MakePlacement(plan, servers)
-                         : MovePlacement(plan, present->placement, servers);
+  layout.placement = placement != nullptr ? *placement : MakePlacement(plan, servers);
   layout.replicas = AssignReplicas(job.training().replicas(), layout.workers);
   if (training) {
     RETURN_IF_ERROR(CheckStepMessages(layout.job, plan, layout.placement, layout.replicas,
                                       kMaxMessageBytes));
   }
-  std::map<std::string, ServerLimits> limits;
   for (const std::string& server : servers) {
-    const v1::RegisterRequest& registration = members.Find(server)->registration;
-    layout.addresses[server] = registration.address();
-    limits[server] = {
-        .threads = static_cast<int>(registration.threads()),
-        .tier = registration.disk_bytes() > 0,
-        .activation_bytes = static_cast<int64_t>(registration.activation_bytes())};
+    layout.addresses[server] = members.Find(server)->registration.address();
   }
   std::map<std::string, int> threads;
   for (const std::string& worker : layout.workers) {
     threads[worker] = static_cast<int>(members.Find(worker)->registration.threads());
   }
   layout.memory = ComputeMemoryNeeds(layout.job, plan, layout.placement, layout.replicas,
-                                     limits, threads, training);
+                                     LimitsOf(members), threads, training);
   RETURN_IF_ERROR(CheckMemory(job.name(), layout.memory, members));
-  if (present != nullptr) {
-    RETURN_IF_ERROR(CheckMemoryOfMoves(layout, plan, limits, *present, members));
-  }
+  return layout;
+}
+
+absl::StatusOr<Layout> MakeNextLayout(const v1::Job& job, const MemberTable& members,
+                                      const Layout& present) {
+  const ModelPlan plan = MakeModelPlan(present.job);
+  const v1::Placement placement =
+      MovePlacement(plan, present.placement, members.Ids(v1::MEMBER_KIND_SERVER));
+  ASSIGN_OR_RETURN(Layout layout, MakeLayout(job, true, members, &placement));
+  RETURN_IF_ERROR(CheckMemoryOfMoves(layout, plan, present, members));
   return layout;
 }
 

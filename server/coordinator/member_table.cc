@@ -227,6 +227,21 @@ MemberRecord& MemberTable::Add(const v1::RegisterRequest& request, uint64_t inca
   return member;
 }
 
+void MemberTable::Restore(const v1::RegisterRequest& request, uint64_t incarnation,
+                          absl::Time now) {
+  MemberRecord& member = Add(request, incarnation, now);
+  member.heard_generation = 0;
+  member.awaited = true;
+}
+
+std::vector<std::string> MemberTable::Awaited() const {
+  std::vector<std::string> awaited;
+  for (const auto& [id, member] : members_) {
+    if (member.awaited) awaited.push_back(id);
+  }
+  return awaited;
+}
+
 MemberRecord* MemberTable::Find(const std::string& id) {
   const auto found = members_.find(id);
   return found == members_.end() ? nullptr : &found->second;
@@ -292,11 +307,18 @@ std::string MemberTable::Missing() const {
 }
 
 std::map<std::string, std::string> MemberTable::Silent(absl::Time now,
-                                                       absl::Duration lease) const {
+                                                       absl::Duration lease,
+                                                       absl::Duration rejoin) const {
   std::map<std::string, std::string> silent;
   for (const auto& [id, member] : members_) {
     const absl::Duration silence = now - member.last_heartbeat;
-    if (silence < lease) continue;
+    if (silence < (member.awaited ? std::max(lease, rejoin) : lease)) continue;
+    if (member.awaited) {
+      silent[id] = absl::StrFormat(
+          "was lost: not heard for %.1f s since the coordinator was started again",
+          absl::ToDoubleSeconds(silence));
+      continue;
+    }
     silent[id] = absl::StrFormat("was lost: no heartbeat for %.1f s; it was last %s",
                                  absl::ToDoubleSeconds(silence), Doing(member));
   }

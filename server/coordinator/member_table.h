@@ -34,6 +34,8 @@ struct MemberRecord {
   bool leaving = false;
   // Was told that the job is over.
   bool saw_end = false;
+  // The coordinator knows of it from the one before, and hasn't heard it yet.
+  bool awaited = false;
 };
 
 // "server/<name>" or "worker/<name>"
@@ -76,6 +78,8 @@ class MemberTable {
   // Takes the place of a member of that name.
   MemberRecord& Add(const v1::RegisterRequest& request, uint64_t incarnation,
                     absl::Time now);
+  // One that the coordinator before knew: it is awaited from now on.
+  void Restore(const v1::RegisterRequest& request, uint64_t incarnation, absl::Time now);
   void Remove(const std::string& id) { members_.erase(id); }
 
   // Null if there is none.
@@ -117,8 +121,11 @@ class MemberTable {
   // The job takes as many as are there; workers must read this data from here on.
   void Fix(const std::string& data_sha256);
 
-  // Of the members that have been silent for a lease: by id, how they were lost.
-  std::map<std::string, std::string> Silent(absl::Time now, absl::Duration lease) const;
+  // Of the members that have been silent for a lease, or were awaited for so long: by id, how they were
+  // lost.
+  std::map<std::string, std::string> Silent(absl::Time now, absl::Duration lease,
+                                            absl::Duration rejoin) const;
+  std::vector<std::string> Awaited() const;  // ascending
   // Time in which nobody could be heard.
   void Excuse(absl::Duration pause);
   // "worker/w0 is computing, worker/w1 is waiting for ..."

@@ -126,6 +126,10 @@ void ProgressReporter::Evaluation(uint64_t step, v1::Split split, double perplex
   absl::StrAppend(&line, "  (", FormatTimeSpan(now - last_event_), ")");
   print_(line);
   last_event_ = now;
+  Restore(split, perplexity);
+}
+
+void ProgressReporter::Restore(v1::Split split, double perplexity) {
   if (split == v1::SPLIT_VALIDATION) progress_.set_validation_perplexity(perplexity);
   if (split == v1::SPLIT_TEST) progress_.set_test_perplexity(perplexity);
 }

@@ -44,6 +44,8 @@ class ProgressReporter {
   void Begin(uint64_t start_step, uint64_t words_per_epoch, absl::Time now);
   // Prints the first step, the last one, and about one a second.
   void Step(const CompletedStep& step, absl::Time now);
+  // An evaluation that a coordinator before printed.
+  void Restore(v1::Split split, double perplexity);
   // Both print, and keep their own duration out of the words per second.
   void Evaluation(uint64_t step, v1::Split split, double perplexity,
                   const std::vector<v1::BalanceStatus>& balance, absl::Time now);

@@ -38,6 +38,9 @@ absl::Status CompleteRunOptions(RunOptions& options) {
           options.restore->job.model().vocabulary());
     }
   }
+  if (options.adoption.has_value()) {
+    *options.job.mutable_model() = options.adoption->running.job().model();
+  }
   if (!options.now) options.now = [] { return absl::Now(); };
   if (!options.print) options.print = [](const std::string&) {};
   return absl::OkStatus();

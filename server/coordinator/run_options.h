@@ -9,6 +9,7 @@
 #include "absl/time/time.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/job.pb.h"
+#include "server/coordinator/adoption.h"
 #include "server/coordinator/restore.h"
 
 namespace moe {
@@ -23,6 +24,8 @@ struct RunOptions {
   // The coordinator that had this state before ended while the job was under way: lost members have
   // rejoin_timeout, and there are to be as many as there were.
   bool interrupted = false;
+  // Then the generation that ran may go on; `restore` is where the job began, if it has no checkpoint.
+  std::optional<Adoption> adoption;
   std::string checkpoint_dir;
   absl::Duration heartbeat = absl::Milliseconds(500);
   absl::Duration lease = absl::Seconds(5);

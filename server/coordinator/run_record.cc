@@ -8,9 +8,19 @@
 
 namespace moe {
 
-void RunRecord::Begin(const std::vector<v1::ReplicaAssignment>& replicas,
+namespace {
+
+// Evaluations for the next coordinator. Workers are never as far apart.
+constexpr int kKept = 16;
+
+}  // namespace
+
+void RunRecord::Begin(uint64_t generation,
+                      const std::vector<v1::ReplicaAssignment>& replicas,
                       uint64_t start_step, uint64_t words_per_epoch, absl::Time now) {
   replicas_ = &replicas;
+  kept_.Clear();
+  kept_.set_generation(generation);
   steps_taken_ = start_step;
   unreported_step_ = start_step;
   requested_cut_.reset();
@@ -19,9 +29,34 @@ void RunRecord::Begin(const std::vector<v1::ReplicaAssignment>& replicas,
   NoteSign(now);
 }
 
+void RunRecord::Restore(const v1::StoredEvaluations& evaluations) {
+  for (const v1::StoredEvaluation& evaluation : evaluations.evaluations()) {
+    *kept_.add_evaluations() = evaluation;
+    balance_.assign(evaluation.balance().begin(), evaluation.balance().end());
+    progress_.Restore(evaluation.split(), evaluation.perplexity());
+  }
+}
+
+std::optional<double> RunRecord::KeptPerplexity(uint64_t step, v1::Split split) const {
+  for (const v1::StoredEvaluation& evaluation : kept_.evaluations()) {
+    if (evaluation.step() == step && evaluation.split() == split) {
+      return evaluation.perplexity();
+    }
+  }
+  return std::nullopt;
+}
+
 absl::Status RunRecord::AddStep(const v1::ReportStepRequest& request, absl::Time now) {
   if (request.step() < steps_taken_) return absl::OkStatus();
   unreported_step_ = std::max(unreported_step_, request.step() + 1);
+  if (requested_cut_.has_value() && request.step() >= *requested_cut_ && !cut_seen_) {
+    if (request.step() == *requested_cut_ && request.cut()) {
+      cut_seen_ = true;
+    } else {
+      // A worker that couldn't await its answers didn't know of it.
+      requested_cut_ = unreported_step_ + 1;
+    }
+  }
   ReplicaJoin& join = steps_.try_emplace(request.step(), *replicas_).first->second;
   RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
   if (!join.complete()) return absl::OkStatus();
@@ -39,7 +74,7 @@ absl::Status RunRecord::AddStep(const v1::ReportStepRequest& request, absl::Time
                                            request.step(), " isn't finite"));
   }
   progress_.Step(step, now);
-  if (evaluations_.empty()) balance_ = step.balance;
+  if (kept_.evaluations().empty()) balance_ = step.balance;
   steps_taken_ = step.step;
   steps_.erase(steps_.begin(), steps_.lower_bound(steps_taken_));
   return absl::OkStatus();
@@ -47,7 +82,10 @@ absl::Status RunRecord::AddStep(const v1::ReportStepRequest& request, absl::Time
 
 uint64_t RunRecord::RequestCut() {
   // The first unreported step may have begun; its report brings the answer.
-  if (!requested_cut_.has_value()) requested_cut_ = unreported_step_ + 1;
+  if (!requested_cut_.has_value()) {
+    requested_cut_ = unreported_step_ + 1;
+    cut_seen_ = false;
+  }
   return *requested_cut_;
 }
 
@@ -67,6 +105,14 @@ absl::StatusOr<const ReplicaJoin*> RunRecord::AddEvaluation(
   RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
   if (join.complete() && !was_complete) {
     balance_ = join.EvaluationBalance();
+    v1::StoredEvaluation* const kept = kept_.add_evaluations();
+    kept->set_step(request.step());
+    kept->set_split(request.split());
+    kept->set_perplexity(join.perplexity());
+    kept->mutable_balance()->Assign(balance_.begin(), balance_.end());
+    if (kept_.evaluations_size() > kKept) {
+      kept_.mutable_evaluations()->DeleteSubrange(0, 1);
+    }
     progress_.Evaluation(request.step(), request.split(), join.perplexity(), balance_,
                          now);
   }
@@ -76,6 +122,7 @@ absl::StatusOr<const ReplicaJoin*> RunRecord::AddEvaluation(
 void RunRecord::End() {
   steps_.clear();
   evaluations_ = Evaluations();
+  kept_.Clear();
   replicas_ = nullptr;
   last_sign_ = absl::InfiniteFuture();
 }

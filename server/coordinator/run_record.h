@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "proto/moe/v1/coordinator.pb.h"
+#include "proto/moe/v1/state.pb.h"
 #include "proto/moe/v1/status.pb.h"
 #include "server/coordinator/evaluations.h"
 #include "server/coordinator/progress.h"
@@ -27,17 +28,24 @@ class RunRecord {
 
   // The workers begin. replicas: ascending; outlives this object. words_per_epoch: of the
   // training text.
-  void Begin(const std::vector<v1::ReplicaAssignment>& replicas, uint64_t start_step,
-             uint64_t words_per_epoch, absl::Time now);
+  void Begin(uint64_t generation, const std::vector<v1::ReplicaAssignment>& replicas,
+             uint64_t start_step, uint64_t words_per_epoch, absl::Time now);
   // They have stopped, and what they reported since is void: the next reports come after another
   // Begin. Ends the life of every join.
   void End();
+
+  // After Begin: what a coordinator before knew of this generation.
+  void Restore(const v1::StoredEvaluations& evaluations);
+  // The last ones that are complete, for Restore.
+  const v1::StoredEvaluations& evaluations() const { return kept_; }
+  // Of an evaluation that was complete before; of others none.
+  std::optional<double> KeptPerplexity(uint64_t step, v1::Split split) const;
 
   // ABORTED with the cause if the step shows that the job can't go on. A repetition
   // changes nothing.
   absl::Status AddStep(const v1::ReportStepRequest& request, absl::Time now);
   // Asks for a cut in the close of a step that no worker has begun; returns which. The same one
-  // until it is taken.
+  // until it is taken, or another if a worker didn't learn of it in time.
   uint64_t RequestCut();
   std::optional<uint64_t> requested_cut() const { return requested_cut_; }
   // Asks the workers to stop after a step; the same one until they may go on.
@@ -52,7 +60,7 @@ class RunRecord {
   // None unless all workers have reported it.
   uint64_t steps_taken() const { return steps_taken_; }
   std::optional<double> ValidationPerplexity(uint64_t step) const {
-    return evaluations_.Perplexity(step, v1::SPLIT_VALIDATION);
+    return KeptPerplexity(step, v1::SPLIT_VALIDATION);
   }
   // Of the last evaluation, or of the last step if there was none.
   const std::vector<v1::BalanceStatus>& balance() const { return balance_; }
@@ -77,7 +85,10 @@ class RunRecord {
   uint64_t unreported_step_ = 0;
   std::optional<uint64_t> requested_cut_;
   std::optional<uint64_t> requested_handover_;
+  // The cut that is asked for has been taken, and will be a checkpoint.
+  bool cut_seen_ = false;
   Evaluations evaluations_;
+  v1::StoredEvaluations kept_;
   std::vector<v1::BalanceStatus> balance_;
   absl::Time last_sign_ = absl::InfiniteFuture();
 };

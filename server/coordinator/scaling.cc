@@ -56,7 +56,7 @@ absl::StatusOr<MemberTable> PlanScaling(const MemberTable& members,
   }
   if (scaled.count(v1::MEMBER_KIND_SERVER) > 0 &&
       scaled.count(v1::MEMBER_KIND_WORKER) > 0) {
-    const absl::Status fits = MakeLayout(job, true, scaled, &present).status();
+    const absl::Status fits = MakeNextLayout(job, scaled, present).status();
     if (!fits.ok()) return absl::FailedPreconditionError(fits.message());
   }
   return scaled;

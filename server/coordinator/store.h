@@ -6,7 +6,11 @@
 // List a range over a prefix. FileStore is the one for a single machine.
 //
 //   job/name, job/phase, job/generation     the job that ran last, and how far it came
-//   job/placement                           Placement, in protobuf's JSON form
+//   job/running, job/evaluations            RunningGeneration, StoredEvaluations (state.proto), in
+//                                           protobuf's JSON form
+//   job/servers, job/workers                how many members the job is to have
+//   job/asked_size                          and how many its coordinator was started for
+//   job/coordinator                         how many coordinators there have been
 //   members/<kind>/<name>                   the last incarnation given out under that name
 #pragma once
 

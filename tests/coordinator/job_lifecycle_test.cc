@@ -181,7 +181,7 @@ TEST_F(JobLifecycleTest, StoreRemembers) {
   EXPECT_EQ(store_.Get("job/phase")->value().value, "PHASE_RUNNING");
   EXPECT_EQ(store_.Get("job/generation")->value().value, "1");
   EXPECT_EQ(store_.Get("members/server/a")->value().value, "1");
-  EXPECT_THAT(store_.Get("job/placement")->value().value, HasSubstr("layer1/group3"));
+  EXPECT_THAT(store_.Get("job/running")->value().value, HasSubstr("layer1/group3"));
   Create();
   EXPECT_EQ(State().generation(), 2);
   EXPECT_EQ(store_.Get("job/phase")->value().value, "PHASE_WAITING");

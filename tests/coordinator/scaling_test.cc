@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "tests/coordinator/controller_fixture.h"
 
@@ -30,8 +31,10 @@ class ScalingTest : public ControllerFixture {
     return response.ok() ? response->plan() : std::string(response.status().message());
   }
   // Returns the step whose close shall have a cut; none: 0.
-  uint64_t Report(const std::string& worker, uint64_t step) {
-    const auto response = controller_->ReportStep(StepReport(worker, step));
+  uint64_t Report(const std::string& worker, uint64_t step, bool cut = false) {
+    v1::ReportStepRequest request = StepReport(worker, step);
+    request.set_cut(cut);
+    const auto response = controller_->ReportStep(request);
     EXPECT_TRUE(response.ok()) << response.status();
     return response.ok() && response->cut() ? response->cut_step() : 0;
   }
@@ -128,8 +131,29 @@ TEST_F(ScalingTest, ACutIsAskedForInTimeForEveryWorker) {
   });
   while (Report("worker/b", 1) == 0) absl::SleepFor(absl::Milliseconds(1));
   for (const char* worker : {"worker/a", "worker/b"}) EXPECT_EQ(Report(worker, 2), 3);
-  for (const char* worker : {"worker/a", "worker/b"}) EXPECT_EQ(Report(worker, 3), 3);
+  for (const char* worker : {"worker/a", "worker/b"}) {
+    EXPECT_EQ(Report(worker, 3, /*cut=*/true), 3);
+  }
   Commit(4);
+  waiting.join();
+}
+
+TEST_F(ScalingTest, ACutThatAWorkerDidntLearnOfIsAskedForAgain) {
+  StartJob();
+  std::thread waiting([this] {
+    const auto taken = controller_->TakeCheckpoint(NeverCancelled());
+    ASSERT_TRUE(taken.ok()) << taken.status();
+    EXPECT_EQ(taken->checkpoint().step(), 5);
+  });
+  uint64_t asked = 0;
+  while ((asked = Report("worker/a", 0)) == 0) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_LE(asked, 2);
+  // This one has gone on without an answer, up to step 2, and now its reports come late.
+  for (const uint64_t step : {0, 1, 2}) Report("worker/b", step);
+  EXPECT_EQ(Report("worker/a", 2), 4);
+  EXPECT_EQ(Report("worker/a", 3), 4);
+  EXPECT_EQ(Report("worker/a", 4, /*cut=*/true), 4);
+  Commit(5);
   waiting.join();
 }
 
@@ -233,6 +257,28 @@ TEST_F(ScalingTest, WorkersGoOnIfThereIsNobodyToChangeOverTo) {
   EXPECT_EQ(StopAfter("worker/a", 1), 0) << "the new process has fetched nothing";
   Arrive("server/c");
   EXPECT_EQ(StopAfter("worker/b", 1), 2);
+}
+
+TEST_F(ScalingTest, NobodyWaitsForAWorkerThatDoesNotKnow) {
+  StartJob();
+  Scale(3, 0);
+  ASSERT_TRUE(Join("server/c").ok());
+  Arrive("server/c");
+  v1::AwaitHandoverRequest request;
+  request.set_member("worker/a");
+  request.set_step(1);
+  request.set_generation(1);
+  absl::Notification answered;
+  std::thread waiting([&] {
+    EXPECT_TRUE(controller_->AwaitHandover(request, NeverCancelled()).ok());
+    answered.Notify();
+  });
+  while (!answered.HasBeenNotified()) {
+    Advance(absl::Seconds(1));
+    BeatAll();
+  }
+  waiting.join();
+  EXPECT_EQ(State().generation(), 1);
 }
 
 TEST_F(ScalingTest, GrowsByItselfIfItIsToldTo) {

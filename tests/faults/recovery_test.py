@@ -57,6 +57,15 @@ class LostProcessTest(UndisturbedCase):
         cluster.kill("coordinator")
         time.sleep(1)
         cluster.start_coordinator(2, 2, listen=cluster.address, flags=FLAGS)
+        self.assert_undisturbed(cluster, generations=1)
+        self.assertIn("generation 1 goes on: all are back", cluster["coordinator"].stdout)
+
+    def test_coordinator_started_again_for_other_numbers(self):
+        cluster = self.start()
+        cluster.kill("coordinator")
+        cluster.start_coordinator(3, 2, listen=cluster.address, flags=FLAGS)
+        self.start_server(cluster, "s2")
+        cluster.await_line("^training small on 3 servers and 2 workers$")
         self.assert_undisturbed(cluster)
         self.assertIn("starting from " + cluster.checkpoint_dir, cluster["coordinator"].stdout)
 

@@ -16,10 +16,15 @@ WORKER_FLAGS = ["--step_timeout=%ds" % TIMEOUT]
 
 
 class UndisturbedCase(c.TestCase):
+    # Of the job.
+    STEPS = STEPS
+    EVERY = EVERY
+    EDITS = {}
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.job = c.job(steps=STEPS, every_steps=EVERY)
+        cls.job = c.job(steps=cls.STEPS, every_steps=cls.EVERY, edits=cls.EDITS)
         run = c.Cluster(os.path.join(cls.root, "undisturbed"), cls.data, cls.job)
         cls.addClassCleanup(run.close)
         run.start(servers=1, workers=1)

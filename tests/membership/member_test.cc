@@ -199,9 +199,7 @@ TEST_F(MemberTest, RunsAJobToItsEnd) {
         *step.add_losses() = loss;
       }
       ASSERT_TRUE(members_[w]->ReportStep(step).ok());
-      const auto response = members_[w]->ReportEvaluation(evaluation);
-      ASSERT_TRUE(response.ok()) << response.status();
-      EXPECT_DOUBLE_EQ(response->perplexity(), std::exp(2.0));
+      ASSERT_TRUE(members_[w]->ReportEvaluation(evaluation).ok());
       ASSERT_TRUE(members_[w]->FinishWork().ok());
     });
   }

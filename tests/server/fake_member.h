@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -130,12 +131,12 @@ class FakeMember : public Member {
     absl::MutexLock lock(&cluster_.mutex_);
     cluster_.cancelled_ = true;
   }
-  absl::StatusOr<v1::ReportStepResponse> ReportStep(v1::ReportStepRequest) override {
+  absl::StatusOr<std::optional<v1::ReportStepResponse>> ReportStep(
+      v1::ReportStepRequest) override {
     return v1::ReportStepResponse();
   }
-  absl::StatusOr<v1::ReportEvaluationResponse> ReportEvaluation(
-      v1::ReportEvaluationRequest) override {
-    return v1::ReportEvaluationResponse();
+  absl::Status ReportEvaluation(v1::ReportEvaluationRequest) override {
+    return absl::OkStatus();
   }
   absl::Status ReportShardFile(v1::ReportShardFileRequest request) override {
     absl::MutexLock lock(&cluster_.mutex_);

@@ -303,6 +303,26 @@ TEST_F(ShardHostTest, RefusesPiecesThatAreNone) {
   EXPECT_TRUE(absl::IsDataLoss(writer.Finish()));
 }
 
+// A worker that the coordinator's request didn't reach says nothing of it.
+TEST_F(ShardHostTest, ThereIsNoCutUnlessAllWorkersWantIt) {
+  v1::ClusterState state = testing::MadeState(testing::MadeJob());
+  state.set_checkpoint_dir(TempFolder("wanted"));
+  Load(state, 1);
+  for (const bool all : {false, true}) {
+    const uint64_t step = all ? 1 : 0;
+    Frames(step);
+    SendAll([&](const auto& replicas) {
+      return testing::CloseOf(plan_, step, replicas, all || replicas.front() == 0);
+    });
+    for (const auto& [worker, replicas] : Workers()) {
+      const v1::CloseResponse response = Next(worker).close();
+      EXPECT_EQ(response.version(), step + 1);
+      EXPECT_EQ(response.cut(), all) << worker;
+    }
+    EXPECT_EQ(written_.size(), all ? plan_.shards.size() : 0);
+  }
+}
+
 TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
   const std::string folder = TempFolder("misfit");
   v1::ClusterState state = testing::MadeState(testing::MadeJob());
@@ -648,8 +668,8 @@ TEST_F(ShardHostTest, RefusesBadCloses) {
               HasSubstr("step 1 is not the current one"));
 
   ASSERT_TRUE(Send("worker/w0", testing::CloseOf(plan_, 0, {0, 1})).ok());
-  EXPECT_THAT(refused([](v1::CloseRequest* c) { c->set_cut(true); }),
-              HasSubstr("differ from 0.1"));
+  EXPECT_THAT(refused([](v1::CloseRequest* c) { c->set_learning_rate(0.25); }),
+              HasSubstr("differs from 0.1"));
   EXPECT_THAT(Send("worker/w0", testing::ForwardOf(0, 1, {0, 1})).message(),
               ::testing::IsEmpty());  // the kept answer
   ASSERT_TRUE(Send("worker/w1", testing::CloseOf(plan_, 0, {2})).ok());

@@ -82,9 +82,10 @@ absl::Status Trainer::Train(uint64_t start) {
   const uint64_t evaluate_every = job_.training().evaluate_every();
   for (uint64_t step = start; step < total_steps_; ++step) {
     const uint64_t taken = step + 1;
-    const bool cut = taken == total_steps_ || (cut_every > 0 && taken % cut_every == 0) ||
-                     requested_cut_ == step;
-    RETURN_IF_ERROR(Step(step, cut));
+    const bool wanted = taken == total_steps_ ||
+                        (cut_every > 0 && taken % cut_every == 0) ||
+                        requested_cut_ == step;
+    ASSIGN_OR_RETURN(const bool cut, Step(step, wanted));
     const bool evaluate = cut || (evaluate_every > 0 && taken % evaluate_every == 0);
     if (evaluate && Has(v1::SPLIT_VALIDATION)) {
       RETURN_IF_ERROR(Evaluate(v1::SPLIT_VALIDATION, taken));
@@ -126,7 +127,7 @@ absl::Status Trainer::Pull(uint64_t version) {
   return absl::OkStatus();
 }
 
-absl::Status Trainer::Step(uint64_t step, bool cut) {
+absl::StatusOr<bool> Trainer::Step(uint64_t step, bool cut) {
   RETURN_IF_ERROR(Pull(step));
   const int64_t step_of_epoch = step % training_.steps_per_epoch();
   if (step_of_epoch == 0) {
@@ -141,13 +142,15 @@ absl::Status Trainer::Step(uint64_t step, bool cut) {
   ActivityScope scope(clock_, Activity::kMoving);
   ASSIGN_OR_RETURN(StepClosed closed, cluster_.parameters().Close(MakeClose(step, cut)));
   member_.SetTimes(clock_.Times());
-  ASSIGN_OR_RETURN(const v1::ReportStepResponse reported,
-                   member_.ReportStep(Report(step, pass, closed.gradient_norm)));
-  requested_cut_.reset();
-  if (reported.cut()) requested_cut_ = reported.cut_step();
-  requested_handover_.reset();
-  if (reported.handover()) requested_handover_ = reported.handover_step();
-  return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::optional<v1::ReportStepResponse> reported,
+                   member_.ReportStep(Report(step, pass, closed)));
+  if (reported.has_value()) {
+    requested_cut_.reset();
+    if (reported->cut()) requested_cut_ = reported->cut_step();
+    requested_handover_.reset();
+    if (reported->handover()) requested_handover_ = reported->handover_step();
+  }
+  return closed.cut;
 }
 
 template <typename Batches>
@@ -188,12 +191,13 @@ double Trainer::RateOf(uint64_t step) const {
 }
 
 v1::ReportStepRequest Trainer::Report(uint64_t step, const PassResult& pass,
-                                      double gradient_norm) const {
+                                      const StepClosed& closed) const {
   v1::ReportStepRequest report;
   report.set_step(step);
   report.set_total_steps(total_steps_);
   report.set_learning_rate(RateOf(step));
-  report.set_gradient_norm(gradient_norm);
+  report.set_gradient_norm(closed.gradient_norm);
+  report.set_cut(closed.cut);
   for (const v1::ReplicaLoss& loss : pass.losses) *report.add_losses() = loss;
   for (size_t m = 0; m < pass.balance.size(); ++m) {
     v1::LayerBalance* balance = report.add_balance();
@@ -257,7 +261,7 @@ absl::Status Trainer::Evaluate(v1::Split split, uint64_t version, TopContexts* c
     balance->mutable_importance()->Add(layer.importance.begin(), layer.importance.end());
     balance->set_unrouted(layer.unrouted);
   }
-  return member_.ReportEvaluation(std::move(report)).status();
+  return member_.ReportEvaluation(std::move(report));
 }
 
 }  // namespace moe

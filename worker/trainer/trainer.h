@@ -50,12 +50,13 @@ class Trainer {
 
   absl::Status RestoreStates(uint64_t version);
   absl::Status Pull(uint64_t version);
-  absl::Status Step(uint64_t step, bool cut);
+  // cut: whether this worker wants one. Returns whether it was taken.
+  absl::StatusOr<bool> Step(uint64_t step, bool cut);
   // Fills micro_batches_ from one batch of the text.
   template <typename Batches>
   void Fill(const Batches& batches, int64_t batch);
   v1::ReportStepRequest Report(uint64_t step, const PassResult& pass,
-                               double gradient_norm) const;
+                               const StepClosed& closed) const;
   StepClose MakeClose(uint64_t step, bool cut);
   double RateOf(uint64_t step) const;
   bool Has(v1::Split split) const;

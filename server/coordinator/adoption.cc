@@ -1,0 +1,182 @@
+#include "server/coordinator/adoption.h"
+
+#include <google/protobuf/util/json_util.h>
+#include <google/protobuf/util/message_differencer.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "common/base/status_macros.h"
+#include "common/job/model_plan.h"
+
+namespace moe {
+namespace {
+
+constexpr char kRunning[] = "job/running";
+constexpr char kEvaluations[] = "job/evaluations";
+
+absl::Status Save(Store& store, const std::string& key,
+                  const google::protobuf::Message& message) {
+  std::string json;
+  const auto written = google::protobuf::util::MessageToJsonString(message, &json);
+  if (!written.ok()) {
+    return absl::InternalError(
+        absl::StrCat("state key ", key, ": ", std::string(written.message())));
+  }
+  ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store.Get(key));
+  return store.CompareAndSwap(key, entry.has_value() ? entry->version : 0, json).status();
+}
+
+// Whether it is there.
+absl::StatusOr<bool> Load(Store& store, const std::string& key,
+                          google::protobuf::Message* message) {
+  ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store.Get(key));
+  if (!entry.has_value()) return false;
+  const auto read = google::protobuf::util::JsonStringToMessage(entry->value, message);
+  if (!read.ok()) {
+    return absl::DataLossError(
+        absl::StrCat("state key ", key, ": ", std::string(read.message())));
+  }
+  return true;
+}
+
+absl::StatusOr<std::string> Text(Store& store, const std::string& key) {
+  ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store.Get(key));
+  return entry.has_value() ? entry->value : std::string();
+}
+
+// Empty if the job is the same; a vocabulary of 0 is that of the data.
+std::string Difference(const v1::Job& then, v1::Job now) {
+  if (now.model().vocabulary() == 0) {
+    now.mutable_model()->set_vocabulary(then.model().vocabulary());
+  }
+  google::protobuf::util::MessageDifferencer differencer;
+  std::string differences;
+  differencer.ReportDifferencesToString(&differences);
+  if (differencer.Compare(then, now)) return "";
+  const std::vector<std::string> lines = absl::StrSplit(differences, '\n');
+  return lines.front();
+}
+
+// Whether the placement is of the shards that the job has, on servers of the generation.
+bool IsPlacementOf(const v1::RunningGeneration& running) {
+  const ModelPlan plan = MakeModelPlan(running.job());
+  const auto& placed = running.placement().shards();
+  return std::equal(
+      plan.shards.begin(), plan.shards.end(), placed.begin(), placed.end(),
+      [&](const ShardSpec& spec, const v1::ShardPlacement& shard) {
+        return spec.id == shard.shard() &&
+               std::any_of(
+                   running.members().begin(), running.members().end(),
+                   [&](const auto& member) { return member.member() == shard.server(); });
+      });
+}
+
+bool SameReplicas(const Layout& layout, const v1::RunningGeneration& running) {
+  return std::equal(layout.replicas.begin(), layout.replicas.end(),
+                    running.replicas().begin(), running.replicas().end(),
+                    [](const auto& a, const auto& b) {
+                      return google::protobuf::util::MessageDifferencer::Equals(a, b);
+                    });
+}
+
+}  // namespace
+
+absl::Status SaveRunning(Store& store, const v1::RunningGeneration& running) {
+  return Save(store, kRunning, running);
+}
+
+absl::Status SaveEvaluations(Store& store, const v1::StoredEvaluations& evaluations) {
+  return Save(store, kEvaluations, evaluations);
+}
+
+void DescribeLayout(const Layout& layout, const MemberTable& members,
+                    v1::RunningGeneration& running) {
+  *running.mutable_job() = layout.job;
+  *running.mutable_placement() = layout.placement;
+  running.mutable_replicas()->Assign(layout.replicas.begin(), layout.replicas.end());
+  for (const auto& [id, member] : members.members()) {
+    if (!layout.memory.contains(id)) continue;
+    v1::StoredMember* const stored = running.add_members();
+    stored->set_member(id);
+    stored->set_incarnation(member.incarnation);
+    *stored->mutable_registration() = member.registration;
+  }
+}
+
+absl::StatusOr<MemberTable> RestoreMembers(const v1::RunningGeneration& running,
+                                           MemberTable::Rules rules, absl::Time now) {
+  rules.servers = rules.workers = 0;
+  for (const v1::StoredMember& member : running.members()) {
+    ++(member.registration().kind() == v1::MEMBER_KIND_SERVER ? rules.servers
+                                                              : rules.workers);
+  }
+  if (rules.servers == 0 || rules.workers == 0) {
+    return absl::DataLossError(
+        absl::StrCat("state key ", kRunning, " has no server or no worker"));
+  }
+  MemberTable members(std::move(rules));
+  members.BeginGeneration(running.generation());
+  for (const v1::StoredMember& member : running.members()) {
+    members.Restore(member.registration(), member.incarnation(), now);
+  }
+  return members;
+}
+
+std::string AskedSize(int servers, int workers) {
+  return absl::StrCat(servers, " ", workers);
+}
+
+absl::StatusOr<std::optional<Adoption>> FindAdoption(Store& store, const AskedRun& asked,
+                                                     std::string* why_not) {
+  Adoption adoption;
+  v1::RunningGeneration& running = adoption.running;
+  ASSIGN_OR_RETURN(const bool found, Load(store, kRunning, &running));
+  ASSIGN_OR_RETURN(const std::string generation, Text(store, "job/generation"));
+  ASSIGN_OR_RETURN(const std::string phase, Text(store, "job/phase"));
+  if (!found || phase != v1::Phase_Name(v1::PHASE_RUNNING) ||
+      generation != absl::StrCat(running.generation())) {
+    *why_not = absl::StrCat("generation ", generation, " was ",
+                            phase.substr(phase.find('_') + 1));
+    return std::optional<Adoption>();
+  }
+  const auto differs = [&](const std::string& what) {
+    *why_not = what;
+    return std::optional<Adoption>();
+  };
+  ASSIGN_OR_RETURN(const std::string size, Text(store, "job/asked_size"));
+  const std::string asked_size = AskedSize(asked.servers, asked.workers);
+  if (size != asked_size) {
+    return differs(absl::StrCat("other --servers or --workers are asked for: ",
+                                asked_size, " instead of ", size));
+  }
+  if (running.checkpoint_dir() != asked.checkpoint_dir) {
+    return differs(
+        absl::StrCat("--checkpoint_dir was ", running.checkpoint_dir(), " before"));
+  }
+  if (const std::string difference = Difference(running.job(), asked.job);
+      !difference.empty()) {
+    return differs(absl::StrCat("the job has changed: ", difference));
+  }
+  ASSIGN_OR_RETURN(const MemberTable members, RestoreMembers(running, {}, absl::Now()));
+  if (!IsPlacementOf(running)) return differs("this release has other shards");
+  const absl::StatusOr<Layout> layout =
+      MakeLayout(asked.job, true, members, &running.placement());
+  if (!layout.ok()) return differs(std::string(layout.status().message()));
+  if (!SameReplicas(*layout, running)) {
+    return differs("this release would share out the replicas otherwise");
+  }
+  ASSIGN_OR_RETURN(const bool evaluated,
+                   Load(store, kEvaluations, &adoption.evaluations));
+  if (!evaluated || adoption.evaluations.generation() != running.generation()) {
+    adoption.evaluations = v1::StoredEvaluations();
+  }
+  return std::optional<Adoption>(std::move(adoption));
+}
+
+}  // namespace moe
