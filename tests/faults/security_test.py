@@ -3,6 +3,9 @@
 import os
 import re
 import shutil
+import signal
+import socket
+import struct
 import time
 
 from tests.faults import cluster as c
@@ -183,6 +186,65 @@ class RefusedTest(SecurityCase):
                            "elsewhere.example, not for 127.0.0.1")
 
 
+def check_health(address, service=""):
+    """Whether grpc.health.v1 says SERVING there, asked in plaintext, as a Kubernetes probe does."""
+    def frame(kind, flags, stream, payload):
+        return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(
+            ">I", stream) + payload
+
+    headers = b"".join(
+        b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in (
+            (b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/grpc.health.v1.Health/Check"),
+            (b":authority", b"probe"), (b"content-type", b"application/grpc"), (b"te", b"trailers")))
+    request = b"\x0a" + bytes([len(service)]) + service.encode()
+    host, port = address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=c.FAULT) as probe:
+        probe.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") +
+                      frame(1, 4, 1, headers) +
+                      frame(0, 1, 1, b"\0" + struct.pack(">I", len(request)) + request))
+        stream = probe.makefile("rb")
+        while True:
+            head = stream.read(9)
+            if len(head) < 9:
+                raise AssertionError("no answer to the health check at " + address)
+            payload = stream.read(int.from_bytes(head[:3], "big"))
+            if head[3] == 0:  # DATA: a message of the enumeration's number
+                return payload[5:] == b"\x08\x01"
+
+
+class HealthTest(SecurityCase):
+    def test_probes_without_a_certificate(self):
+        addresses = {name: c.free_address() for name in ("coordinator", "s0")}
+        flags = {name: ["--health_address", address] for name, address in addresses.items()}
+        cluster = self.new_cluster()
+        cluster.start_coordinator(flags=self.tls("coordinator") + flags["coordinator"])
+        server = cluster.start_server("s0", flags=self.tls("server") + flags["s0"])
+        shards = lambda: check_health(addresses["s0"], "moe.v1.ShardService")
+        cluster.await_line("waiting for 1 of 1 worker")
+        for address in addresses.values():
+            self.assertTrue(check_health(address))
+        self.assertTrue(check_health(addresses["coordinator"], "moe.v1.OperatorService"))
+        # It has no shards yet.
+        self.assertFalse(shards())
+        cluster.start_worker("w0", flags=self.tls("worker"))
+        cluster.await_training()
+        self.assertTrue(shards())
+        # Another port answers nothing in plaintext.
+        with self.assertRaises((AssertionError, OSError)):
+            check_health(cluster.address)
+        server.send(signal.SIGTERM)
+        self.assertEqual(server.wait(c.FAULT), 0, server.report())
+        with self.assertRaises(OSError):
+            check_health(addresses["s0"])
+
+    def test_taken_address(self):
+        cluster = self.new_cluster()
+        cluster.start_coordinator()
+        server = cluster.start_server("s0", flags=["--health_address", cluster.address])
+        self.assertEqual(server.wait(c.FAULT), 1, server.report())
+        self.assertRegex(server.last_line, "--health_address: .*%s.*in use" % cluster.address)
+
+
 class ListenTest(SecurityCase):
     def test_plaintext_beyond_this_machine(self):
         for program in ("coordinator", "server"):
@@ -227,6 +289,42 @@ class ListenTest(SecurityCase):
             for name in ["tls_ca", "tls_cert", "tls_key"] + names:
                 self.assertIn("  --%s (default: " % name, help_text)
         self.assertIn("--tls_cert FILE", self.moectl("status", "--help").stdout)
+
+
+class MakeCertificatesTest(SecurityCase):
+    def test_wrong_options(self):
+        out = ["--out", os.path.join(self.root, "unused")]
+        for flags, cause in (
+            ([], "--out is missing"),
+            (["--nonsense"], "unknown option: --nonsense"),
+            (["--out"], "--out needs a value"),
+            (out + ["--role", "boss"], "--role is 'boss'; it must be coordinator, server, "),
+            (out + ["--host", "a b"], "--host is 'a b'"),
+            (out + ["--name", "x"], "--name goes with one --role"),
+            (out + ["--role", "server", "--name", "../x"], "--name is '../x'"),
+            (out + ["--role", "server", "--name", "ca"], "--name is 'ca'"),
+            (out + ["--until", "never"], "--until is 'never', no time"),
+            (out + ["--until", "yesterday"], "--until must be later than --from"),
+        ):
+            with self.subTest(flags=flags):
+                process = self.run_program([c.MAKE_CERTIFICATES] + flags)
+                self.assertEqual(process.status, 2, process.report())
+                self.assertRegex(process.last_line, "^make_certificates.sh: " + cause)
+        self.assertFalse(os.path.exists(out[1]))
+
+    def test_renews_and_keeps_the_authority(self):
+        folder = c.make_certificates(os.path.join(self.root, "renewed"), "--role", "server", "--name",
+                                     "server-b", "--host", "b")
+        self.assertEqual(sorted(os.listdir(folder)),
+                         ["ca.crt", "ca.key", "server-b.crt", "server-b.key"])
+        for name in ("ca.key", "server-b.key"):
+            self.assertEqual(os.stat(os.path.join(folder, name)).st_mode & 0o777, 0o600)
+        read = lambda: {name: c.read(os.path.join(folder, name)) for name in os.listdir(folder)}
+        before = read()
+        c.make_certificates(folder, "--role", "server", "--name", "server-b", "--host", "b")
+        after = read()
+        changed = sorted(name for name in before if before[name] != after[name])
+        self.assertEqual(changed, ["server-b.crt", "server-b.key"])
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <filesystem>
 #include <memory>
@@ -260,6 +263,41 @@ TEST_F(RpcServerTest, MoreCallsOnAConnectionWait) {
             grpc::StatusCode::ABORTED);
   for (const auto& context : contexts) context->TryCancel();
   for (std::thread& caller : callers) caller.join();
+}
+
+TEST_F(RpcServerTest, APeerThatPingsTooOftenIsCutOff) {
+  const auto server = Start("127.0.0.1:0");
+  ASSERT_TRUE(server.ok()) << server.status();
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 100);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  const auto channel = grpc::CreateCustomChannel(
+      (*server)->address(), grpc::InsecureChannelCredentials(), arguments);
+  const absl::Status cut = Call(channel, "wait");
+  EXPECT_EQ(cut.code(), absl::StatusCode::kUnavailable) << cut;
+  EXPECT_THAT(std::string(cut.message()), HasSubstr("Too many pings"));
+}
+
+TEST_F(RpcServerTest, ASilentConnectionIsClosed) {
+  const auto server = Start("127.0.0.1:0");
+  ASSERT_TRUE(server.ok()) << server.status();
+  const std::string& address = (*server)->address();
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in to = {};
+  to.sin_family = AF_INET;
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  to.sin_port = htons(std::stoi(address.substr(address.rfind(':') + 1)));
+  ASSERT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof(to)), 0);
+  const timeval patience = {.tv_sec = 40, .tv_usec = 0};
+  ASSERT_EQ(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience)), 0);
+  // The server's own greeting, then its end.
+  char bytes[1024];
+  ssize_t received = 0;
+  while ((received = recv(fd, bytes, sizeof(bytes), 0)) > 0) {
+  }
+  EXPECT_FALSE(received < 0 && errno == EAGAIN) << "the server still listens to it";
+  close(fd);
 }
 
 TEST_F(RpcServerTest, LargeMetadataIsRefused) {
