@@ -129,7 +129,8 @@ absl::Status Arrivals::Fetch(Incoming& incoming, v1::FetchShardRequest request,
   const std::vector<uint64_t> versions = PieceVersions(*incoming.shard);
   request.mutable_versions()->Assign(versions.begin(), versions.end());
 
-  const auto stub = v1::ShardTransferService::NewStub(MakeChannel(incoming.source));
+  const auto stub = v1::ShardTransferService::NewStub(
+      MakeChannel(incoming.source, options_.tls, Role::kServer));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(deadline));
   {

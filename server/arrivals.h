@@ -16,6 +16,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/job/model_plan.h"
+#include "common/net/tls_credentials.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/transfer.pb.h"
 #include "server/shard_home.h"
@@ -34,6 +35,8 @@ class Arrivals {
     // In which the shards are trained now.
     uint64_t generation = 0;
     v1::Upcoming upcoming;
+    // Null: in plaintext.
+    std::shared_ptr<const TlsCredentials> tls;
     // How long a fetch may take.
     absl::Duration timeout;
     // Called once, by a thread of its own: what could be fetched in advance has been.

@@ -13,8 +13,6 @@
 namespace moe {
 namespace {
 
-// For workers to read why it's over before their streams are cut.
-constexpr absl::Duration kParting = absl::Seconds(1);
 constexpr absl::Duration kLook = absl::Milliseconds(1);
 // Of a shard that is fetched while its server trains, between two of the engine's tasks.
 constexpr size_t kTransferBytes = size_t{1} << 20;
@@ -41,7 +39,13 @@ absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Start(Options option
 
   grpc::Service* const services[] = {&server->shard_service_, &server->status_service_,
                                      &server->transfer_service_};
-  ASSIGN_OR_RETURN(server->rpc_, RpcServer::Start(server->options_.listen, services));
+  RpcServer::Options rpc = server->options_.rpc;
+  rpc.health_of = {v1::ShardService::service_full_name(),
+                   v1::ServerStatusService::service_full_name()};
+  ASSIGN_OR_RETURN(server->rpc_,
+                   RpcServer::Start(server->options_.listen, services, std::move(rpc)));
+  // Until it has shards.
+  server->rpc_->SetServing(v1::ShardService::service_full_name(), false);
   ASSIGN_OR_RETURN(server->member_, server->options_.join(server->Registration()));
   LOG(INFO) << server->id_ << " listens on " << server->address();
   server->thread_ = std::thread([&server = *server] { server.Run(); });
@@ -72,6 +76,7 @@ ExpertServer::~ExpertServer() {
 Member::Options ExpertServer::Registration() const {
   Member::Options member;
   member.coordinator = options_.coordinator;
+  member.tls = options_.rpc.tls;
   member.join_timeout = options_.join_timeout;
   member.coordinator_timeout = options_.coordinator_timeout;
   member.step = [this]() -> uint64_t {
@@ -112,11 +117,13 @@ void ExpertServer::Stop() {
 void ExpertServer::Run() {
   absl::Status result = Serve();
   arrivals_ = nullptr;
+  rpc_->StopServing();
   shard_service_.GiveUp(
       std::numeric_limits<uint64_t>::max(),
       result.ok() ? absl::CancelledError("the job is finished") : result);
   member_->Leave();
-  rpc_->Shutdown(kParting);
+  // Workers read why it's over before their streams are cut.
+  rpc_->Shutdown();
   absl::MutexLock lock(&mutex_);
   if (host_ != nullptr) last_status_ = host_->Status();
   host_ = nullptr;
@@ -191,6 +198,7 @@ void ExpertServer::Leave(const v1::ClusterState& state) {
 
 std::shared_ptr<ShardHost> ExpertServer::TakeHost(const std::string& why) {
   const uint64_t generation = host()->generation();
+  rpc_->SetServing(v1::ShardService::service_full_name(), false);
   shard_service_.Cut(generation, absl::AbortedError(absl::StrCat(
                                      "generation ", generation, " is over: ", why)));
   std::shared_ptr<ShardHost> host;
@@ -217,6 +225,7 @@ void ExpertServer::Prepare(const v1::ClusterState& state) {
   options.server = id_;
   options.generation = state.generation();
   options.upcoming = state.upcoming();
+  options.tls = options_.rpc.tls;
   options.timeout = options_.rendezvous_timeout;
   options.arrived = [this, version = UpcomingVersion(state)] {
     member_->SetArrived(version);
@@ -243,6 +252,7 @@ absl::Status ExpertServer::Enter(const v1::ClusterState& state) {
     host_ = *std::move(host);
   }
   shard_service_.Open(served_);
+  rpc_->SetServing(v1::ShardService::service_full_name(), true);
   member_->SetReady(served_);
   return absl::OkStatus();
 }

@@ -15,6 +15,7 @@
 #include "common/base/signals.h"
 #include "common/io/file.h"
 #include "common/job/job_file.h"
+#include "common/net/rpc_server_flags.h"
 #include "server/coordinator/coordinator.h"
 #include "server/coordinator/restore.h"
 
@@ -23,7 +24,8 @@ ABSL_FLAG(std::string, job, "",
           "checkpoint's own "
           "job is taken.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7070",
-          "host:port or unix:path to listen on; port 0 takes any free port.");
+          "host:port or unix:path to listen on; port 0 takes any free port. What other "
+          "machines can reach needs TLS, or --insecure.");
 ABSL_FLAG(int32_t, servers, 1,
           "Number of expert servers. The job starts when all have joined.");
 ABSL_FLAG(int32_t, workers, 1,
@@ -186,6 +188,10 @@ absl::Status WriteResult(const RunSummary& summary) {
 
 absl::Status Run() {
   Coordinator::Options options = OptionsFromFlags();
+  absl::StatusOr<RpcServer::Options> rpc =
+      RpcServerOptionsFromFlags({Role::kCoordinator});
+  if (!rpc.ok()) return rpc.status();
+  options.rpc = *std::move(rpc);
   absl::StatusOr<v1::Job> job = FindJob(options);
   if (!job.ok()) return job.status();
   options.job = *std::move(job);
