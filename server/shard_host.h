@@ -60,6 +60,8 @@ class ShardHost : private Inbox::Work {
   ~ShardHost() override;
 
   uint64_t generation() const { return options_.state.generation(); }
+  // Steps taken.
+  uint64_t version() const { return inbox_.version(); }
   // Whether any replica is this member's.
   bool IsWorker(const std::string& member) const { return inbox_.IsWorker(member); }
   // A message of `worker` after its Hello; `sink` gets the answer, now or later. An error

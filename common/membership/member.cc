@@ -123,6 +123,7 @@ class GrpcMember final : public Member {
   void Enter(uint64_t generation) override {
     absl::MutexLock lock(&mutex_);
     entered_ = generation;
+    steps_ = 0;
     left_generation_ = absl::OkStatus();
     callbacks_.clear();
     NoteGeneration(state_.generation(), state_.recovery());
@@ -149,6 +150,26 @@ class GrpcMember final : public Member {
       }
     }
     callback(trouble);
+  }
+
+  std::string Describe() const override {
+    absl::MutexLock lock(&mutex_);
+    if (const absl::Status trouble = Trouble(); !trouble.ok()) {
+      return std::string(trouble.message());
+    }
+    if (state_.phase() == v1::PHASE_FINISHED) return "the job is finished";
+    if (state_.generation() == 0) return "has joined the coordinator";
+    std::string text = absl::StrCat("generation ", state_.generation());
+    if (state_.phase() != v1::PHASE_RUNNING) {
+      absl::StrAppend(&text, state_.waiting_for().empty() ? "" : ", ",
+                      state_.waiting_for());
+      return text;
+    }
+    if (const uint64_t steps = std::max(steps_, state_.start_step()); steps > 0) {
+      absl::StrAppend(&text, ", step ", steps);
+    }
+    if (!waiting_for_.empty()) absl::StrAppend(&text, ", waits for ", waiting_for_);
+    return text;
   }
 
   void SetReady(uint64_t generation) override {
@@ -214,6 +235,10 @@ class GrpcMember final : public Member {
 
   absl::StatusOr<v1::ReportStepResponse> ReportStep(
       v1::ReportStepRequest request) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      steps_ = request.step() + 1;
+    }
     return Call<v1::ReportStepResponse>(std::move(request), "the coordinator",
                                         &v1::CoordinatorService::Stub::ReportStep);
   }
@@ -495,6 +520,8 @@ class GrpcMember final : public Member {
   v1::RegisterRequest registration_ ABSL_GUARDED_BY(mutex_);
   // The generation that this process works in; 0 before the first.
   uint64_t entered_ ABSL_GUARDED_BY(mutex_) = 0;
+  // That it has reported in this generation.
+  uint64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
   // ABORTED once the cluster isn't in that one any more.
   absl::Status left_generation_ ABSL_GUARDED_BY(mutex_);
   absl::CondVar changed_;  // state, health, or a heartbeat is due

@@ -61,6 +61,9 @@ class Member {
   // generation_health() turns bad. For waking up whoever waits elsewhere.
   virtual void OnTrouble(std::function<void(const absl::Status&)> callback) = 0;
 
+  // In a line, for people: the generation, how far it is, and whom the process waits for.
+  virtual std::string Describe() const = 0;
+
   virtual void SetReady(uint64_t generation) = 0;
   // What this process waits for at present; empty if it computes. Cheap; any thread.
   virtual void SetWaitingFor(const std::string& reason) = 0;

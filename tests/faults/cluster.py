@@ -194,7 +194,8 @@ class Cluster:
             self.start_worker("w%d" % i, flags=worker_flags)
         return self
 
-    def start_coordinator(self, servers=1, workers=1, listen="127.0.0.1:0", flags=(), wait=True):
+    def start_coordinator(self, servers=1, workers=1, listen="127.0.0.1:0", flags=(), wait=True,
+                          env=None):
         port_file = os.path.join(self.folder, "port")
         if os.path.exists(port_file):
             os.remove(port_file)
@@ -202,7 +203,7 @@ class Cluster:
                    "--workers", workers, "--checkpoint_dir", self.checkpoint_dir, "--state_dir",
                    os.path.join(self.folder, "state"), "--port_file", port_file, "--result_json",
                    self.result_path]
-        process = self._launch("coordinator", command + list(flags))
+        process = self._launch("coordinator", command + list(flags), env=env)
         if wait:
             self.await_that(lambda: os.path.exists(port_file), "the coordinator listens")
             self.address = read(port_file).strip()
