@@ -110,6 +110,14 @@ v1::GetServerStatusResponse ExpertServer::Status() const {
   return host_ != nullptr ? host_->Status() : last_status_;
 }
 
+std::string ExpertServer::Describe() const {
+  const std::shared_ptr<ShardHost> host = this->host();
+  return host == nullptr
+             ? member_->Describe()
+             : absl::StrCat(member_->Describe(), "; its shards have taken ",
+                            host->version(), host->version() == 1 ? " step" : " steps");
+}
+
 void ExpertServer::Stop() {
   if (member_ != nullptr) member_->Cancel();
 }

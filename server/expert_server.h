@@ -63,6 +63,8 @@ class ExpertServer {
   absl::Status Wait();
   // Of the generation that it serves; after Wait, as the last one was at its end.
   v1::GetServerStatusResponse Status() const;
+  // In a line, for people: how far the job is, and whom the server waits for.
+  std::string Describe() const;
   // Any thread; doesn't wait.
   void Stop();
 

@@ -8,12 +8,15 @@
 #include <thread>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/flags/flag.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "common/base/allocator.h"
 #include "common/base/program.h"
+#include "common/base/service_notifier.h"
 #include "common/base/signals.h"
 #include "common/io/file.h"
 #include "common/net/rpc_server_flags.h"
@@ -61,6 +64,9 @@ ABSL_FLAG(
     "How long the first replica's part of a forward, backward or close may wait for the "
     "last one's. Then the job goes on from its last checkpoint, and says who was "
     "missing.");
+ABSL_FLAG(bool, linger, false,
+          "Once the job is finished don't end until SIGINT or SIGTERM: for a supervisor "
+          "that starts again what ends well, too.");
 ABSL_FLAG(
     std::string, port_file, "",
     "Write the address listened on, with the real port, to this file once it is known.");
@@ -140,9 +146,21 @@ int main(int argc, char** argv) {
 
   std::unique_ptr<moe::ExpertServer> server;
   std::atomic<moe::ExpertServer*> started = nullptr;
+  absl::Notification told_to_stop;
+  moe::ServiceNotifier notifier([&, coordinator = options.coordinator] {
+    moe::ExpertServer* const server = started;
+    return server == nullptr ? "joins the coordinator " + coordinator
+                             : server->Describe();
+  });
+  const absl::Cleanup stop_notifier = [&] { notifier.Stop(); };
   const moe::TerminationHandler on_signal([&](int) {
+    notifier.Stopping();
+    told_to_stop.Notify();
     // Before it has joined, nobody counts on it.
-    if (started == nullptr) std::_Exit(0);
+    if (started == nullptr) {
+      notifier.Stop();
+      std::_Exit(0);
+    }
     started.load()->Stop();
   });
   absl::StatusOr<std::unique_ptr<moe::ExpertServer>> joined =
@@ -154,5 +172,9 @@ int main(int argc, char** argv) {
     const absl::Status status = moe::WriteFileAtomically(path, server->address() + "\n");
     if (!status.ok()) return ExitStatus(status);
   }
-  return ExitStatus(server->Wait());
+  notifier.Ready();
+  const absl::Status status = server->Wait();
+  if (status.ok() && absl::GetFlag(FLAGS_linger)) told_to_stop.WaitForNotification();
+  notifier.Stopping();
+  return ExitStatus(status);
 }

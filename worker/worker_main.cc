@@ -4,12 +4,15 @@
 #include <string>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/flags/flag.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "common/base/allocator.h"
 #include "common/base/program.h"
+#include "common/base/service_notifier.h"
 #include "common/base/signals.h"
 #include "common/net/net_flags.h"
 #include "worker/worker_process.h"
@@ -36,6 +39,9 @@ ABSL_FLAG(absl::Duration, step_timeout, absl::Seconds(60),
 ABSL_FLAG(absl::Duration, cut_timeout, absl::Hours(1),
           "How much longer to wait at a checkpoint, while the servers write their shards "
           "to disk.");
+ABSL_FLAG(bool, linger, false,
+          "Once the job is finished don't end until SIGINT or SIGTERM: for a supervisor "
+          "that starts again what ends well, too.");
 ABSL_FLAG(
     std::string, contexts_file, "",
     "In an evaluation: write to this file, as JSON, the places of the text at which the "
@@ -111,15 +117,26 @@ int main(int argc, char** argv) {
   }
   options.tls = *std::move(tls);
 
+  std::atomic<moe::Worker*> started = nullptr;
+  moe::ServiceNotifier notifier([&] {
+    moe::Worker* const worker = started;
+    return worker == nullptr ? std::string("begins") : worker->Describe();
+  });
+  options.on_joined = [&] { notifier.Ready(); };
   moe::Worker worker(options);
-  std::atomic<bool> told_to_stop = false;
+  started = &worker;
+  const absl::Cleanup stop_notifier = [&] { notifier.Stop(); };
+  absl::Notification told_to_stop;
   moe::TerminationHandler on_signal([&](int) {
-    told_to_stop = true;
+    notifier.Stopping();
+    told_to_stop.Notify();
     worker.Stop();
   });
   const absl::Status status = worker.Wait();
+  if (status.ok() && absl::GetFlag(FLAGS_linger)) told_to_stop.WaitForNotification();
+  notifier.Stopping();
   if (status.ok()) return 0;
   std::fprintf(stderr, "worker %s: %s\n", options.name.c_str(),
                std::string(status.message()).c_str());
-  return told_to_stop && absl::IsCancelled(status) ? 0 : 1;
+  return told_to_stop.HasBeenNotified() && absl::IsCancelled(status) ? 0 : 1;
 }

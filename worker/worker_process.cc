@@ -75,6 +75,13 @@ absl::Status Worker::Wait() {
   return result_;
 }
 
+std::string Worker::Describe() const {
+  absl::MutexLock lock(&mutex_);
+  if (member_ != nullptr) return member_->Describe();
+  return absl::StrCat("reads the text in ", options_.data, " and joins the coordinator ",
+                      options_.coordinator);
+}
+
 void Worker::Stop() {
   absl::MutexLock lock(&mutex_);
   stopped_ = true;
@@ -103,6 +110,7 @@ absl::Status Worker::Run() {
     if (stopped_) return absl::CancelledError("this process was told to stop");
     member_ = member.get();
   }
+  if (options_.on_joined) options_.on_joined();
   absl::Cleanup forget = [this] {
     absl::MutexLock lock(&mutex_);
     member_ = nullptr;

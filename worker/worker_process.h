@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
@@ -48,6 +49,8 @@ class Worker {
     // Refused where the run trains.
     std::string contexts_file;
     TopContexts::Options contexts;
+    // Called once, on the worker's thread, when it has become a member; may be empty.
+    std::function<void()> on_joined;
     // How streams to servers are opened; a cluster within one process puts its own here.
     ShardStreamFactory open_stream = OpenShardStream;
   };
@@ -60,6 +63,8 @@ class Worker {
   // OK when the job is finished, else why it isn't: the cluster's cause, this worker's own, or
   // CANCELLED after Stop.
   absl::Status Wait();
+  // In a line, for people: what the worker does at present. Any thread.
+  std::string Describe() const;
   // Any thread.
   void Stop();
 
@@ -74,7 +79,7 @@ class Worker {
                         const v1::ClusterState& state);
 
   const Options options_;
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   Member* member_ ABSL_GUARDED_BY(mutex_) = nullptr;
   absl::Status result_;  // written by thread_, read after it ended

@@ -161,6 +161,26 @@ class GrpcMember final : public Member {
     callback(trouble);
   }
 
+  std::string Describe() const override {
+    absl::MutexLock lock(&mutex_);
+    if (const absl::Status trouble = Trouble(); !trouble.ok()) {
+      return std::string(trouble.message());
+    }
+    if (state_.phase() == v1::PHASE_FINISHED) return "the job is finished";
+    if (state_.generation() == 0) return "has joined the coordinator";
+    std::string text = absl::StrCat("generation ", state_.generation());
+    if (state_.phase() != v1::PHASE_RUNNING) {
+      absl::StrAppend(&text, state_.waiting_for().empty() ? "" : ", ",
+                      state_.waiting_for());
+      return text;
+    }
+    if (const uint64_t steps = std::max(step_, state_.start_step()); steps > 0) {
+      absl::StrAppend(&text, ", step ", steps);
+    }
+    if (!waiting_for_.empty()) absl::StrAppend(&text, ", waits for ", waiting_for_);
+    return text;
+  }
+
   void SetReady(uint64_t generation) override {
     absl::MutexLock lock(&mutex_);
     if (ready_generation_ == generation) return;

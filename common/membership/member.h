@@ -69,6 +69,9 @@ class Member {
   // generation_health() turns bad. For waking up whoever waits elsewhere.
   virtual void OnTrouble(std::function<void(const absl::Status&)> callback) = 0;
 
+  // In a line, for people: the generation, how far it is, and whom the process waits for.
+  virtual std::string Describe() const = 0;
+
   virtual void SetReady(uint64_t generation) = 0;
   // The shards of the upcoming placement of this version have been fetched in advance.
   virtual void SetArrived(uint64_t version) = 0;

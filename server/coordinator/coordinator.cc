@@ -116,10 +116,13 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
     // Found and checked only if the generation ends.
   } else if (!options.restore_from.empty()) {
     ASSIGN_OR_RETURN(restore, FindRestorePoint(options.restore_from));
-  } else if (options.resume && !interrupted) {
+  } else if ((options.resume || options.resume_if_any) && !interrupted) {
     absl::StatusOr<RestorePoint> last = FindRestorePoint(options.checkpoint_dir);
-    if (!last.ok()) return Annotate(last.status(), "cannot resume");
-    restore = *std::move(last);
+    if (last.ok()) {
+      restore = *std::move(last);
+    } else if (options.resume || !absl::IsNotFound(last.status())) {
+      return Annotate(last.status(), "cannot resume");
+    }
   }
   // What a generation that goes on has cut and not committed stays.
   if (options.mode == v1::RUN_MODE_TRAIN && !adoption.has_value()) {
@@ -182,8 +185,33 @@ Coordinator::~Coordinator() {
   }
 }
 
+std::string Coordinator::Describe() {
+  const v1::GetClusterStatusResponse status = controller_->GetClusterStatus();
+  const v1::ClusterState& state = status.state();
+  switch (state.phase()) {
+    case v1::PHASE_FINISHED:
+      return "the job is finished";
+    case v1::PHASE_FAILED:
+      return absl::StrCat("failed: ", state.failure());
+    case v1::PHASE_RUNNING:
+      return absl::StrCat("generation ", state.generation(), ", step ",
+                          status.progress().step(), " of ",
+                          status.progress().total_steps());
+    default:
+      return absl::StrCat("generation ", state.generation(),
+                          state.waiting_for().empty() ? "" : ", ", state.waiting_for());
+  }
+}
+
+bool Coordinator::IsUnderWay() {
+  const v1::Phase phase = summary().phase;
+  return phase != v1::PHASE_FINISHED && phase != v1::PHASE_FAILED;
+}
+
+absl::Status Coordinator::WaitUntilOver() { return controller_->WaitUntilOver(); }
+
 absl::Status Coordinator::Wait() {
-  const absl::Status status = controller_->WaitUntilOver();
+  const absl::Status status = WaitUntilOver();
   // Answers are on their way to members.
   server_->Shutdown();
   return status;

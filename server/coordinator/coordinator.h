@@ -38,6 +38,8 @@ class Coordinator {
     // Go on from the last checkpoint in checkpoint_dir, or from restore_from if that is
     // set.
     bool resume = false;
+    // As resume, but from the beginning where there is no checkpoint.
+    bool resume_if_any = false;
     v1::RunMode mode = v1::RUN_MODE_TRAIN;
     v1::Split evaluate_split = v1::SPLIT_TEST;
     // A checkpoint's folder, or a folder of checkpoints, of which the last is taken. What
@@ -61,9 +63,15 @@ class Coordinator {
   ~Coordinator();
 
   const std::string& address() const { return server_->address(); }
+  // In a line, for people: how far the job is, or whom it waits for.
+  std::string Describe();
   // Returns when the job is over and the members know, or a lease later. OK if it
   // finished, else ABORTED with the cause.
+  absl::Status WaitUntilOver();
+  // The same, and then answers no more calls.
   absl::Status Wait();
+  // Whether the job is not over.
+  bool IsUnderWay();
   // Fails the job unless it is over; safe from any thread.
   void Stop();
   RunSummary summary() { return controller_->summary(); }

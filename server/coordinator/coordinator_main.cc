@@ -2,21 +2,29 @@
 #include <glog/logging.h>
 #include <google/protobuf/text_format.h>
 
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "common/base/program.h"
+#include "common/base/service_notifier.h"
 #include "common/base/signals.h"
 #include "common/io/file.h"
 #include "common/job/job_file.h"
 #include "common/net/rpc_server_flags.h"
+#include "common/net/rpc_server.h"
 #include "server/coordinator/coordinator.h"
+#include "server/coordinator/finished_run.h"
 #include "server/coordinator/restore.h"
 
 ABSL_FLAG(std::string, job, "",
@@ -41,6 +49,16 @@ ABSL_FLAG(
     "without either, memory.");
 ABSL_FLAG(bool, resume, false,
           "Go on from the last checkpoint in --checkpoint_dir, or from --checkpoint.");
+ABSL_FLAG(
+    bool, supervised, false,
+    "For a supervisor that starts this command again whenever it ends (systemd, Slurm, "
+    "Kubernetes): go on from the last checkpoint if there is one, as with --resume, else "
+    "begin; on SIGINT or SIGTERM leave the job to the next start, for which members "
+    "wait, "
+    "rather than fail it; and end at once with status 0 if the job is finished.");
+ABSL_FLAG(bool, linger, false,
+          "Once the job is finished go on answering until SIGINT or SIGTERM: for a "
+          "supervisor that starts again what ends well, too.");
 ABSL_FLAG(std::string, evaluate, "",
           "validation | test: instead of training, evaluate a checkpoint on this text.");
 ABSL_FLAG(std::string, checkpoint, "",
@@ -109,6 +127,7 @@ Coordinator::Options OptionsFromFlags() {
   options.recoveries = absl::GetFlag(FLAGS_recoveries);
   options.rejoin_timeout = absl::Seconds(absl::GetFlag(FLAGS_rejoin_timeout_s));
   options.grow = absl::GetFlag(FLAGS_grow);
+  options.resume_if_any = absl::GetFlag(FLAGS_supervised);
   options.progress = &std::cout;
 
   const std::string split = absl::GetFlag(FLAGS_evaluate);
@@ -131,6 +150,7 @@ Coordinator::Options OptionsFromFlags() {
   } else {
     ExitWithUsageError(absl::StrCat("--evaluate is validation or test, not ", split));
   }
+  if (options.resume_if_any) ExitWithUsageError("--supervised is for training");
   if (options.resume) ExitWithUsageError("--resume doesn't go with --evaluate");
   if (options.restore_from.empty()) options.restore_from = options.checkpoint_dir;
   if (options.restore_from.empty()) ExitWithUsageError("--evaluate needs a --checkpoint");
@@ -186,6 +206,34 @@ absl::Status WriteResult(const RunSummary& summary) {
   return path.empty() ? absl::OkStatus() : WriteFileAtomically(path, ToJson(summary));
 }
 
+// Leaves the job as a kill would: members wait for the next start, which goes on with it.
+[[noreturn]] void LeaveToNextStart(ServiceNotifier& notifier) {
+  LOG(INFO) << "told to stop; the job waits for this command to be started again";
+  notifier.Stop();
+  std::_Exit(0);
+}
+
+// In the place of a run that is finished.
+absl::Status SayFinished(const Coordinator::Options& options, const RestorePoint& last,
+                         ServiceNotifier& notifier) {
+  std::cout << "the job " << options.job.name() << " is finished: " << last.folder
+            << "  digest " << last.manifest.digest() << std::endl;
+  if (!absl::GetFlag(FLAGS_linger)) {
+    notifier.Ready();
+    return absl::OkStatus();
+  }
+  // For health checks.
+  absl::StatusOr<std::unique_ptr<RpcServer>> server =
+      RpcServer::Start(options.listen, {}, options.rpc);
+  if (!server.ok()) return server.status();
+  notifier.Ready();
+  absl::Notification told_to_stop;
+  const TerminationHandler handler([&](int) { told_to_stop.Notify(); });
+  told_to_stop.WaitForNotification();
+  notifier.Stopping();
+  return absl::OkStatus();
+}
+
 absl::Status Run() {
   Coordinator::Options options = OptionsFromFlags();
   absl::StatusOr<RpcServer::Options> rpc =
@@ -195,18 +243,44 @@ absl::Status Run() {
   absl::StatusOr<v1::Job> job = FindJob(options);
   if (!job.ok()) return job.status();
   options.job = *std::move(job);
+
+  const bool supervised = absl::GetFlag(FLAGS_supervised);
+  std::atomic<Coordinator*> started = nullptr;
+  absl::Notification told_to_stop;
+  ServiceNotifier notifier([&] {
+    Coordinator* const coordinator = started;
+    return coordinator == nullptr ? "looks where the job is to go on"
+                                  : coordinator->Describe();
+  });
+  if (supervised) {
+    absl::StatusOr<std::optional<RestorePoint>> last =
+        FindFinishedRun(options.job, options.state_dir, options.checkpoint_dir);
+    if (!last.ok()) return last.status();
+    if (last->has_value()) return SayFinished(options, **last, notifier);
+  }
   absl::StatusOr<std::unique_ptr<Coordinator>> coordinator =
       Coordinator::Start(std::move(options));
   if (!coordinator.ok()) return coordinator.status();
   LOG(INFO) << "listening on " << (*coordinator)->address();
-  const TerminationHandler handler([&](int) { (*coordinator)->Stop(); });
+  started = coordinator->get();
+  const absl::Cleanup stop_notifier = [&] { notifier.Stop(); };
+  const TerminationHandler handler([&](int) {
+    notifier.Stopping();
+    told_to_stop.Notify();
+    if (supervised && (*coordinator)->IsUnderWay()) LeaveToNextStart(notifier);
+    (*coordinator)->Stop();
+  });
   if (const std::string path = absl::GetFlag(FLAGS_port_file); !path.empty()) {
     absl::Status written =
         WriteFileAtomically(path, absl::StrCat((*coordinator)->address(), "\n"));
     if (!written.ok()) return written;
   }
-  absl::Status status = (*coordinator)->Wait();
+  notifier.Ready();
+  absl::Status status = (*coordinator)->WaitUntilOver();
   status.Update(WriteResult((*coordinator)->summary()));
+  if (status.ok() && absl::GetFlag(FLAGS_linger)) told_to_stop.WaitForNotification();
+  notifier.Stopping();
+  status.Update((*coordinator)->Wait());
   return status;
 }
 

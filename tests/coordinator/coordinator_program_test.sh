@@ -28,7 +28,7 @@ EOF
 train=(--job "$dir/job.textproto" --checkpoint_dir "$dir/checkpoints" --listen 127.0.0.1:0)
 
 expect 0 "coordinator --job FILE" --help
-for flag in job listen servers workers checkpoint_dir state_dir resume evaluate checkpoint \
+for flag in job listen servers workers checkpoint_dir state_dir resume supervised linger evaluate checkpoint \
   heartbeat_ms lease_ms report_timeout_s port_file result_json; do
   expect 0 "--$flag" --help
 done

@@ -113,6 +113,7 @@ class FakeMember : public Member {
                : absl::AbortedError("the generation is over");
   }
   void OnTrouble(std::function<void(const absl::Status&)>) override {}
+  std::string Describe() const override { return "the test's"; }
   void SetReady(uint64_t generation) override {
     absl::MutexLock lock(&cluster_.mutex_);
     cluster_.ready_ = generation;
