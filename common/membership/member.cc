@@ -83,6 +83,7 @@ class GrpcMember final : public Member {
         heartbeat_(absl::Milliseconds(std::max(1, registered.heartbeat_ms()))),
         lease_(absl::Milliseconds(std::max(1, registered.lease_ms()))),
         incarnation_(registered.incarnation()),
+        nonce_(options_.registration.nonce()),
         registration_(options_.registration),
         heartbeat_thread_([this] { HeartbeatLoop(); }) {
     absl::MutexLock lock(&mutex_);
@@ -175,6 +176,7 @@ class GrpcMember final : public Member {
     request.set_peer_lost(IsLostPeer(cause));
     {
       absl::MutexLock lock(&mutex_);
+      request.set_nonce(nonce_);
       if (left_ || IsOver(state_.phase()) || !left_generation_.ok()) return;
       request.set_generation(entered_);
     }
@@ -260,6 +262,7 @@ class GrpcMember final : public Member {
     {
       absl::MutexLock lock(&mutex_);
       request.set_incarnation(incarnation_);
+      request.set_nonce(nonce_);
     }
     v1::LeaveResponse response;
     grpc::ClientContext context;
@@ -320,7 +323,11 @@ class GrpcMember final : public Member {
     }
     const WaitingFor waiting(*this, waiting_for);
     while (true) {
-      RETURN_IF_ERROR(generation_health());
+      {
+        absl::MutexLock lock(&mutex_);
+        RETURN_IF_ERROR(Trouble());
+        request.set_nonce(nonce_);
+      }
       Response response;
       grpc::Status status;
       {
@@ -411,6 +418,7 @@ class GrpcMember final : public Member {
     v1::HeartbeatRequest request;
     request.set_member(id_);
     request.set_incarnation(incarnation_);
+    request.set_nonce(nonce_);
     request.set_ready_generation(ready_generation_);
     request.set_waiting_for(waiting_for_);
     *request.mutable_times() = times_;
@@ -471,6 +479,7 @@ class GrpcMember final : public Member {
     mutex_.Lock();
     if (status.ok()) {
       incarnation_ = response.incarnation();
+      nonce_ = registration.nonce();
       registration_.set_nonce(RandomNonce());
       ready_generation_ = 0;
       // Nothing is known of the cluster that it is a member of now.
@@ -491,6 +500,8 @@ class GrpcMember final : public Member {
 
   mutable absl::Mutex mutex_;
   uint64_t incarnation_ ABSL_GUARDED_BY(mutex_);
+  // Of the registration that made it a member.
+  uint64_t nonce_ ABSL_GUARDED_BY(mutex_);
   // For the next time, should this membership be lost.
   v1::RegisterRequest registration_ ABSL_GUARDED_BY(mutex_);
   // The generation that this process works in; 0 before the first.
