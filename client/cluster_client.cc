@@ -39,6 +39,14 @@ class ClusterClientImpl final : public ClusterClient {
   RemoteTables tables_;
 };
 
+// Of the member's registration; 0 if it has no replica.
+uint64_t NonceOf(const v1::ClusterState& state, const std::string& member) {
+  for (const v1::ReplicaAssignment& assignment : state.replicas()) {
+    if (assignment.worker() == member) return assignment.nonce();
+  }
+  return 0;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ClusterClient>> ClusterClient::Connect(
@@ -53,6 +61,7 @@ absl::StatusOr<std::unique_ptr<ClusterClient>> ClusterClient::Connect(
                      options.open_stream({.server = server.id,
                                           .address = server.address,
                                           .member = options.member,
+                                          .nonce = NonceOf(state, options.member),
                                           .generation = state.generation(),
                                           .tls = options.tls,
                                           .timeout = options.timeout}));

@@ -16,8 +16,10 @@
 #include "common/base/status_macros.h"
 #include "common/job/mixtures.h"
 #include "common/net/channel.h"
+#include "common/net/checksum.h"
 #include "common/net/connection_check.h"
 #include "common/net/grpc_status.h"
+#include "common/net/introduction.h"
 #include "proto/moe/v1/expert.grpc.pb.h"
 
 namespace moe {
@@ -35,7 +37,7 @@ class GrpcShardStream final : public ShardStream {
         peer_(absl::StrCat(options.server, " at ", options.address)),
         stub_(v1::ShardService::NewStub(
             MakeChannel(options.address, options.tls, Role::kServer))),
-        stream_(stub_->Exchange(&context_)),
+        stream_(OpenStream()),
         writer_([this] { Write(); }),
         reader_([this] { Read(); }) {}
 
@@ -56,6 +58,7 @@ class GrpcShardStream final : public ShardStream {
 
   absl::Status Send(v1::ExchangeRequest request) override {
     request.set_generation(options_.generation);
+    Seal(&request);
     ExchangeKey key = KeyOf(request);
     absl::MutexLock lock(&mutex_);
     RETURN_IF_ERROR(cancelled_);
@@ -92,6 +95,12 @@ class GrpcShardStream final : public ShardStream {
   }
 
  private:
+  std::unique_ptr<grpc::ClientReaderWriter<v1::ExchangeRequest, v1::ExchangeResponse>>
+  OpenStream() {
+    Introduce({.member = options_.member, .nonce = options_.nonce}, &context_);
+    return stub_->Exchange(&context_);
+  }
+
   void Write() {
     while (true) {
       v1::ExchangeRequest request;
@@ -116,6 +125,11 @@ class GrpcShardStream final : public ShardStream {
     v1::ExchangeResponse response;
     absl::Status failure;
     while (failure.ok() && stream_->Read(&response)) {
+      if (const absl::Status sound = CheckSeal(response); !sound.ok()) {
+        failure = absl::UnavailableError(
+            absl::StrCat("the stream to ", peer_, " broke: ", sound.message()));
+        break;
+      }
       if (response.has_failure()) {
         const int code = response.failure().code();
         failure = absl::Status(
@@ -135,11 +149,15 @@ class GrpcShardStream final : public ShardStream {
     writer_.join();
     const grpc::Status end = stream_->Finish();
     if (failure.ok()) {
-      const bool lost = end.error_code() == grpc::StatusCode::UNAVAILABLE;
-      failure = FromGrpcStatus(
-          end, lost ? absl::StrCat("the stream to ", peer_,
-                                   " broke (it was killed, crashed, or was cut off)")
-                    : peer_);
+      // A server that refuses says why (Failure); the others are gRPC's names for a broken stream.
+      const bool lost = end.error_code() == grpc::StatusCode::UNAVAILABLE ||
+                        end.error_code() == grpc::StatusCode::INTERNAL ||
+                        end.error_code() == grpc::StatusCode::UNKNOWN;
+      failure = lost ? absl::UnavailableError(absl::StrCat(
+                           "the stream to ", peer_,
+                           " broke (it was killed, crashed, or was cut off): ",
+                           end.error_message()))
+                     : FromGrpcStatus(end, peer_);
     }
     if (failure.ok())
       failure = absl::UnavailableError(absl::StrCat(peer_, " ended the stream"));

@@ -64,8 +64,9 @@ struct ShardStreamOptions {
   // Member id of the server ("server/s0") and where it listens.
   std::string server;
   std::string address;
-  // Member id of the worker.
+  // Member id of the worker, and what shows that it is (introduction.h).
   std::string member;
+  uint64_t nonce = 0;
   uint64_t generation = 0;
   // Null: plaintext.
   std::shared_ptr<const TlsCredentials> tls = nullptr;

@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
+#include "common/net/checksum.h"
 #include "server/refusal.h"
 
 namespace moe {
@@ -357,6 +358,7 @@ void Inbox::FinishForward(const RendezvousKey& key,
     for (uint32_t r : replicas) {
       *response->mutable_forward()->add_replies() = std::move(replies[r]);
     }
+    Seal(response.get());
     return response;
   });
 }
@@ -370,6 +372,7 @@ void Inbox::FinishBackward(const RendezvousKey& key,
     for (uint32_t r : replicas) {
       *response->mutable_backward()->add_replies() = std::move(replies[r]);
     }
+    Seal(response.get());
     return response;
   });
 }
@@ -383,6 +386,7 @@ void Inbox::FinishClose(const RendezvousKey& key,
     response->mutable_close()->set_version(conversation_.version());
     response->mutable_close()->mutable_square_sums()->Assign(sums.begin(), sums.end());
     response->mutable_close()->set_cut(cut);
+    Seal(response.get());
     return response;
   });
 }
@@ -393,6 +397,7 @@ void Inbox::FinishApply(const RendezvousKey& key) {
     auto response = NewResponse();
     response->mutable_apply()->set_step(key.step);
     response->mutable_apply()->set_version(conversation_.version());
+    Seal(response.get());
     return response;
   });
 }

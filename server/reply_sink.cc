@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "common/net/checksum.h"
+
 namespace moe {
 
 std::shared_ptr<const v1::ExchangeResponse> FailureResponse(uint64_t generation,
@@ -10,6 +12,7 @@ std::shared_ptr<const v1::ExchangeResponse> FailureResponse(uint64_t generation,
   response->set_generation(generation);
   response->mutable_failure()->set_code(cause.raw_code());
   response->mutable_failure()->set_message(std::string(cause.message()));
+  Seal(response.get());
   return response;
 }
 

@@ -10,6 +10,7 @@
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
 #include "common/io/file.h"
+#include "common/net/checksum.h"
 #include "glog/logging.h"
 
 namespace moe {
@@ -65,6 +66,13 @@ ShardHost::ShardHost(Backend& backend, Options options, std::unique_ptr<ShardSet
       engine_([this] { OnIdle(); }) {}
 
 ShardHost::~ShardHost() { engine_.Stop(); }
+
+bool ShardHost::IsWorker(const std::string& member, uint64_t nonce) const {
+  const auto& replicas = options_.state.replicas();
+  return std::any_of(replicas.begin(), replicas.end(), [&](const auto& assignment) {
+    return assignment.worker() == member && assignment.nonce() == nonce;
+  });
+}
 
 absl::Status ShardHost::failure() const {
   absl::MutexLock lock(&mutex_);
@@ -200,6 +208,7 @@ void ShardHost::AnswerPull(const Inbox::Pull& pull, ReplySink& sink) {
     add(rows.shard, shards_->Rows(rows.shard, rows.index, pull.evaluation));
   }
   inbox_.FinishPull(pull);
+  Seal(response.get());
   sink.Send(response);
 }
 
@@ -238,6 +247,7 @@ void ShardHost::WorkOnScore(const std::shared_ptr<ScoreWork>& work) {
   const std::shared_ptr<v1::ExchangeResponse> answer = inbox_.NewResponse();
   *answer->mutable_score() = std::move(response);
   inbox_.FinishScore(score);
+  Seal(answer.get());
   work->sink->Send(answer);
 }
 

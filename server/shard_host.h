@@ -67,6 +67,8 @@ class ShardHost : private Inbox::Work {
   uint64_t version() const { return inbox_.version(); }
   // Whether any replica is this member's.
   bool IsWorker(const std::string& member) const { return inbox_.IsWorker(member); }
+  // And whether it is the member's own process that says so.
+  bool IsWorker(const std::string& member, uint64_t nonce) const;
   // A message of `worker` after its Hello; `sink` gets the answer, now or later. An error
   // says what is wrong with the message, and ends the conversation with its sender. May
   // block for as long as it takes to copy and check the message.

@@ -7,13 +7,18 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
+#include "common/net/checksum.h"
 #include "common/net/grpc_status.h"
+#include "common/net/introduction.h"
 #include "glog/logging.h"
 
 namespace moe {
 
 grpc::Status ShardService::Exchange(grpc::ServerContext* context,
                                     ReplyStream::Stream* stream) {
+  if (const absl::Status stranger = CheckCaller(*context); !stranger.ok()) {
+    return ToGrpcStatus(stranger);
+  }
   const auto replies = std::make_shared<ReplyStream>(stream, [this](absl::Duration took) {
     if (const std::shared_ptr<ShardHost> host = options_.host()) host->AddMoving(took);
   });
@@ -22,8 +27,29 @@ grpc::Status ShardService::Exchange(grpc::ServerContext* context,
   return ToGrpcStatus(status);
 }
 
+absl::Status ShardService::CheckCaller(const grpc::ServerContext& context) const {
+  const Introduction caller = IntroductionOf(context);
+  const std::shared_ptr<ShardHost> host = options_.host();
+  if (host == nullptr) {
+    return absl::UnavailableError(absl::StrCat(options_.server, " has no shards yet"));
+  }
+  if (!host->IsWorker(caller.member)) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("\"", caller.member, "\" has no replica of this job"));
+  }
+  if (!host->IsWorker(caller.member, caller.nonce)) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("the caller isn't ", caller.member, ", as it says"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::string> ShardService::Greet(
-    const v1::ExchangeRequest& request, const std::shared_ptr<ShardHost>& host) const {
+    const std::string& caller, const v1::ExchangeRequest& request,
+    const std::shared_ptr<ShardHost>& host) const {
+  if (const absl::Status sound = CheckSeal(request); !sound.ok()) {
+    return absl::UnavailableError(sound.message());
+  }
   if (!request.has_hello()) {
     return absl::FailedPreconditionError("the first message must be Hello");
   }
@@ -41,9 +67,9 @@ absl::StatusOr<std::string> ShardService::Greet(
         absl::StrCat(worker, " is in generation ", request.generation(),
                      "; the current one is ", host->generation()));
   }
-  if (!host->IsWorker(worker)) {
+  if (worker != caller) {
     return absl::PermissionDeniedError(
-        absl::StrCat("\"", worker, "\" has no replica of this job"));
+        absl::StrCat("the caller is ", caller, ", not ", worker));
   }
   return worker;
 }
@@ -60,7 +86,8 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
   };
   const std::shared_ptr<ShardHost> host = options_.host();
   const uint64_t generation = host == nullptr ? 0 : host->generation();
-  const absl::StatusOr<std::string> worker = Greet(request, host);
+  const absl::StatusOr<std::string> worker =
+      Greet(IntroductionOf(*context).member, request, host);
   absl::Status begun = worker.status();
   if (begun.ok()) begun = Begin({generation, context, replies});
   if (!begun.ok()) {
@@ -70,6 +97,7 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
   auto hello = std::make_shared<v1::ExchangeResponse>();
   hello->set_generation(generation);
   hello->mutable_hello()->set_server(options_.server);
+  Seal(hello.get());
   replies->Send(std::move(hello));
 
   bool stale = false;
@@ -107,6 +135,10 @@ absl::Status ShardService::Read(const std::string& worker, ShardHost& host,
                                 bool* stale) {
   v1::ExchangeRequest request;
   while (stream->Read(&request)) {
+    if (const absl::Status sound = CheckSeal(request); !sound.ok()) {
+      return absl::UnavailableError(
+          absl::StrCat("the stream of ", worker, " broke: ", sound.message()));
+    }
     *stale = request.generation() != host.generation();
     RETURN_IF_ERROR(host.Handle(worker, std::move(request), replies));
     request = v1::ExchangeRequest();

@@ -52,8 +52,11 @@ class ShardService : public v1::ShardService::Service {
     std::shared_ptr<ReplyStream> replies;
   };
 
-  // Checks the stream's first message.
-  absl::StatusOr<std::string> Greet(const v1::ExchangeRequest& request,
+  // That the caller is a worker of the job, before anything of it is read.
+  absl::Status CheckCaller(const grpc::ServerContext& context) const;
+  // Checks the first message of the caller's stream.
+  absl::StatusOr<std::string> Greet(const std::string& caller,
+                                    const v1::ExchangeRequest& request,
                                     const std::shared_ptr<ShardHost>& host) const;
   absl::Status Converse(grpc::ServerContext* context, ReplyStream::Stream* stream,
                         const std::shared_ptr<ReplyStream>& replies);

@@ -4,16 +4,22 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-Usage: tests/run_all.sh [--help] [BAZEL_OPTION_OR_TARGET...]
+Usage: tests/run_all.sh [--sanitize=address|thread] [--help]
+                        [BAZEL_OPTION_OR_TARGET...]
 
 Installs what is missing, builds, and runs every test (//...). Ends with the line
 `N passed, N failed`, counting single cases, and fails if any of them did.
-Arguments go to `bazel test`; targets among them replace //...:
+Other arguments go to `bazel test`; targets among them replace //...:
 
-  tests/run_all.sh --config=asan
   tests/run_all.sh //common/...
+  tests/run_all.sh --sanitize=address //tests/server/...
 
-  JOBS=N    parallel actions and tests (default 2)
+  --sanitize=address   with AddressSanitizer (leaks included) and
+                       UndefinedBehaviorSanitizer; tests with processes have
+                       longer deadlines
+  --sanitize=thread    with ThreadSanitizer, the tests that are tagged `tsan`:
+                       those of our own threads, without gRPC
+  JOBS=N               parallel actions and tests (default 2)
 END
 }
 
@@ -22,6 +28,12 @@ options=()
 for arg in "$@"; do
   case "$arg" in
     -h | --help) usage; exit 0 ;;
+    --sanitize=address) options+=(--config=asan) ;;
+    --sanitize=thread)
+      options+=(--config=tsan --build_tests_only --test_tag_filters=tsan) ;;
+    --sanitize*)
+      echo "run_all.sh: $arg: it is --sanitize=address or --sanitize=thread (see --help)" >&2
+      exit 2 ;;
     //* | :* | -//*) targets+=("$arg") ;;
     *) options+=("$arg") ;;
   esac

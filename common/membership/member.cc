@@ -86,6 +86,7 @@ class GrpcMember final : public Member {
         heartbeat_(absl::Milliseconds(std::max(1, registered.heartbeat_ms()))),
         lease_(absl::Milliseconds(std::max(1, registered.lease_ms()))),
         incarnation_(registered.incarnation()),
+        nonce_(options_.registration.nonce()),
         registration_(options_.registration),
         queue_(ReportQueue::Options(),
                [this](const ReportQueue::Report& report) { return Send(report); }),
@@ -211,6 +212,7 @@ class GrpcMember final : public Member {
     request.set_peer_lost(IsLostPeer(cause));
     {
       absl::MutexLock lock(&mutex_);
+      request.set_nonce(nonce_);
       if (left_ || IsOver(state_.phase()) || !left_generation_.ok()) return;
       request.set_generation(entered_);
     }
@@ -327,6 +329,7 @@ class GrpcMember final : public Member {
     {
       absl::MutexLock lock(&mutex_);
       request.set_incarnation(incarnation_);
+      request.set_nonce(nonce_);
     }
     v1::LeaveResponse response;
     grpc::ClientContext context;
@@ -417,11 +420,15 @@ class GrpcMember final : public Member {
   // Repeats a call, which the coordinator may hold back, until it is answered or health()
   // is bad.
   template <typename Response, typename Request>
-  absl::StatusOr<Response> Repeat(const Request& request,
+  absl::StatusOr<Response> Repeat(Request request,
                                   grpc::Status (v1::CoordinatorService::Stub::*method)(
                                       grpc::ClientContext*, const Request&, Response*)) {
     while (true) {
-      RETURN_IF_ERROR(generation_health());
+      {
+        absl::MutexLock lock(&mutex_);
+        RETURN_IF_ERROR(Trouble());
+        request.set_nonce(nonce_);
+      }
       Response response;
       grpc::Status status;
       {
@@ -518,6 +525,7 @@ class GrpcMember final : public Member {
     v1::HeartbeatRequest request;
     request.set_member(id_);
     request.set_incarnation(incarnation_);
+    request.set_nonce(nonce_);
     request.set_ready_generation(ready_generation_);
     request.set_waiting_for(waiting_for_);
     *request.mutable_times() = times_;
@@ -606,6 +614,7 @@ class GrpcMember final : public Member {
     mutex_.Lock();
     if (status.ok()) {
       incarnation_ = response.incarnation();
+      nonce_ = registration.nonce();
       registration_.set_nonce(RandomNonce());
       ready_generation_ = 0;
       arrived_ = 0;
@@ -627,6 +636,8 @@ class GrpcMember final : public Member {
 
   mutable absl::Mutex mutex_;
   uint64_t incarnation_ ABSL_GUARDED_BY(mutex_);
+  // Of the registration that made it a member.
+  uint64_t nonce_ ABSL_GUARDED_BY(mutex_);
   // For the next time, should this membership be lost.
   v1::RegisterRequest registration_ ABSL_GUARDED_BY(mutex_);
   // The generation that this process works in; 0 before the first.

@@ -190,6 +190,11 @@ void EnableChannelz() {
 void SetLimits(grpc::ServerBuilder& builder, int message_bytes, int64_t memory_bytes) {
   builder.SetMaxReceiveMessageSize(message_bytes);
   builder.SetMaxSendMessageSize(message_bytes);
+  // Members don't compress; others could send a little that becomes a lot.
+  for (const grpc_compression_algorithm algorithm :
+       {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
+    builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
+  }
   grpc::ResourceQuota quota;
   quota.Resize(memory_bytes).SetMaxThreads(kMaxThreads);
   builder.SetResourceQuota(quota);

@@ -16,6 +16,8 @@ namespace {
 
 // How often a held call looks whether its caller is still there.
 constexpr absl::Duration kLook = absl::Milliseconds(200);
+// Seconds between lines about strangers.
+constexpr double kStrangerNotice = 1;
 
 }  // namespace
 
@@ -99,7 +101,7 @@ absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
 
 absl::StatusOr<MemberRecord*> JobController::Sender(const v1::HeartbeatRequest& request) {
   if (life_.members().Released(request.member(), request.incarnation())) return nullptr;
-  MemberRecord* const member = life_.members().Find(request.member());
+  MemberRecord* const member = life_.members().SenderOf(request);
   if (member == nullptr || member->incarnation != request.incarnation()) {
     return absl::NotFoundError(absl::StrCat(
         request.member(), " isn't a member of this cluster",
@@ -110,7 +112,7 @@ absl::StatusOr<MemberRecord*> JobController::Sender(const v1::HeartbeatRequest& 
 
 void JobController::Leave(const v1::LeaveRequest& request) {
   absl::MutexLock lock(&mutex_);
-  const MemberRecord* member = life_.members().Find(request.member());
+  const MemberRecord* member = life_.members().SenderOf(request);
   if (member == nullptr || member->incarnation != request.incarnation()) return;
   LOG(INFO) << Describe(*member) << " leaves";
   life_.Lose(request.member(), "left before the job was finished");
@@ -121,7 +123,10 @@ v1::FailJobResponse JobController::FailJob(const v1::FailJobRequest& request) {
   absl::MutexLock lock(&mutex_);
   v1::FailJobResponse response;
   response.set_failure(life_.failure());
-  if (request.generation() == life_.generation()) {
+  if (life_.members().SenderOf(request) == nullptr) {
+    LOG_EVERY_T(WARNING, kStrangerNotice)
+        << "ignored, from a stranger: " << request.cause();
+  } else if (request.generation() == life_.generation()) {
     life_.FailBy(request.member(), request.cause(), request.peer_lost());
     Advance();
   } else {
@@ -232,6 +237,9 @@ v1::GetClusterStatusResponse JobController::GetClusterStatus() {
   absl::MutexLock lock(&mutex_);
   v1::GetClusterStatusResponse response;
   *response.mutable_state() = life_.State();
+  for (v1::ReplicaAssignment& replica : *response.mutable_state()->mutable_replicas()) {
+    replica.clear_nonce();
+  }
   for (v1::MemberStatus& status : life_.MemberStatuses()) {
     *response.add_members() = std::move(status);
   }
@@ -348,7 +356,8 @@ RunSummary JobController::summary() {
 
 template <typename Report>
 absl::Status JobController::TakeReport(const Report& report, v1::MemberKind kind) {
-  RETURN_IF_ERROR(life_.CheckReporter(report.member(), kind, report.generation()));
+  RETURN_IF_ERROR(life_.CheckReporter(life_.members().SenderOf(report), report.member(),
+                                      kind, report.generation()));
   record_.NoteSign(options_.now());
   return absl::OkStatus();
 }

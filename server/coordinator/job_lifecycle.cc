@@ -17,6 +17,9 @@
 namespace moe {
 namespace {
 
+// Seconds between lines about refusals, of which a stranger may cause any number.
+constexpr double kRefusalNotice = 0.02;
+
 absl::StatusOr<uint64_t> GetCounter(Store& store, const std::string& key) {
   ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store.Get(key));
   uint64_t count = 0;
@@ -355,7 +358,9 @@ absl::StatusOr<const MemberRecord*> JobLifecycle::Join(
       !refusal.ok()) {
     members_.Want(servers, workers);
     // One that is to ask again does so several times a second.
-    if (!absl::IsUnavailable(refusal)) LOG(WARNING) << "refused: " << refusal.message();
+    if (!absl::IsUnavailable(refusal)) {
+      LOG_EVERY_T(WARNING, kRefusalNotice) << "refused: " << refusal.message();
+    }
     return refusal;
   }
   if (over()) {
@@ -498,10 +503,6 @@ void JobLifecycle::FailBy(const std::string& member, const std::string& cause,
   const bool named = absl::StartsWith(cause, absl::StrCat(member, ":")) ||
                      absl::StartsWith(cause, absl::StrCat(member, " "));
   const std::string text = named ? cause : absl::StrCat(member, ": ", cause);
-  if (members_.Find(member) == nullptr) {
-    LOG(WARNING) << "ignored, from a stranger: " << text;
-    return;
-  }
   if (!peer_lost) {
     Fail(text);
   } else if (phase_ == v1::PHASE_LOADING || phase_ == v1::PHASE_RUNNING) {
@@ -541,7 +542,8 @@ void JobLifecycle::Enter(v1::Phase phase) {
   }
 }
 
-absl::Status JobLifecycle::CheckReporter(const std::string& member, v1::MemberKind kind,
+absl::Status JobLifecycle::CheckReporter(const MemberRecord* record,
+                                         const std::string& member, v1::MemberKind kind,
                                          uint64_t generation) const {
   if (phase_ == v1::PHASE_FAILED) return absl::AbortedError(failure_);
   if (generation != generation_) {
@@ -549,7 +551,6 @@ absl::Status JobLifecycle::CheckReporter(const std::string& member, v1::MemberKi
                                            " is over, the cluster is in ", generation_,
                                            recovery_.empty() ? "" : ": ", recovery_));
   }
-  const MemberRecord* record = members_.Find(member);
   if (record == nullptr || record->registration.kind() != kind) {
     return absl::NotFoundError(absl::StrCat(
         member, " is no ", kind == v1::MEMBER_KIND_SERVER ? "server" : "worker",

@@ -86,15 +86,16 @@ class JobLifecycle {
   // A worker's work is done. FINISHED when that of all is.
   void FinishWork(const std::string& worker);
   void Fail(const std::string& cause);
-  // A member can't go on, or what says that it is one; the cause that stands names it.
+  // A member can't go on; the cause that stands names it.
   // peer_lost: it might in a new generation.
   void FailBy(const std::string& member, const std::string& cause, bool peer_lost);
   // Fails the job, but doesn't call it a failure.
   void Stop(const std::string& cause);
-  // OK if `member` is one of that kind and the job is running; ABORTED with the cause if
-  // it has failed, or the generation of the report is over.
-  absl::Status CheckReporter(const std::string& member, v1::MemberKind kind,
-                             uint64_t generation) const;
+  // OK if the sender of a report is a member of that kind and the job is running; ABORTED with the
+  // cause if it has failed, or the generation of the report is over. member: who it says it is;
+  // record: null if it isn't.
+  absl::Status CheckReporter(const MemberRecord* record, const std::string& member,
+                             v1::MemberKind kind, uint64_t generation) const;
   // Says to people whom the job waits for, if it waits.
   void PrintWaiting();
 

@@ -76,6 +76,9 @@ absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
   const std::vector<std::string> servers = members.Ids(v1::MEMBER_KIND_SERVER);
   layout.placement = placement != nullptr ? *placement : MakePlacement(plan, servers);
   layout.replicas = AssignReplicas(job.training().replicas(), layout.workers);
+  for (v1::ReplicaAssignment& assignment : layout.replicas) {
+    assignment.set_nonce(members.Find(assignment.worker())->registration.nonce());
+  }
   if (training) {
     RETURN_IF_ERROR(CheckStepMessages(layout.job, plan, layout.placement, layout.replicas,
                                       kMaxMessageBytes));

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -17,15 +18,19 @@ namespace {
 
 // How long a process that asks again and again is remembered; longer than any lease.
 constexpr absl::Duration kClaim = absl::Minutes(10);
+// How many of them: there are never as many that mean it.
+constexpr size_t kMostClaims = 1000;
+constexpr size_t kLongestName = 100;
 
 const char* KindName(v1::MemberKind kind) {
   return kind == v1::MEMBER_KIND_SERVER ? "server" : "worker";
 }
 
 bool IsMemberName(const std::string& name) {
-  return !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
-    return absl::ascii_isalnum(c) || c == '-' || c == '_' || c == '.';
-  });
+  return !name.empty() && name.size() <= kLongestName &&
+         std::all_of(name.begin(), name.end(), [](char c) {
+           return absl::ascii_isalnum(c) || c == '-' || c == '_' || c == '.';
+         });
 }
 
 std::string Numerics(const std::string& id, const v1::RegisterRequest& registration) {
@@ -110,9 +115,11 @@ absl::Status MemberTable::Check(const v1::RegisterRequest& request, absl::Time n
     return absl::InvalidArgumentError("a member is a server or a worker");
   }
   if (!IsMemberName(request.name())) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "\"", request.name(),
-        "\" is no name for a member: it takes letters, digits, '-', '_' and '.'"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", absl::CHexEscape(request.name().substr(0, kLongestName)),
+                     "\" is no name for a member: it takes letters, digits, '-', '_' and "
+                     "'.', at most ",
+                     kLongestName));
   }
   const std::string id = MemberId(request.kind(), request.name());
   if (request.protocol_version() != kProtocolVersion) {
@@ -165,6 +172,11 @@ absl::Status MemberTable::CheckPlace(const std::string& id,
     return absl::OkStatus();
   }
   std::erase_if(claims_, [&](const auto& claim) { return now - claim.second > kClaim; });
+  if (claims_.size() >= kMostClaims && !claims_.contains(request.nonce())) {
+    claims_.erase(std::min_element(
+        claims_.begin(), claims_.end(),
+        [](const auto& a, const auto& b) { return a.second < b.second; }));
+  }
   const absl::Time since = claims_.try_emplace(request.nonce(), now).first->second;
   const bool all_live = std::all_of(
       holders.begin(), holders.end(),

@@ -85,6 +85,14 @@ class MemberTable {
   // Null if there is none.
   MemberRecord* Find(const std::string& id);
   const MemberRecord* Find(const std::string& id) const;
+  // The one that sent the request, a call of coordinator.proto; null if that is a stranger.
+  template <typename Request>
+  MemberRecord* SenderOf(const Request& request) {
+    MemberRecord* const member = Find(request.member());
+    const bool is_it =
+        member != nullptr && member->registration.nonce() == request.nonce();
+    return is_it ? member : nullptr;
+  }
   // Without those that leave.
   std::vector<std::string> Ids(v1::MemberKind kind) const;  // ascending
   int count(v1::MemberKind kind) const;

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "common/net/checksum.h"
 #include "glog/logging.h"
 
 namespace moe {
@@ -41,6 +42,8 @@ grpc::Status FakeServer::Exchange(
     for (v1::ExchangeResponse& response : responses) {
       // A handler may set another one.
       if (response.generation() == 0) response.set_generation(kFakeGeneration);
+      // Nor if a handler has spoiled a sealed one.
+      if (response.checksum() == 0) Seal(&response);
       stream->Write(response);
     }
   }

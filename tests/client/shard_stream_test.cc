@@ -3,6 +3,7 @@
 #include <thread>
 
 #include "absl/time/clock.h"
+#include "common/net/checksum.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/client/fake_server.h"
@@ -38,6 +39,28 @@ v1::ExchangeResponse AnswerTo(const v1::ExchangeRequest& request) {
 }
 
 absl::Time Soon() { return absl::Now() + absl::Seconds(30); }
+
+TEST(ShardStream, ADamagedAnswerBreaksTheStream) {
+  v1::ExchangeRequest asked;
+  FakeServer server("server/s0", [&](const auto& request, Responses* responses) {
+    asked = request;
+    responses->push_back(AnswerTo(request));
+    responses->back().set_generation(kFakeGeneration);
+    responses->back().mutable_forward()->add_replies()->add_groups()->set_y("12345678");
+    Seal(&responses->back());
+    responses->back().mutable_forward()->mutable_replies(0)->mutable_groups(0)->set_y(
+        "12345679");
+    return grpc::Status::OK;
+  });
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(30)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Forward(3, 0)).ok());
+  const auto response = (*stream)->Await(KeyOf(Forward(3, 0)), Soon());
+  EXPECT_EQ(response.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(response.status().message()),
+              HasSubstr("a message was damaged on its way"));
+  EXPECT_TRUE(CheckSeal(asked).ok()) << CheckSeal(asked);
+}
 
 TEST(ShardStream, SaysHelloFirstAndFilesAnswersByKey) {
   // Holds the first answer back until the second request has come.
@@ -103,7 +126,7 @@ TEST(ShardStream, AFailureComesBackWithTheServersName) {
 TEST(ShardStream, ABrokenStreamKeepsWhatHadCome) {
   FakeServer server("server/s0", [](const auto& request, Responses* responses) {
     if (request.forward().id().step() == 2) {
-      return grpc::Status(grpc::StatusCode::INTERNAL, "out of rows");
+      return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, "out of rows");
     }
     responses->push_back(AnswerTo(request));
     return grpc::Status::OK;
@@ -113,7 +136,7 @@ TEST(ShardStream, ABrokenStreamKeepsWhatHadCome) {
   ASSERT_TRUE((*stream)->Send(Forward(1)).ok());
   ASSERT_TRUE((*stream)->Send(Forward(2)).ok());
   const absl::Status broken = (*stream)->Await(KeyOf(Forward(2)), Soon()).status();
-  EXPECT_EQ(broken.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(broken.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(broken.message(), "server/s0 at " + server.address() + ": out of rows");
   EXPECT_TRUE((*stream)->Await(KeyOf(Forward(1)), Soon()).ok());
   EXPECT_EQ((*stream)->Send(Forward(3)), broken);

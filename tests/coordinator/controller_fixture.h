@@ -98,7 +98,10 @@ class ControllerFixture : public ::testing::Test {
   absl::Status Join(const std::string& id) { return Join(Registration(id)); }
   absl::Status Join(const v1::RegisterRequest& request) {
     auto response = controller_->Register(request);
-    if (response.ok()) incarnations_[response->member()] = response->incarnation();
+    if (response.ok()) {
+      incarnations_[response->member()] = response->incarnation();
+      nonces_[response->member()] = request.nonce();
+    }
     return response.status();
   }
   void JoinAll() {
@@ -113,6 +116,7 @@ class ControllerFixture : public ::testing::Test {
                                         uint64_t seen_generation = 0) {
     v1::HeartbeatRequest request;
     request.set_member(id);
+    request.set_nonce(nonces_[request.member()]);
     request.set_incarnation(incarnations_[id]);
     request.set_ready_generation(ready_generation);
     request.set_waiting_for(waiting_for);
@@ -152,6 +156,7 @@ class ControllerFixture : public ::testing::Test {
   void LeaveCluster(const std::string& id) {
     v1::LeaveRequest request;
     request.set_member(id);
+    request.set_nonce(nonces_[request.member()]);
     request.set_incarnation(incarnations_[id]);
     controller_->Leave(request);
     incarnations_.erase(id);
@@ -161,6 +166,7 @@ class ControllerFixture : public ::testing::Test {
                              bool peer_lost = false) {
     v1::FailJobRequest request;
     request.set_member(member);
+    request.set_nonce(nonces_[request.member()]);
     request.set_cause(cause);
     request.set_generation(State().generation());
     request.set_peer_lost(peer_lost);
@@ -172,6 +178,7 @@ class ControllerFixture : public ::testing::Test {
   Report WithLosses(const std::string& worker, uint64_t step) {
     Report report;
     report.set_member(worker);
+    report.set_nonce(nonces_[report.member()]);
     report.set_step(step);
     report.set_generation(State().generation());
     v1::LayerBalance* layer = report.add_balance();
@@ -205,6 +212,7 @@ class ControllerFixture : public ::testing::Test {
   v1::AwaitCheckpointRequest Await(const std::string& worker, uint64_t step) {
     v1::AwaitCheckpointRequest request;
     request.set_member(worker);
+    request.set_nonce(nonces_[request.member()]);
     request.set_step(step);
     request.set_generation(State().generation());
     return request;
@@ -212,6 +220,7 @@ class ControllerFixture : public ::testing::Test {
   v1::FinishWorkRequest Finish(const std::string& worker) {
     v1::FinishWorkRequest request;
     request.set_member(worker);
+    request.set_nonce(nonces_[request.member()]);
     request.set_generation(State().generation());
     return request;
   }
@@ -228,6 +237,7 @@ class ControllerFixture : public ::testing::Test {
       const std::string contents = absl::StrCat(plan.shards[i].id, " of step ", step);
       v1::ReportShardFileRequest& report = reports.emplace_back();
       report.set_member(state.placement().shards(i).server());
+      report.set_nonce(nonces_[report.member()]);
       report.set_step(step);
       report.set_generation(state.generation());
       v1::ShardFile* file = report.mutable_file();
@@ -253,7 +263,9 @@ class ControllerFixture : public ::testing::Test {
   std::vector<std::string> lines_;
   MemoryStore store_;
   RunOptions options_;
-  std::map<std::string, uint64_t> incarnations_;  // by member
+  // By member.
+  std::map<std::string, uint64_t> incarnations_;
+  std::map<std::string, uint64_t> nonces_;
   std::unique_ptr<JobController> controller_;
 };
 

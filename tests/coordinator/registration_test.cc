@@ -45,6 +45,8 @@ TEST_F(RegistrationTest, KindAndName) {
     request.set_name(name);
     ExpectRefused(request, absl::StatusCode::kInvalidArgument, HasSubstr("is no name"));
   }
+  request.set_name(std::string(101, 'a'));
+  ExpectRefused(request, absl::StatusCode::kInvalidArgument, HasSubstr("at most 100"));
 }
 
 TEST_F(RegistrationTest, ProtocolVersion) {
@@ -114,6 +116,22 @@ TEST_F(RegistrationTest, RepetitionIsAnsweredAlike) {
   Advance(absl::Seconds(1));
   ASSERT_TRUE(Beat("worker/a").ok());
   ExpectRefused(request, absl::StatusCode::kAlreadyExists, HasSubstr("lives"));
+}
+
+// Who asks for a taken place is remembered, but not any number of them.
+TEST_F(RegistrationTest, OldClaimsMakeWay) {
+  v1::RegisterRequest request = Registration("worker/a");
+  request.set_nonce(5);
+  ASSERT_TRUE(Join(request).ok());
+  for (uint64_t nonce = 6; nonce < 1010; ++nonce) {
+    request.set_nonce(nonce);
+    ASSERT_EQ(Join(request).code(), absl::StatusCode::kUnavailable);
+    Advance(absl::Milliseconds(1));
+  }
+  ASSERT_TRUE(Beat("worker/a").ok());
+  EXPECT_EQ(Join(request).code(), absl::StatusCode::kAlreadyExists);
+  request.set_nonce(6);
+  EXPECT_EQ(Join(request).code(), absl::StatusCode::kUnavailable);
 }
 
 TEST_F(RegistrationTest, ServersHaveAddressesOfTheirOwn) {

@@ -25,10 +25,14 @@ MOECTL = "client/moectl"
 TRAIN_IN_PROCESS = "tests/cluster/train_in_process"
 MAKE_CERTIFICATES = "deploy/make_certificates.sh"
 
+# What all deadlines are multiplied by, also those that processes get as flags: more than 1 under a
+# sanitizer.
+DEADLINE_FACTOR = float(os.environ.get("DEADLINE_FACTOR", "1"))
+
 # Seconds. After a fault every process must have ended within FAULT; PATIENCE only bounds what would
 # hang.
-FAULT = 15
-PATIENCE = 120
+FAULT = 15 * DEADLINE_FACTOR
+PATIENCE = 120 * DEADLINE_FACTOR
 
 JOB = """
 name: "small"

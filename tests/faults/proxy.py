@@ -18,6 +18,8 @@ class Proxy:
         self.rate = None
         # Directions in which nothing gets through, though connections stay: "to_target", "to_client".
         self.blocked = set()
+        # A function of a direction and of bytes that are carried, which gives those that arrive.
+        self.spoil = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = "{}:{}".format(*self._listener.getsockname())
         self._connections = set()
@@ -90,6 +92,9 @@ class Proxy:
                     time.sleep(0.01)
                 if rate:
                     time.sleep(len(data) / rate)
+                spoil = self.spoil
+                if spoil:
+                    data = spoil(direction, data)
                 sink.sendall(data)
         except (OSError, ValueError):
             pass

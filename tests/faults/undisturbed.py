@@ -4,15 +4,16 @@ import os
 import re
 
 from tests.faults import cluster as c
+from tests.faults.proxy import Proxy
 
 STEPS = 1500
 EVERY = 100
-LEASE = 1.5  # seconds
+LEASE = 1.5 * c.DEADLINE_FACTOR  # seconds
 FLAGS = ["--heartbeat_ms=200", "--lease_ms=%d" % (1000 * LEASE)]
 # Seconds that a peer may be silent.
-TIMEOUT = 3
-SERVER_FLAGS = ["--rendezvous_timeout=%ds" % TIMEOUT]
-WORKER_FLAGS = ["--step_timeout=%ds" % TIMEOUT]
+TIMEOUT = 3 * c.DEADLINE_FACTOR
+SERVER_FLAGS = ["--rendezvous_timeout=%gs" % TIMEOUT]
+WORKER_FLAGS = ["--step_timeout=%gs" % TIMEOUT]
 
 
 class UndisturbedCase(c.TestCase):
@@ -24,7 +25,11 @@ class UndisturbedCase(c.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.job = c.job(steps=cls.STEPS, every_steps=cls.EVERY, edits=cls.EDITS)
+        cls.run_undisturbed(c.job(steps=cls.STEPS, every_steps=cls.EVERY, edits=cls.EDITS))
+
+    @classmethod
+    def run_undisturbed(cls, job):
+        cls.job = job
         run = c.Cluster(os.path.join(cls.root, "undisturbed"), cls.data, cls.job)
         cls.addClassCleanup(run.close)
         run.start(servers=1, workers=1)
@@ -36,6 +41,24 @@ class UndisturbedCase(c.TestCase):
         cluster = self.new_cluster(self.job)
         cluster.start(servers, workers, flags=FLAGS + list(flags), server_flags=SERVER_FLAGS,
                       worker_flags=WORKER_FLAGS, **options)
+        self.await_checkpoint(cluster)
+        return cluster
+
+    def start_with_proxies(self, flags=()):
+        """Two servers, each reached through a proxy."""
+        cluster = self.new_cluster(self.job)
+        cluster.start_coordinator(2, 2, flags=FLAGS + list(flags))
+        self.proxies = {}
+        for name in ["s0", "s1"]:
+            proxy = self.proxies[name] = Proxy()
+            self.addCleanup(proxy.close)
+            port_file = os.path.join(cluster.folder, name + ".port")
+            self.start_server(cluster, name, ["--advertise", proxy.address, "--port_file",
+                                              port_file])
+            cluster.await_that(lambda: os.path.exists(port_file), name + " listens")
+            proxy.target = c.read(port_file).strip()
+        for name in ["w0", "w1"]:
+            self.start_worker(cluster, name)
         self.await_checkpoint(cluster)
         return cluster
 

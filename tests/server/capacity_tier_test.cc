@@ -7,12 +7,14 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -87,6 +89,36 @@ TEST_F(CapacityTierTest, BudgetIsNeverExceeded) {
                     HasSubstr("--disk_gib")));
   EXPECT_EQ(tier->allocated(), 2 * kPage);
   EXPECT_TRUE(tier->Allocate(begin + 2 * kPage, kPage).ok());
+}
+
+// As threads that work on experts do.
+TEST_F(CapacityTierTest, ThreadsShareTheBudget) {
+  constexpr int kThreads = 4;
+  constexpr int64_t kPagesEach = 50;
+  constexpr int64_t kBudget = kThreads * kPagesEach / 2;
+  const auto tier = Make(kBudget, kThreads * kPagesEach);
+  char* const begin = tier->Reserve(kThreads * kPagesEach * kPage);
+  std::atomic<int64_t> taken = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) {
+    threads.emplace_back([&, mine = begin + t * kPagesEach * kPage] {
+      for (int64_t i = 0; i < kPagesEach; ++i) {
+        char* const page = mine + i * kPage;
+        tier->Prefetch(page, kPage);
+        const absl::Status status = tier->Allocate(page, kPage);
+        EXPECT_LE(tier->allocated(), kBudget * kPage);
+        if (!status.ok()) {
+          EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+          continue;
+        }
+        ++taken;
+        std::memset(page, 1, kPage);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(taken, kBudget);
+  EXPECT_EQ(tier->allocated(), kBudget * kPage);
 }
 
 // ---- what the system says

@@ -16,6 +16,8 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/protocol.h"
 #include "common/net/channel.h"
+#include "common/net/checksum.h"
+#include "common/net/introduction.h"
 #include "proto/moe/v1/expert.grpc.pb.h"
 #include "proto/moe/v1/status.grpc.pb.h"
 #include "tests/server/fake_member.h"
@@ -32,9 +34,12 @@ using testing::Workers;
 // One worker's stream.
 class Conversation {
  public:
-  explicit Conversation(ExpertServer& server)
-      : stub_(v1::ShardService::NewStub(MakeChannel(server.address()))),
-        stream_(stub_->Exchange(&context_)) {}
+  explicit Conversation(ExpertServer& server, const std::string& worker = "worker/w0",
+                        uint64_t nonce = 0)
+      : stub_(v1::ShardService::NewStub(MakeChannel(server.address()))) {
+    Introduce({.member = worker, .nonce = nonce}, &context_);
+    stream_ = stub_->Exchange(&context_);
+  }
   ~Conversation() {
     if (stream_ != nullptr) End();
   }
@@ -48,11 +53,19 @@ class Conversation {
     Send(request);
     return Next().has_hello();
   }
-  void Send(const v1::ExchangeRequest& request) { stream_->Write(request); }
+  void Send(v1::ExchangeRequest request) {
+    Seal(&request);
+    SendAsItIs(request);
+  }
+  void SendAsItIs(const v1::ExchangeRequest& request) { stream_->Write(request); }
   // Empty when the stream has ended.
   v1::ExchangeResponse Next() {
     v1::ExchangeResponse response;
-    if (!stream_->Read(&response)) response.Clear();
+    if (!stream_->Read(&response)) {
+      response.Clear();
+    } else {
+      EXPECT_TRUE(CheckSeal(response).ok()) << response.DebugString();
+    }
     return response;
   }
   grpc::Status End() {
@@ -98,7 +111,7 @@ class ExpertServerTest : public ::testing::Test {
 
   void Connect() {
     for (const auto& [worker, replicas] : Workers()) {
-      workers_[worker] = std::make_unique<Conversation>(*server_);
+      workers_[worker] = std::make_unique<Conversation>(*server_, worker);
       ASSERT_TRUE(workers_[worker]->Hello(worker));
     }
   }
@@ -210,7 +223,7 @@ TEST_F(ExpertServerTest, ServesTheNextGeneration) {
   pull.set_generation(2);
   stream.Send(pull);
   EXPECT_EQ(stream.Next().pull().version(), 0u) << "what step 0 did is gone";
-  Conversation late(*server_);
+  Conversation late(*server_, "worker/w1");
   EXPECT_FALSE(late.Hello("worker/w1"));
   EXPECT_THAT(late.End().error_message(), HasSubstr("in generation 1"));
   EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
@@ -233,10 +246,47 @@ TEST_F(ExpertServerTest, WantsAGreetingFirst) {
                 EXPECT_FALSE(s.Hello("worker/w0", kProtocolVersion, 3));
               }),
               HasSubstr("worker/w0 is in generation 3; the current one is 1"));
-  EXPECT_THAT(refusal([](Conversation& s) { EXPECT_FALSE(s.Hello("worker/w7")); }),
-              HasSubstr("\"worker/w7\" has no replica of this job"));
+  EXPECT_THAT(refusal([](Conversation& s) { EXPECT_FALSE(s.Hello("worker/w1")); }),
+              HasSubstr("the caller is worker/w0, not worker/w1"));
+  EXPECT_THAT(refusal([](Conversation& s) { s.SendAsItIs(testing::PullOf({}, 0)); }),
+              HasSubstr("a message was damaged on its way"));
   // None of them matters to the job.
   EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
+}
+
+TEST_F(ExpertServerTest, AStrangerSpeaksForNobody) {
+  v1::ClusterState state = testing::MadeState(testing::MadeJob());
+  for (v1::ReplicaAssignment& replica : *state.mutable_replicas()) replica.set_nonce(12);
+  Start(state);
+  for (const uint64_t nonce : {0, 11}) {
+    Conversation stream(*server_, "worker/w0", nonce);
+    EXPECT_FALSE(stream.Hello("worker/w0"));
+    EXPECT_THAT(stream.End().error_message(), HasSubstr("isn't worker/w0, as it says"));
+  }
+  // Before it has said a word.
+  for (const std::string name : {"worker/w7", "", " "}) {
+    Conversation stream(*server_, name, 12);
+    EXPECT_EQ(stream.Next().message_case(), v1::ExchangeResponse::MESSAGE_NOT_SET);
+    EXPECT_THAT(stream.End().error_message(),
+                HasSubstr("\"" + name + "\" has no replica of this job"));
+  }
+  Conversation stream(*server_, "worker/w0", 12);
+  EXPECT_TRUE(stream.Hello("worker/w0"));
+  EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
+}
+
+TEST_F(ExpertServerTest, ADamagedMessageIsABrokenStream) {
+  Start(testing::MadeState(testing::MadeJob()));
+  Connect();
+  v1::ExchangeRequest request = testing::ForwardOf(0, 0, {0, 1});
+  Seal(&request);
+  std::string* const x = request.mutable_forward()->mutable_frames(1)->mutable_x();
+  (*x)[x->size() / 2] ^= 4;
+  workers_["worker/w0"]->SendAsItIs(request);
+  EXPECT_THAT(cluster_.AwaitFailure(),
+              HasSubstr("the stream of worker/w0 broke: a message was damaged"));
+  EXPECT_EQ(workers_["worker/w1"]->Next().failure().code(),
+            static_cast<int>(absl::StatusCode::kUnavailable));
 }
 
 TEST_F(ExpertServerTest, ABadMessageFailsTheJob) {
