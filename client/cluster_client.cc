@@ -57,14 +57,17 @@ absl::StatusOr<std::unique_ptr<ClusterClient>> ClusterClient::Connect(
   servers.cut_timeout = options.cut_timeout;
   servers.on_wait = std::move(options.on_wait);
   for (const ShardMap::Server& server : servers.map.servers) {
-    ASSIGN_OR_RETURN(std::unique_ptr<ShardStream> stream,
-                     options.open_stream({.server = server.id,
-                                          .address = server.address,
-                                          .member = options.member,
-                                          .nonce = NonceOf(state, options.member),
-                                          .generation = state.generation(),
-                                          .tls = options.tls,
-                                          .timeout = options.timeout}));
+    ASSIGN_OR_RETURN(
+        std::unique_ptr<ShardStream> stream,
+        options.open_stream({.server = server.id,
+                             .address = server.address,
+                             .member = options.member,
+                             .incarnation = options.incarnation,
+                             .nonce = NonceOf(state, options.member),
+                             .generation = state.generation(),
+                             .tls = options.tls,
+                             .timeout = options.timeout,
+                             .reconnect_timeout = options.reconnect_timeout}));
     servers.streams.push_back(std::move(stream));
   }
   return std::make_unique<ClusterClientImpl>(

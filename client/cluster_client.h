@@ -14,6 +14,7 @@
 #include "client/parameter_client.h"
 #include "client/shard_stream.h"
 #include "client/table_client.h"
+#include "common/base/protocol.h"
 #include "common/job/model_plan.h"
 #include "common/net/tls_credentials.h"
 #include "proto/moe/v1/coordinator.pb.h"
@@ -23,13 +24,16 @@ namespace moe {
 class ClusterClient {
  public:
   struct Options {
-    // Member id of this worker ("worker/w0") and the replicas that it owns, ascending.
+    // Member id of this worker ("worker/w0"), its incarnation, and the replicas that it owns, ascending.
     std::string member;
+    uint64_t incarnation = 0;
     std::vector<uint32_t> owned_replicas;
     // Null: plaintext.
     std::shared_ptr<const TlsCredentials> tls = nullptr;
     // Of every wait.
     absl::Duration timeout = absl::Seconds(60);
+    // How long to try to take up a stream that broke.
+    absl::Duration reconnect_timeout = kReconnectTimeout;
     // How much longer it may be for servers that write a checkpoint's files.
     absl::Duration cut_timeout = absl::Hours(1);
     // Called by the waiting thread with the reason when a wait begins, and with "" when

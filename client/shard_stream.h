@@ -10,39 +10,15 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/exchange_key.h"
+#include "common/base/protocol.h"
 #include "common/net/tls_credentials.h"
 #include "proto/moe/v1/expert.pb.h"
 
 namespace moe {
 
-// Which request a response answers.
-struct ExchangeKey {
-  v1::ExchangeRequest::MessageCase kind = v1::ExchangeRequest::MESSAGE_NOT_SET;
-  // Step; of a pull the version, of a score the evaluation batch.
-  uint64_t step = 0;
-  // Forward and backward only; the wave of a score, too.
-  v1::Mode mode = v1::MODE_UNSPECIFIED;
-  uint32_t wave = 0;
-  uint32_t layer = 0;
-  uint32_t mixture = 0;
-  uint32_t call = 0;
-  // Scores only.
-  uint32_t part = 0;
-  // Pulls only: the first shard.
-  std::string shard;
-  friend auto operator<=>(const ExchangeKey&, const ExchangeKey&) = default;
-};
-// Of a forward or backward message, and of a close or apply.
-ExchangeKey FrameKey(v1::ExchangeRequest::MessageCase kind, const v1::FrameId& id);
-ExchangeKey StepKey(v1::ExchangeRequest::MessageCase kind, uint64_t step);
-ExchangeKey ScoreKey(uint64_t batch, uint32_t wave, uint32_t part);
-ExchangeKey KeyOf(const v1::ExchangeRequest& request);
-// Kind MESSAGE_NOT_SET for a Failure or an empty response.
-ExchangeKey KeyOf(const v1::ExchangeResponse& response);
-// "forward step 17 wave 0 layer 1", of a recurrent mixture "... time step 3"
-std::string Describe(const ExchangeKey& key);
-
-// Thread-safe. Errors name the server.
+// Thread-safe. Errors name the server. When what carries it breaks it is carried on by the next,
+// and what has no answer yet is sent again; requests are kept until then.
 class ShardStream {
  public:
   virtual ~ShardStream() = default;
@@ -53,7 +29,7 @@ class ShardStream {
   virtual absl::Status Send(v1::ExchangeRequest request) = 0;
   // The response to the request with that key, which has been sent. DEADLINE_EXCEEDED if
   // it doesn't come in time; the server's own status if it gave up; UNAVAILABLE if the
-  // stream broke.
+  // stream broke and couldn't be taken up again.
   virtual absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
                                                      absl::Time deadline) = 0;
   // Every wait, now and later, returns `cause`.
@@ -64,14 +40,17 @@ struct ShardStreamOptions {
   // Member id of the server ("server/s0") and where it listens.
   std::string server;
   std::string address;
-  // Member id of the worker, and what shows that it is (introduction.h).
+  // Member id of the worker, its incarnation, and what shows that it is (introduction.h).
   std::string member;
+  uint64_t incarnation = 0;
   uint64_t nonce = 0;
   uint64_t generation = 0;
   // Null: plaintext.
   std::shared_ptr<const TlsCredentials> tls = nullptr;
   // For the first answer.
   absl::Duration timeout;
+  // How long it tries to take up what broke. 0: not at all.
+  absl::Duration reconnect_timeout = kReconnectTimeout;
 };
 
 using ShardStreamFactory = std::function<absl::StatusOr<std::unique_ptr<ShardStream>>(

@@ -37,6 +37,9 @@ absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Start(Options option
   std::unique_ptr<ExpertServer> server(
       new ExpertServer(std::move(options), std::move(backend), std::move(home)));
 
+  if (const std::string& folder = server->options_.trace_dir; !folder.empty()) {
+    ASSIGN_OR_RETURN(server->trace_, TraceWriter::Open(folder, server->options_.name));
+  }
   grpc::Service* const services[] = {&server->shard_service_, &server->status_service_,
                                      &server->transfer_service_};
   RpcServer::Options rpc = server->options_.rpc;
@@ -62,7 +65,8 @@ ExpertServer::ExpertServer(Options options, std::unique_ptr<Backend> backend,
           {.server = id_,
            .host = [this] { return host(); },
            .on_lost = [this](uint64_t generation,
-                             const absl::Status& why) { OnFailed(generation, why); }}),
+                             const absl::Status& why) { OnFailed(generation, why); },
+           .reconnect_timeout = options_.reconnect_timeout}),
       status_service_(id_, [this] { return host(); }),
       transfer_service_([this](const v1::FetchShardRequest& request, int64_t first) {
         return ReadForTransfer(request, first);
@@ -269,8 +273,10 @@ absl::StatusOr<std::unique_ptr<ShardHost>> ExpertServer::Load(
     const v1::ClusterState& state) {
   ShardHost::Options options;
   options.server = member_->id();
+  options.incarnation = member_->incarnation();
   options.state = state;
   options.rendezvous_timeout = options_.rendezvous_timeout;
+  options.trace = trace_.get();
   options.events.shard_written = [this](uint64_t step, const v1::ShardFile& file) {
     v1::ReportShardFileRequest request;
     request.set_step(step);

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/base/protocol.h"
 #include "common/kernels/backend.h"
 #include "common/membership/member.h"
 #include "common/net/rpc_server.h"
@@ -21,6 +22,7 @@
 #include "server/shard_host.h"
 #include "server/shard_service.h"
 #include "server/status_service.h"
+#include "server/trace_writer.h"
 #include "server/transfer_service.h"
 
 namespace moe {
@@ -40,10 +42,14 @@ class ExpertServer {
     // Bytes that it may use; 0: what the machine has available.
     uint64_t memory = 0;
     ShardHome::Limits limits;
+    // Folder for a trace of what workers contributed; empty: none.
+    std::string trace_dir;
     absl::Duration join_timeout = absl::Seconds(60);
     absl::Duration coordinator_timeout = absl::Minutes(2);
     // From the first replica's frame or close to the last one's.
     absl::Duration rendezvous_timeout = absl::Seconds(60);
+    // How long a worker whose stream broke has to come back with another.
+    absl::Duration reconnect_timeout = kReconnectTimeout;
     // Tests put fakes here.
     std::function<absl::StatusOr<std::unique_ptr<Member>>(Member::Options)> join =
         Member::Join;
@@ -115,6 +121,8 @@ class ExpertServer {
   // The generation whose shards are here; 0: none.
   uint64_t served_ = 0;
   std::unique_ptr<Arrivals> arrivals_;
+  // Null without trace_dir.
+  std::unique_ptr<TraceWriter> trace_;
 
   mutable absl::Mutex mutex_;
   std::shared_ptr<ShardHost> host_ ABSL_GUARDED_BY(mutex_);

@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "common/base/allocator.h"
 #include "common/base/program.h"
+#include "common/base/protocol.h"
 #include "common/base/service_notifier.h"
 #include "common/base/signals.h"
 #include "common/io/file.h"
@@ -67,6 +68,14 @@ ABSL_FLAG(
 ABSL_FLAG(bool, linger, false,
           "Once the job is finished don't end until SIGINT or SIGTERM: for a supervisor "
           "that starts again what ends well, too.");
+ABSL_FLAG(
+    absl::Duration, reconnect_timeout, moe::kReconnectTimeout,
+    "How long a worker whose stream broke has to take it up again. Then the job goes on "
+    "from its last checkpoint. 0: at once.");
+ABSL_FLAG(std::string, trace_dir, "",
+          "Folder for a trace of every contribution that workers send and of its use, "
+          "some kilobytes "
+          "a step, which `moectl trace` checks. Empty: none.");
 ABSL_FLAG(
     std::string, port_file, "",
     "Write the address listened on, with the real port, to this file once it is known.");
@@ -134,11 +143,16 @@ int main(int argc, char** argv) {
   options.join_timeout = absl::GetFlag(FLAGS_join_timeout);
   options.coordinator_timeout = absl::GetFlag(FLAGS_coordinator_timeout);
   options.rendezvous_timeout = absl::GetFlag(FLAGS_rendezvous_timeout);
+  options.trace_dir = absl::GetFlag(FLAGS_trace_dir);
+  options.reconnect_timeout = absl::GetFlag(FLAGS_reconnect_timeout);
   if (options.name.empty()) moe::ExitWithUsageError("--name is required");
   if (options.coordinator.empty()) moe::ExitWithUsageError("--coordinator is required");
   if (options.threads < 0) moe::ExitWithUsageError("--threads must not be negative");
   if (options.rendezvous_timeout <= absl::ZeroDuration()) {
     moe::ExitWithUsageError("--rendezvous_timeout must be positive");
+  }
+  if (options.reconnect_timeout < absl::ZeroDuration()) {
+    moe::ExitWithUsageError("--reconnect_timeout must not be negative");
   }
   if (options.threads == 0) {
     options.threads = std::max(1u, std::thread::hardware_concurrency());

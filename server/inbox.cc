@@ -40,18 +40,6 @@ std::string Of(const std::string& worker, RendezvousKind kind, const RendezvousK
   return absl::StrCat(Describe(kind, key), " of ", worker);
 }
 
-// Counts one more of a worker's requests, if it has fewer than `most` that are unanswered.
-absl::Status AddUnanswered(const std::string& worker, const char* what, int64_t most,
-                           std::map<std::string, int64_t>* by_worker) {
-  int64_t& count = (*by_worker)[worker];
-  if (count >= most) {
-    return Untimely(worker, " has ", count, " ", what,
-                    " without an answer already; the next must wait for one");
-  }
-  ++count;
-  return absl::OkStatus();
-}
-
 // What every frame is decoded to; the error names the replica.
 template <typename Input, typename Frames, typename Decode>
 absl::StatusOr<Conversation::NewParts<Input>> DecodeAll(const Frames& frames,
@@ -69,12 +57,14 @@ absl::StatusOr<Conversation::NewParts<Input>> DecodeAll(const Frames& frames,
 
 }  // namespace
 
-Inbox::Inbox(Backend& backend, const ShardSet& shards, Work& work, Options options)
+Inbox::Inbox(Backend& backend, const ShardSet& shards, Work& work, Options options,
+             TraceWriter* trace)
     : backend_(backend),
       shards_(shards),
       work_(work),
       generation_(options.generation),
       replicas_(options.worker_of.size()),
+      trace_(trace),
       conversation_(shards, std::move(options)) {}
 
 bool Inbox::IsWorker(const std::string& member) const {
@@ -96,43 +86,115 @@ absl::StatusOr<const LayerShape*> Inbox::CheckFrame(const v1::FrameId& id) const
 // ---------------------------------------------------------------- messages
 
 absl::Status Inbox::Handle(const std::string& worker, v1::ExchangeRequest request,
-                           const std::shared_ptr<ReplySink>& sink) {
+                           const std::shared_ptr<ReplySink>& sink, bool again) {
   if (request.generation() != generation_) {
     return Untimely(worker, " sent a message of generation ", request.generation(),
                     "; the current one is ", generation_);
   }
   switch (request.message_case()) {
-    case v1::ExchangeRequest::kPull:
-      return Annotate(HandlePull(worker, request.pull(), sink),
+    case v1::ExchangeRequest::kPull: {
+      Pull pull;
+      pull.worker = worker;
+      pull.sequence = request.sequence();
+      pull.again = again;
+      return Annotate(HandlePull(std::move(pull), request.pull(), sink),
                       absl::StrCat("pull of ", worker));
+    }
     case v1::ExchangeRequest::kForward:
+      if (again) return HandleAgain(worker, request, sink);
       return Annotate(
           HandleForward(worker, request.forward(), sink),
           Of(worker, RendezvousKind::kForward, KeyOf(request.forward().id())));
     case v1::ExchangeRequest::kBackward:
+      if (again) return HandleAgain(worker, request, sink);
       return Annotate(
           HandleBackward(worker, request.backward(), sink),
           Of(worker, RendezvousKind::kBackward, KeyOf(request.backward().id())));
     case v1::ExchangeRequest::kClose: {
+      if (again) return HandleAgain(worker, request, sink);
       const RendezvousKey key = {.step = request.close().step()};
       return Annotate(HandleClose(worker, std::move(*request.mutable_close()), sink),
                       Of(worker, RendezvousKind::kClose, key));
     }
     case v1::ExchangeRequest::kApply:
+      if (again) return HandleAgain(worker, request, sink);
       return Annotate(
           HandleApply(worker, request.apply(), sink),
           Of(worker, RendezvousKind::kApply, {.step = request.apply().step()}));
-    case v1::ExchangeRequest::kScore:
+    case v1::ExchangeRequest::kScore: {
+      Score score;
+      score.worker = worker;
+      score.sequence = request.sequence();
+      score.again = again;
       return Annotate(
-          HandleScore(worker, request.score(), sink),
+          HandleScore(std::move(score), request.score(), sink),
           absl::StrFormat("score of evaluation batch %d wave %d of %s",
                           request.score().batch(), request.score().wave(), worker));
+    }
     case v1::ExchangeRequest::kHello:
       return Untimely(worker, " said Hello twice");
     case v1::ExchangeRequest::MESSAGE_NOT_SET:
       break;
   }
   return Bad(worker, " sent an empty message");
+}
+
+template <typename Part>
+absl::StatusOr<bool> Inbox::Known(Rendezvous<Part>& rendezvous, const RendezvousKey& key,
+                                  std::span<const uint32_t> replicas,
+                                  const std::shared_ptr<ReplySink>& sink) {
+  ASSIGN_OR_RETURN(const Again again, rendezvous.AnswerAgain(key, replicas, sink));
+  if (again == Again::kNo) return false;
+  if (trace_ != nullptr) {
+    trace_->Note(again == Again::kAnswered ? TraceEvent::kAnswered : TraceEvent::kIgnored,
+                 rendezvous.kind(), key, replicas);
+  }
+  return true;
+}
+
+template <typename Part>
+absl::Status Inbox::AnswerAgain(const std::string& worker,
+                                Rendezvous<Part>& (Conversation::*rendezvous)(),
+                                const RendezvousKey& key,
+                                std::span<const uint32_t> replicas,
+                                const std::shared_ptr<ReplySink>& sink) {
+  absl::MutexLock lock(&mutex_);
+  Rendezvous<Part>& all = (conversation_.*rendezvous)();
+  RETURN_IF_ERROR(Annotate(conversation_.CheckReplicas(worker, replicas),
+                           Of(worker, all.kind(), key)));
+  ASSIGN_OR_RETURN(const bool known, Known(all, key, replicas, sink));
+  // What isn't known any more has been answered, and its sender went on.
+  if (!known && trace_ != nullptr) {
+    trace_->Note(TraceEvent::kIgnored, all.kind(), key, replicas);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Inbox::HandleAgain(const std::string& worker,
+                                const v1::ExchangeRequest& request,
+                                const std::shared_ptr<ReplySink>& sink) {
+  switch (request.message_case()) {
+    case v1::ExchangeRequest::kForward:
+      return AnswerAgain(worker, &Conversation::forward, KeyOf(request.forward().id()),
+                         ReplicasOf(request.forward()), sink);
+    case v1::ExchangeRequest::kBackward:
+      return AnswerAgain(worker, &Conversation::backward, KeyOf(request.backward().id()),
+                         ReplicasOf(request.backward()), sink);
+    case v1::ExchangeRequest::kClose: {
+      const auto& replicas = request.close().replicas();
+      return AnswerAgain(worker, &Conversation::close, {.step = request.close().step()},
+                         std::vector<uint32_t>(replicas.begin(), replicas.end()), sink);
+    }
+    default: {
+      std::vector<uint32_t> replicas;
+      {
+        absl::MutexLock lock(&mutex_);
+        replicas = conversation_.ReplicasOf(worker);
+      }
+      return AnswerAgain(worker, &Conversation::apply, {.step = request.apply().step()},
+                         replicas, sink);
+    }
+  }
 }
 
 template <typename Part>
@@ -146,27 +208,26 @@ absl::Status Inbox::Admit(
   {
     absl::MutexLock lock(&mutex_);
     ASSIGN_OR_RETURN(const bool known,
-                     (conversation_.*rendezvous)().AnswerAgain(key, replicas, sink));
+                     Known((conversation_.*rendezvous)(), key, replicas, sink));
     if (known) return absl::OkStatus();
     RETURN_IF_ERROR(check());
   }
   ASSIGN_OR_RETURN(const NewParts<Part> parts, decode());
   absl::MutexLock lock(&mutex_);
   Rendezvous<Part>& all = (conversation_.*rendezvous)();
-  ASSIGN_OR_RETURN(const bool known, all.AnswerAgain(key, replicas, sink));
+  ASSIGN_OR_RETURN(const bool known, Known(all, key, replicas, sink));
   if (known) return absl::OkStatus();
   RETURN_IF_ERROR(check());
   RETURN_IF_ERROR(settle(parts));
+  if (trace_ != nullptr) trace_->Note(TraceEvent::kReceived, all.kind(), key, replicas);
   if (auto whole = all.Add(key, replicas, parts, sink, absl::Now())) {
     complete(*std::move(whole));
   }
   return absl::OkStatus();
 }
 
-absl::Status Inbox::HandlePull(const std::string& worker, const v1::PullRequest& request,
+absl::Status Inbox::HandlePull(Pull pull, const v1::PullRequest& request,
                                const std::shared_ptr<ReplySink>& sink) {
-  Pull pull;
-  pull.worker = worker;
   pull.version = request.version();
   pull.evaluation = request.evaluation();
   pull.shards.assign(request.shards().begin(), request.shards().end());
@@ -180,6 +241,9 @@ absl::Status Inbox::HandlePull(const std::string& worker, const v1::PullRequest&
     pull.rows.push_back({rows.shard(), std::move(index)});
   }
   absl::MutexLock lock(&mutex_);
+  Unanswered& unanswered = pulls_[pull.worker];
+  // The answer is on its way.
+  if (pull.again && unanswered.Contains(pull.sequence)) return absl::OkStatus();
   if (pull.shards.empty() && pull.rows.empty()) return Bad("names no shard");
   for (const std::string& shard : pull.shards) {
     if (!shards_.Pullable(shard)) {
@@ -189,9 +253,15 @@ absl::Status Inbox::HandlePull(const std::string& worker, const v1::PullRequest&
     if (!asked.insert(shard).second) return Bad("asks for ", shard, " twice");
   }
   const bool pending = pull.version == conversation_.version() + 1;
-  if (!pending) RETURN_IF_ERROR(conversation_.CheckVersion(pull.version));
+  if (!pending) {
+    const absl::Status there = conversation_.CheckVersion(pull.version);
+    // Who asked for it twice has its answer.
+    if (pull.again && !there.ok()) return absl::OkStatus();
+    RETURN_IF_ERROR(there);
+  }
   // Every shard in a request of its own, of this version and of the next.
-  RETURN_IF_ERROR(AddUnanswered(worker, "pulls", 2 * shards_.size(), &pulls_));
+  RETURN_IF_ERROR(unanswered.Add(pull.sequence, pull.again, 2 * shards_.size(),
+                                 pull.worker, "pulls"));
   if (pending) {
     pending_pulls_.push_back({absl::Now(), std::move(pull), sink});
   } else {
@@ -275,9 +345,14 @@ absl::Status Inbox::HandleClose(const std::string& worker, v1::CloseRequest requ
         return NewParts<CloseInput>(replicas.size(),
                                     std::make_shared<const CloseInput>(std::move(input)));
       },
-      [&](const NewParts<CloseInput>& parts) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-        return conversation_.SettleClose(key.step, *parts[0]);
-      },
+      [&](const NewParts<CloseInput>& parts)
+          ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) -> absl::Status {
+            RETURN_IF_ERROR(conversation_.SettleClose(key.step, *parts[0]));
+            if (trace_ != nullptr) {
+              trace_->NoteParts(TraceEvent::kReceived, key.step, replicas[0], *parts[0]);
+            }
+            return absl::OkStatus();
+          },
       [&](NewParts<CloseInput> all) { work_.Close(key, std::move(all)); });
 }
 
@@ -310,11 +385,13 @@ absl::Status Inbox::HandleApply(const std::string& worker,
       [&](NewParts<v1::ApplyRequest>) { work_.Apply(key, scale); });
 }
 
-absl::Status Inbox::HandleScore(const std::string& worker,
-                                const v1::ScoreRequest& request,
+absl::Status Inbox::HandleScore(Score score, const v1::ScoreRequest& request,
                                 const std::shared_ptr<ReplySink>& sink) {
-  RETURN_IF_ERROR(CheckReplicas(worker, ReplicasOf(request)));
-  RETURN_IF_ERROR(CheckVersion(request.version()));
+  RETURN_IF_ERROR(CheckReplicas(score.worker, ReplicasOf(request)));
+  const absl::Status there = CheckVersion(request.version());
+  // Who asked for it twice has its answer.
+  if (score.again && !there.ok()) return absl::OkStatus();
+  RETURN_IF_ERROR(there);
   if (shards_.softmax().empty()) return Bad("no rows of the softmax are here");
   size_t tokens = 0;
   for (const v1::ScoreFrame& frame : request.frames()) {
@@ -323,8 +400,6 @@ absl::Status Inbox::HandleScore(const std::string& worker,
   if (tokens > kMaxScoreTokens) {
     return Bad("has ", tokens, " tokens instead of at most ", kMaxScoreTokens);
   }
-  Score score;
-  score.worker = worker;
   score.batch = request.batch();
   score.wave = request.wave();
   score.part = request.part();
@@ -335,7 +410,11 @@ absl::Status Inbox::HandleScore(const std::string& worker,
         return DecodeScore(backend_, shards_.d_model(), shards_.vocabulary(), frame);
       }));
   absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(AddUnanswered(worker, "scores", kMaxScoresUnderWay, &scores_));
+  Unanswered& unanswered = scores_[score.worker];
+  // The answer is on its way.
+  if (score.again && unanswered.Contains(score.sequence)) return absl::OkStatus();
+  RETURN_IF_ERROR(unanswered.Add(score.sequence, score.again, kMaxScoresUnderWay,
+                                 score.worker, "scores"));
   work_.Score(std::move(score), sink);
   return absl::OkStatus();
 }
@@ -404,12 +483,12 @@ void Inbox::FinishApply(const RendezvousKey& key) {
 
 void Inbox::FinishPull(const Pull& pull) {
   absl::MutexLock lock(&mutex_);
-  --pulls_[pull.worker];
+  pulls_[pull.worker].Remove(pull.sequence, pull.again);
 }
 
 void Inbox::FinishScore(const Score& score) {
   absl::MutexLock lock(&mutex_);
-  --scores_[score.worker];
+  scores_[score.worker].Remove(score.sequence, score.again);
 }
 
 void Inbox::AwaitScale(uint64_t step) {

@@ -27,6 +27,8 @@
 #include "server/reply_sink.h"
 #include "server/shard_set.h"
 #include "server/table_frames.h"
+#include "server/trace_writer.h"
+#include "server/unanswered.h"
 
 namespace moe {
 
@@ -40,6 +42,9 @@ class Inbox {
   // A worker's part of an evaluation's softmax.
   struct Score {
     std::string worker;
+    // Of its message; whether that came before.
+    uint64_t sequence = 0;
+    bool again = false;
     uint64_t batch = 0;
     uint32_t wave = 0;
     uint32_t part = 0;
@@ -54,6 +59,9 @@ class Inbox {
       std::vector<int32_t> index;
     };
     std::string worker;
+    // Of its message; whether that came before.
+    uint64_t sequence = 0;
+    bool again = false;
     uint64_t version = 0;
     std::vector<std::string> shards;
     std::vector<Rows> rows;  // of table shards
@@ -73,16 +81,18 @@ class Inbox {
     virtual void Score(Inbox::Score score, std::shared_ptr<ReplySink> sink) = 0;
   };
 
-  // What is passed by reference outlives the inbox; of the shards it uses what is
-  // constant.
-  Inbox(Backend& backend, const ShardSet& shards, Work& work, Options options);
+  // What is passed by reference or pointer outlives the inbox; of the shards it uses what is
+  // constant. trace: may be null.
+  Inbox(Backend& backend, const ShardSet& shards, Work& work, Options options,
+        TraceWriter* trace);
 
   // Whether any replica is this member's.
   bool IsWorker(const std::string& member) const;
-  // A message of `worker` after its Hello; `sink` gets the answer, now or later. An error
+  // A message of `worker` after its Hello; `sink` gets the answer, now or later. again: it was handled
+  // before, and is answered once more if anybody may still wait for that, else ignored. An error
   // says what is wrong with the message. Takes as long as copying and checking does.
   absl::Status Handle(const std::string& worker, v1::ExchangeRequest request,
-                      const std::shared_ptr<ReplySink>& sink);
+                      const std::shared_ptr<ReplySink>& sink, bool again = false);
 
   // ---- what the work came to; answers those who sent its parts
   // replies: [R].
@@ -116,9 +126,10 @@ class Inbox {
   template <typename Part>
   using NewParts = Conversation::NewParts<Part>;
 
-  absl::Status HandlePull(const std::string& worker, const v1::PullRequest& request,
+  // Their pull and score are made with the sender and the place of the message.
+  absl::Status HandlePull(Pull pull, const v1::PullRequest& request,
                           const std::shared_ptr<ReplySink>& sink);
-  absl::Status HandleScore(const std::string& worker, const v1::ScoreRequest& request,
+  absl::Status HandleScore(Score score, const v1::ScoreRequest& request,
                            const std::shared_ptr<ReplySink>& sink);
   absl::Status HandleForward(const std::string& worker, const v1::ForwardRequest& request,
                              const std::shared_ptr<ReplySink>& sink);
@@ -128,6 +139,22 @@ class Inbox {
   absl::Status HandleClose(const std::string& worker, v1::CloseRequest request,
                            const std::shared_ptr<ReplySink>& sink);
   absl::Status HandleApply(const std::string& worker, const v1::ApplyRequest& request,
+                           const std::shared_ptr<ReplySink>& sink);
+
+  // Whether it was in the rendezvous before; then it is answered if it can be.
+  template <typename Part>
+  absl::StatusOr<bool> Known(Rendezvous<Part>& rendezvous, const RendezvousKey& key,
+                             std::span<const uint32_t> replicas,
+                             const std::shared_ptr<ReplySink>& sink)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Of a message that was handled before.
+  template <typename Part>
+  absl::Status AnswerAgain(const std::string& worker,
+                           Rendezvous<Part>& (Conversation::*rendezvous)(),
+                           const RendezvousKey& key, std::span<const uint32_t> replicas,
+                           const std::shared_ptr<ReplySink>& sink)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status HandleAgain(const std::string& worker, const v1::ExchangeRequest& request,
                            const std::shared_ptr<ReplySink>& sink);
 
   // The way of a message into its rendezvous: unless it came before, `check` (locked) says
@@ -156,13 +183,14 @@ class Inbox {
   Work& work_;
   const uint64_t generation_;
   const uint32_t replicas_;
+  TraceWriter* const trace_;
 
   mutable absl::Mutex mutex_;
   Conversation conversation_ ABSL_GUARDED_BY(mutex_);
   std::vector<PendingPull> pending_pulls_ ABSL_GUARDED_BY(mutex_);
-  // Unanswered ones, by worker.
-  std::map<std::string, int64_t> pulls_ ABSL_GUARDED_BY(mutex_);
-  std::map<std::string, int64_t> scores_ ABSL_GUARDED_BY(mutex_);
+  // By worker.
+  std::map<std::string, Unanswered> pulls_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, Unanswered> scores_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace moe

@@ -48,6 +48,8 @@ struct Waiting {
   // Describe().
   std::string what;
 };
+// Whether the part of some replicas has come before, and if so whether it got its answer once more.
+enum class Again { kNo, kWaits, kAnswered };
 // "replicas 2,3 (worker/w1) in forward step 17 wave 0 layer 1"; worker_of: [R].
 std::string Describe(const Waiting& waiting, std::span<const std::string> worker_of);
 
@@ -61,18 +63,19 @@ class Rendezvous {
 
   Rendezvous(RendezvousKind kind, uint32_t replicas) : kind_(kind), replicas_(replicas) {}
 
-  // True if the part of these replicas (ascending) has come before: then it needs no more
-  // attention, and `sink` is answered now or later. INVALID_ARGUMENT if only that of some
-  // has come.
-  absl::StatusOr<bool> AnswerAgain(const RendezvousKey& key,
-                                   std::span<const uint32_t> replicas,
-                                   const std::shared_ptr<ReplySink>& sink) {
+  RendezvousKind kind() const { return kind_; }
+
+  // If the part of these replicas (ascending) has come before it needs no more attention,
+  // and `sink` is answered now or later. INVALID_ARGUMENT if only that of some has come.
+  absl::StatusOr<Again> AnswerAgain(const RendezvousKey& key,
+                                    std::span<const uint32_t> replicas,
+                                    const std::shared_ptr<ReplySink>& sink) {
     const auto it = entries_.find(key);
-    if (it == entries_.end()) return false;
+    if (it == entries_.end()) return Again::kNo;
     Entry& entry = it->second;
     const size_t come = std::count_if(replicas.begin(), replicas.end(),
                                       [&](uint32_t r) { return entry.come[r]; });
-    if (come == 0) return false;
+    if (come == 0) return Again::kNo;
     if (come < replicas.size()) {
       return absl::InvalidArgumentError(
           Describe(kind_, key) +
@@ -85,10 +88,10 @@ class Rendezvous {
       }
       if (caller.response != nullptr) {
         sink->Send(caller.response);
-      } else {
-        caller.sink = sink;
+        return Again::kAnswered;
       }
-      return true;
+      caller.sink = sink;
+      return Again::kWaits;
     }
     return absl::InvalidArgumentError(Describe(kind_, key) +
                                       ": comes again with other replicas");

@@ -30,6 +30,29 @@ std::vector<std::string> WorkersOf(const v1::ClusterState& state) {
   return workers;
 }
 
+// What a trace says of the generation.
+TracePart TraceHeadOf(const v1::ClusterState& state, const std::string& server,
+                      uint64_t incarnation, const ShardSet& shards) {
+  const v1::Job& job = state.job();
+  TracePart head;
+  head.generation = state.generation();
+  head.server = server;
+  head.incarnation = incarnation;
+  head.start_step = state.start_step();
+  head.replicas = job.training().replicas();
+  head.waves = job.training().waves();
+  head.clips = job.optimizer().clip_norm() > 0;
+  head.job_shards = state.placement().shards_size();
+  head.job = job.name();
+  for (const MixtureId& id : shards.mixtures()) {
+    head.mixtures.push_back({id.layer, id.mixture, shards.FindMixture(id)->calls});
+  }
+  for (const v1::ShardPlacement& placed : state.placement().shards()) {
+    if (placed.server() == server) head.shards.push_back(placed.shard());
+  }
+  return head;
+}
+
 // Runs a function when the last copy of what holds it is gone.
 class OnDestruction {
  public:
@@ -61,9 +84,15 @@ ShardHost::ShardHost(Backend& backend, Options options, std::unique_ptr<ShardSet
               .generation = options_.state.generation(),
               .version = options_.state.start_step(),
               .waves = waves_,
-              .worker_of = worker_of_}),
+              .worker_of = worker_of_},
+             options_.trace),
       status_(std::make_shared<const std::vector<v1::ShardStatus>>(shards_->Status())),
-      engine_([this] { OnIdle(); }) {}
+      engine_([this] { OnIdle(); }) {
+  if (options_.trace == nullptr) return;
+  options_.trace->Begin(
+      TraceHeadOf(options_.state, options_.server, options_.incarnation, *shards_),
+      worker_of_);
+}
 
 ShardHost::~ShardHost() { engine_.Stop(); }
 
@@ -80,12 +109,16 @@ absl::Status ShardHost::failure() const {
 }
 
 absl::Status ShardHost::Handle(const std::string& worker, v1::ExchangeRequest request,
-                               const std::shared_ptr<ReplySink>& sink) {
+                               const std::shared_ptr<ReplySink>& sink, bool again) {
   RETURN_IF_ERROR(failure());
   const absl::Time start = absl::Now();
-  const absl::Status status = inbox_.Handle(worker, std::move(request), sink);
+  const absl::Status status = inbox_.Handle(worker, std::move(request), sink, again);
   engine_.AddMoving(absl::Now() - start);
   return status;
+}
+
+void ShardHost::Met(const std::string& worker, uint64_t incarnation) {
+  if (options_.trace != nullptr) options_.trace->Met(worker, incarnation);
 }
 
 // ---------------------------------------------------------------- what is complete
@@ -103,6 +136,7 @@ void ShardHost::Forward(const RendezvousKey& key, Inbox::Forwards::Parts parts) 
     ASSIGN_OR_RETURN(std::vector<v1::ForwardReply> replies,
                      shards_->mixture(key.mixture_id())
                          .Forward(key.mode, key.step, BatchOf(key), parts));
+    NoteApplied(RendezvousKind::kForward, key);
     inbox_.FinishForward(key, std::move(replies));
     return absl::OkStatus();
   });
@@ -110,8 +144,10 @@ void ShardHost::Forward(const RendezvousKey& key, Inbox::Forwards::Parts parts) 
 
 void ShardHost::Backward(const RendezvousKey& key, Inbox::Backwards::Parts parts) {
   Post([this, key, parts = std::move(parts)] {
-    inbox_.FinishBackward(
-        key, shards_->mixture(key.mixture_id()).Backward(BatchOf(key), parts));
+    std::vector<v1::BackwardReply> replies =
+        shards_->mixture(key.mixture_id()).Backward(BatchOf(key), parts);
+    NoteApplied(RendezvousKind::kBackward, key);
+    inbox_.FinishBackward(key, std::move(replies));
     return absl::OkStatus();
   });
 }
@@ -122,6 +158,7 @@ void ShardHost::Close(const RendezvousKey& key, Inbox::Closes::Parts parts) {
 
 void ShardHost::Apply(const RendezvousKey& key, double scale) {
   Post([this, key, scale]() -> absl::Status {
+    NoteApplied(RendezvousKind::kApply, key);
     RETURN_IF_ERROR(ApplyStep(scale));
     inbox_.FinishApply(key);
     return absl::OkStatus();
@@ -144,9 +181,19 @@ void ShardHost::Score(Inbox::Score score, std::shared_ptr<ReplySink> sink) {
 
 // ---------------------------------------------------------------- the engine
 
+void ShardHost::NoteApplied(RendezvousKind kind, const RendezvousKey& key) {
+  if (options_.trace != nullptr) {
+    options_.trace->NoteAll(TraceEvent::kApplied, kind, key);
+  }
+}
+
 absl::Status ShardHost::RunClose(const RendezvousKey& key,
                                  const Inbox::Closes::Parts& parts) {
-  RETURN_IF_ERROR(shards_->Close(parts));
+  RETURN_IF_ERROR(shards_->Close(parts, [&](uint32_t replica, const CloseInput& close) {
+    if (options_.trace == nullptr) return;
+    options_.trace->NoteParts(TraceEvent::kApplied, key.step, replica, close);
+  }));
+  NoteApplied(RendezvousKind::kClose, key);
   // A worker that the coordinator didn't reach in time knows of no cut.
   const bool cut =
       std::all_of(parts.begin(), parts.end(), [](const auto& part) { return part->cut; });
@@ -164,6 +211,9 @@ absl::Status ShardHost::RunClose(const RendezvousKey& key,
 
 absl::Status ShardHost::ApplyStep(double scale) {
   shards_->Apply(closed_.learning_rate, scale);
+  if (options_.trace != nullptr) {
+    RETURN_IF_ERROR(options_.trace->StepTaken(inbox_.version()));
+  }
   if (closed_.cut) RETURN_IF_ERROR(WriteCut(inbox_.version() + 1));
   {
     // Made, and its predecessor dropped, without the lock: messages need it.
@@ -193,11 +243,13 @@ void ShardHost::AnswerPull(const Inbox::Pull& pull, ReplySink& sink) {
   // A step may have been taken since the pull came.
   if (const absl::Status status = inbox_.CheckVersion(pull.version); !status.ok()) {
     inbox_.FinishPull(pull);
-    sink.Send(FailureResponse(generation(), Annotate(status, "pull")));
+    // Who asked for it twice has its answer.
+    if (!pull.again) sink.Send(FailureResponse(generation(), Annotate(status, "pull")));
     return;
   }
   const std::shared_ptr<v1::ExchangeResponse> response = inbox_.NewResponse();
   response->mutable_pull()->set_version(pull.version);
+  response->mutable_pull()->set_sequence(pull.sequence);
   const auto add = [&](const std::string& shard, std::string content) {
     v1::ShardContent* added = response->mutable_pull()->add_shards();
     added->set_shard(shard);
@@ -224,7 +276,9 @@ void ShardHost::WorkOnScore(const std::shared_ptr<ScoreWork>& work) {
   // A step may have been taken since it came.
   if (const absl::Status status = inbox_.CheckVersion(score.version); !status.ok()) {
     inbox_.FinishScore(score);
-    work->sink->Send(FailureResponse(generation(), Annotate(status, "score")));
+    if (!score.again) {
+      work->sink->Send(FailureResponse(generation(), Annotate(status, "score")));
+    }
     return;
   }
   const std::vector<const TableShard*>& shards = shards_->softmax();

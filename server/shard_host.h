@@ -30,6 +30,7 @@
 #include "server/shard_home.h"
 #include "server/shard_pieces.h"
 #include "server/shard_set.h"
+#include "server/trace_writer.h"
 
 namespace moe {
 
@@ -47,12 +48,15 @@ class ShardHost : private Inbox::Work {
         idle;
   };
   struct Options {
-    // Member id of this server.
+    // Member id of this server, and its incarnation.
     std::string server;
+    uint64_t incarnation = 0;
     // From phase LOADING on.
     v1::ClusterState state;
     // From a rendezvous' first part to its last.
     absl::Duration rendezvous_timeout;
+    // Outlives the host; null: none.
+    TraceWriter* trace = nullptr;
     Events events;
   };
 
@@ -63,17 +67,21 @@ class ShardHost : private Inbox::Work {
   ~ShardHost() override;
 
   uint64_t generation() const { return options_.state.generation(); }
+  uint64_t incarnation() const { return options_.incarnation; }
   // Optimizer steps taken; any thread.
   uint64_t version() const { return inbox_.version(); }
   // Whether any replica is this member's.
   bool IsWorker(const std::string& member) const { return inbox_.IsWorker(member); }
   // And whether it is the member's own process that says so.
   bool IsWorker(const std::string& member, uint64_t nonce) const;
-  // A message of `worker` after its Hello; `sink` gets the answer, now or later. An error
-  // says what is wrong with the message, and ends the conversation with its sender. May
-  // block for as long as it takes to copy and check the message.
+  // A message of `worker` after its Hello; `sink` gets the answer, now or later. again: it was handled
+  // before. An error says what is wrong with the message, and ends the conversation with its
+  // sender. May block for as long as it takes to copy and check the message.
   absl::Status Handle(const std::string& worker, v1::ExchangeRequest request,
-                      const std::shared_ptr<ReplySink>& sink);
+                      const std::shared_ptr<ReplySink>& sink, bool again = false);
+
+  // The process that the worker is in this generation.
+  void Met(const std::string& worker, uint64_t incarnation);
 
   void AddMoving(absl::Duration duration) { engine_.AddMoving(duration); }
   v1::GetServerStatusResponse Status() const;
@@ -132,6 +140,8 @@ class ShardHost : private Inbox::Work {
   }
 
   // ---- the engine's thread
+  // For the trace, if there is one: all replicas' parts were joined.
+  void NoteApplied(RendezvousKind kind, const RendezvousKey& key);
   absl::Status RunClose(const RendezvousKey& key, const Inbox::Closes::Parts& parts);
   // Applies closed_ with this gradient scale, and takes the cut.
   absl::Status ApplyStep(double scale);

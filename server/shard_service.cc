@@ -84,30 +84,54 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
     absl::MutexLock lock(&mutex_);
     conversations_.erase(replies.get());
   };
-  const std::shared_ptr<ShardHost> host = options_.host();
+  std::shared_ptr<ShardHost> host = options_.host();
   const uint64_t generation = host == nullptr ? 0 : host->generation();
   const absl::StatusOr<std::string> worker =
       Greet(IntroductionOf(*context).member, request, host);
   absl::Status begun = worker.status();
-  if (begun.ok()) begun = Begin({generation, context, replies});
+  Conversation conversation{generation, context, replies, /*session=*/nullptr};
+  if (begun.ok()) {
+    begun = Begin(*worker, request.hello().incarnation(), &conversation);
+  }
+  const std::shared_ptr<WorkerSession>& session = conversation.session;
+  if (begun.ok()) {
+    v1::ExchangeResponse welcome;
+    welcome.set_generation(generation);
+    welcome.mutable_hello()->set_server(options_.server);
+    welcome.mutable_hello()->set_incarnation(host->incarnation());
+    begun =
+        session->Attach(request.hello(), {replies, [context] { context->TryCancel(); }},
+                        std::move(welcome), options_.reconnect_timeout);
+  }
   if (!begun.ok()) {
     replies->Send(FailureResponse(generation, begun));
     return begun;
   }
-  auto hello = std::make_shared<v1::ExchangeResponse>();
-  hello->set_generation(generation);
-  hello->mutable_hello()->set_server(options_.server);
-  Seal(hello.get());
-  replies->Send(std::move(hello));
 
+  host->Met(*worker, request.hello().incarnation());
   bool stale = false;
-  absl::Status status = Read(*worker, *host, stream, replies, &stale);
-  if (!status.ok()) {
+  absl::Status status = Read(*worker, *host, stream, conversation, &stale);
+  const uint64_t attached = session->Detach();
+  host = nullptr;
+  // What was damaged on its way comes again on the next stream.
+  const bool damaged = absl::IsDataLoss(status);
+  if (damaged) context->TryCancel();
+  if (!status.ok() && !damaged) {
     LOG(WARNING) << "refused: " << status.message();
     replies->Send(FailureResponse(generation, status));
-  } else if (context->IsCancelled()) {
+  } else if (damaged || context->IsCancelled()) {
+    LOG(WARNING) << "the stream of " << *worker << " broke" << (damaged ? ": " : "")
+                 << status.message() << "; it has "
+                 << absl::FormatDuration(options_.reconnect_timeout) << " to take it up";
+    if (session->AwaitNext(attached, options_.reconnect_timeout)) {
+      return absl::UnavailableError("another stream has taken this one up");
+    }
     status = absl::UnavailableError(absl::StrCat(
-        "the stream of ", *worker, " broke (it was killed, crashed, or was cut off)"));
+        "the stream of ", *worker, " broke (it was killed, crashed, or was cut off)",
+        options_.reconnect_timeout > absl::ZeroDuration()
+            ? absl::StrCat(" and it did not come back within ",
+                           absl::FormatDuration(options_.reconnect_timeout))
+            : ""));
   }
   bool over = false;
   {
@@ -118,10 +142,14 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
   return status;
 }
 
-absl::Status ShardService::Begin(const Conversation& conversation) {
+absl::Status ShardService::Begin(const std::string& worker, uint64_t incarnation,
+                                 Conversation* conversation) {
   absl::MutexLock lock(&mutex_);
-  RETURN_IF_ERROR(Over(conversation.generation));
-  conversations_[conversation.replies.get()] = conversation;
+  RETURN_IF_ERROR(Over(conversation->generation));
+  std::shared_ptr<WorkerSession>& session = sessions_[{conversation->generation, worker}];
+  if (session == nullptr) session = std::make_shared<WorkerSession>(worker, incarnation);
+  conversation->session = session;
+  conversations_[conversation->replies.get()] = *conversation;
   return absl::OkStatus();
 }
 
@@ -131,18 +159,19 @@ absl::Status ShardService::Over(uint64_t generation) const {
 
 absl::Status ShardService::Read(const std::string& worker, ShardHost& host,
                                 ReplyStream::Stream* stream,
-                                const std::shared_ptr<ReplyStream>& replies,
-                                bool* stale) {
+                                const Conversation& conversation, bool* stale) {
+  const std::shared_ptr<WorkerSession>& session = conversation.session;
+  const auto take = [&](v1::ExchangeRequest request, bool again) {
+    return host.Handle(worker, std::move(request), session, again);
+  };
   v1::ExchangeRequest request;
   while (stream->Read(&request)) {
-    if (const absl::Status sound = CheckSeal(request); !sound.ok()) {
-      return absl::UnavailableError(
-          absl::StrCat("the stream of ", worker, " broke: ", sound.message()));
-    }
+    RETURN_IF_ERROR(CheckSeal(request));
     *stale = request.generation() != host.generation();
-    RETURN_IF_ERROR(host.Handle(worker, std::move(request), replies));
+    RETURN_IF_ERROR(*stale ? take(std::move(request), /*again=*/false)
+                           : session->Put(std::move(request), take));
     request = v1::ExchangeRequest();
-    replies->AwaitRoom();
+    conversation.replies->AwaitRoom();
   }
   return absl::OkStatus();
 }
@@ -154,6 +183,11 @@ void ShardService::GiveUp(uint64_t generation, const absl::Status& cause) {
     if (conversation.generation > generation) continue;
     conversation.replies->Send(FailureResponse(conversation.generation, cause));
   }
+  std::erase_if(sessions_, [&](const auto& entry) {
+    const auto& [key, session] = entry;
+    if (key.first <= generation) session->Close();
+    return key.first <= generation;
+  });
   over_generation_ = generation;
   over_cause_ = cause;
 }

@@ -1,4 +1,4 @@
-// ShardService over gRPC: one Exchange stream for each worker. gRPC's handler thread
+// ShardService over gRPC: one Exchange stream for each worker, at a time. gRPC's handler thread
 // reads, and so does the copying and checking; a ReplyStream writes.
 #pragma once
 
@@ -7,14 +7,17 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "proto/moe/v1/expert.grpc.pb.h"
 #include "server/reply_sink.h"
 #include "server/reply_stream.h"
 #include "server/shard_host.h"
+#include "server/worker_session.h"
 
 namespace moe {
 
@@ -25,9 +28,11 @@ class ShardService : public v1::ShardService::Service {
     std::string server;
     // The generation at present; null before the first.
     std::function<std::shared_ptr<ShardHost>()> host;
-    // A worker's stream broke, or was closed for what it said, while it was needed. Any
-    // thread.
+    // A worker's stream broke and no other took it up, or it was closed for what it said,
+    // while it was needed. Any thread.
     std::function<void(uint64_t generation, const absl::Status& why)> on_lost;
+    // How long a worker whose stream broke has to come back with another.
+    absl::Duration reconnect_timeout;
   };
   explicit ShardService(Options options) : options_(std::move(options)) {}
 
@@ -50,6 +55,7 @@ class ShardService : public v1::ShardService::Service {
     uint64_t generation = 0;
     grpc::ServerContext* context = nullptr;
     std::shared_ptr<ReplyStream> replies;
+    std::shared_ptr<WorkerSession> session;
   };
 
   // That the caller is a worker of the job, before anything of it is read.
@@ -61,12 +67,14 @@ class ShardService : public v1::ShardService::Service {
   absl::Status Converse(grpc::ServerContext* context, ReplyStream::Stream* stream,
                         const std::shared_ptr<ReplyStream>& replies);
   // Until the stream ends or a message is refused; *stale: because it is of another
-  // generation, whose senders this one doesn't need.
+  // generation, whose senders this one doesn't need. DATA_LOSS: it was damaged on its way.
   absl::Status Read(const std::string& worker, ShardHost& host,
                     ReplyStream::Stream* stream,
-                    const std::shared_ptr<ReplyStream>& replies, bool* stale);
-  // Adds the conversation unless its generation is over.
-  absl::Status Begin(const Conversation& conversation);
+                    const Conversation& conversation, bool* stale);
+  // Adds the conversation unless its generation is over, and gives it the worker's session, which begins
+  // with its first one.
+  absl::Status Begin(const std::string& worker, uint64_t incarnation,
+                     Conversation* conversation);
   // OK, or why that generation is over.
   absl::Status Over(uint64_t generation) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -77,6 +85,9 @@ class ShardService : public v1::ShardService::Service {
   absl::Status over_cause_ ABSL_GUARDED_BY(mutex_);
   // By their streams.
   std::map<const ReplyStream*, Conversation> conversations_ ABSL_GUARDED_BY(mutex_);
+  // By generation and worker.
+  std::map<std::pair<uint64_t, std::string>, std::shared_ptr<WorkerSession>> sessions_
+      ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace moe

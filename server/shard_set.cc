@@ -186,9 +186,12 @@ std::string ShardSet::Rows(const std::string& shard, std::span<const int32_t> in
   return table(shard).Content(index);
 }
 
-absl::Status ShardSet::Close(std::span<const std::shared_ptr<const CloseInput>> closes) {
+absl::Status ShardSet::Close(
+    std::span<const std::shared_ptr<const CloseInput>> closes,
+    const std::function<void(uint32_t replica, const CloseInput& close)>& added) {
   std::set<const CloseInput*> seen;
-  for (const auto& close : closes) {
+  for (uint32_t r = 0; r < closes.size(); ++r) {
+    const auto& close = closes[r];
     if (!seen.insert(close.get()).second) continue;
     for (const CloseInput::Gradient& gradient : close->gradients) {
       RETURN_IF_ERROR(
@@ -203,6 +206,7 @@ absl::Status ShardSet::Close(std::span<const std::shared_ptr<const CloseInput>> 
     for (const auto& [shard, content] : close->replica_states) {
       replica_.at(shard)->Push(content);
     }
+    if (added) added(r, *close);
   }
   for (const auto& [id, shard] : dense_) CHECK(shard->complete()) << id;
   for (const auto& shard : tables_) CHECK(shard->complete()) << shard->spec().id;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -72,8 +73,11 @@ class ShardSet {
                    bool evaluation) const;
 
   // ---- the end of a step
-  // closes: [R]; replicas of one worker share theirs.
-  absl::Status Close(std::span<const std::shared_ptr<const CloseInput>> closes);
+  // closes: [R]; replicas of one worker share theirs. added, unless empty, is called with each close
+  // that was added, and a replica that it is of.
+  absl::Status Close(
+      std::span<const std::shared_ptr<const CloseInput>> closes,
+      const std::function<void(uint32_t replica, const CloseInput& close)>& added = {});
   std::vector<v1::TensorSquareSum> SquareSums();
   void Apply(double rate, double scale);
 

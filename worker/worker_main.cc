@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "common/base/allocator.h"
 #include "common/base/program.h"
+#include "common/base/protocol.h"
 #include "common/base/service_notifier.h"
 #include "common/base/signals.h"
 #include "common/net/net_flags.h"
@@ -36,6 +37,10 @@ ABSL_FLAG(absl::Duration, start_timeout, absl::Minutes(10),
           "How long to wait for the other members before the job starts or goes on.");
 ABSL_FLAG(absl::Duration, step_timeout, absl::Seconds(60),
           "How long to wait for any answer of a server before giving up.");
+ABSL_FLAG(
+    absl::Duration, reconnect_timeout, moe::kReconnectTimeout,
+    "How long to try to take up a stream to a server that broke. Then the job goes on "
+    "from its last checkpoint. 0: at once.");
 ABSL_FLAG(absl::Duration, cut_timeout, absl::Hours(1),
           "How much longer to wait at a checkpoint, while the servers write their shards "
           "to disk.");
@@ -80,11 +85,15 @@ int main(int argc, char** argv) {
   options.start_timeout = absl::GetFlag(FLAGS_start_timeout);
   options.step_timeout = absl::GetFlag(FLAGS_step_timeout);
   options.cut_timeout = absl::GetFlag(FLAGS_cut_timeout);
+  options.reconnect_timeout = absl::GetFlag(FLAGS_reconnect_timeout);
   if (options.step_timeout <= absl::ZeroDuration()) {
     moe::ExitWithUsageError("--step_timeout must be positive");
   }
   if (options.cut_timeout < absl::ZeroDuration()) {
     moe::ExitWithUsageError("--cut_timeout must not be negative");
+  }
+  if (options.reconnect_timeout < absl::ZeroDuration()) {
+    moe::ExitWithUsageError("--reconnect_timeout must not be negative");
   }
   if (options.data.empty())
     moe::ExitWithUsageError("--data is missing: the prepared text's folder");

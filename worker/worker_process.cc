@@ -173,9 +173,11 @@ absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& me
 
   ClusterClient::Options connect;
   connect.member = member.id();
+  connect.incarnation = member.incarnation();
   connect.owned_replicas = owned;
   connect.tls = options_.tls;
   connect.timeout = options_.step_timeout;
+  connect.reconnect_timeout = options_.reconnect_timeout;
   connect.cut_timeout = options_.cut_timeout;
   ActivityClock clock;
   Activity before_wait = Activity::kComputing;

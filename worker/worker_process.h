@@ -41,6 +41,8 @@ class Worker {
     absl::Duration coordinator_timeout = absl::Minutes(2);
     // How long any wait for a server may take.
     absl::Duration step_timeout = absl::Seconds(60);
+    // How long to try to take up a stream to a server that broke.
+    absl::Duration reconnect_timeout = kReconnectTimeout;
     // How much longer while servers write a checkpoint's files.
     absl::Duration cut_timeout = absl::Hours(1);
     // How long to wait for the other members before the job starts or goes on.

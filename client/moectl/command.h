@@ -34,6 +34,7 @@ std::unique_ptr<Command> MakeEvalCommand();
 std::unique_ptr<Command> MakeCheckpointCommand();
 std::unique_ptr<Command> MakeScaleCommand();
 std::unique_ptr<Command> MakeDrainCommand();
+std::unique_ptr<Command> MakeTraceCommand();
 
 // All of them, in the order of the help.
 std::vector<std::unique_ptr<Command>> MakeCommands();

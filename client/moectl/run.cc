@@ -46,6 +46,7 @@ std::vector<std::unique_ptr<Command>> MakeCommands() {
   commands.push_back(MakeCheckpointCommand());
   commands.push_back(MakeScaleCommand());
   commands.push_back(MakeDrainCommand());
+  commands.push_back(MakeTraceCommand());
   return commands;
 }
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "absl/time/time.h"
+
 namespace moe {
 
 // Raised when a message or its meaning changes: the coordinator refuses members that
@@ -17,6 +19,10 @@ inline constexpr int kMaxScoresUnderWay = 2;
 inline constexpr int kSampledSoftmaxTokens = 512;
 // Words that a server scores at a time.
 inline constexpr int kScoreBlockRows = 4096;
+
+// How long a worker and a server try to take up a stream between them that broke: a thirtieth of what
+// they wait for each other by default.
+inline constexpr absl::Duration kReconnectTimeout = absl::Seconds(2);
 
 inline constexpr char kVersion[] = "0.1.0";
 

@@ -352,15 +352,18 @@ MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned, int64_t score_s
   const int64_t replicas = static_cast<int64_t>(owned.size());
   const Sizes dense = SizesOf(plan_.shards, ShardKind::kDense);
 
-  // A call's rows to the servers of a mixture, and those that come back, in either pass.
+  // A call's rows to the servers of a mixture, kept until they are answered while those of the other
+  // waves are sent, and those that come back, in either pass.
   int64_t frames = 0;
+  const int64_t others = job_.training().waves() - 1;
   for (const Mixture& mixture : MixturesOf(job_)) {
     const ExpertTraffic traffic = EvenTraffic(mixture.moe, mixture.moe.groups());
     const double rows =
         traffic.group_rows * static_cast<double>(replicas * Rows()) / mixture.calls;
     const int64_t in = Bytes(rows * static_cast<double>(mixture.in));
     const int64_t out = Bytes(rows * static_cast<double>(mixture.out));
-    frames = std::max({frames, Sent(in) + Received(out), Sent(out) + Received(in)});
+    frames = std::max({frames, others * in + Sent(in) + Received(out),
+                       others * out + Sent(out) + Received(in)});
   }
   const Work kept = {.activations = replicas * Activations()};
   Work work;
@@ -475,8 +478,9 @@ Footprint StepMemory::WorkerRows(std::span<const uint32_t> owned) const {
 
 int64_t StepMemory::WorkerScores(int64_t replicas, int64_t servers) const {
   const int64_t x = Bytes(ScoreTokens(replicas) * job_.model().d_model());
-  // As requests; and on their way to every server.
-  return servers == 0 ? 0 : kMaxScoresUnderWay * x + servers * Sent(x);
+  // As requests; and for every server, kept until it has answered, one of them on its way.
+  constexpr int64_t kOthers = kMaxScoresUnderWay - 1;
+  return servers == 0 ? 0 : kMaxScoresUnderWay * x + servers * (kOthers * x + Sent(x));
 }
 
 Footprint StepMemory::OfLstm(const v1::Lstm& lstm) const {

@@ -98,6 +98,10 @@ class GrpcMember final : public Member {
   ~GrpcMember() override { Leave(); }
 
   const std::string& id() const override { return id_; }
+  uint64_t incarnation() const override {
+    absl::MutexLock lock(&mutex_);
+    return incarnation_;
+  }
 
   absl::StatusOr<v1::ClusterState> WaitFor(
       const std::string& reason, absl::Duration timeout,

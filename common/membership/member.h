@@ -48,6 +48,8 @@ class Member {
 
   // "server/<name>" or "worker/<name>".
   virtual const std::string& id() const = 0;
+  // Counts the processes, and the registrations, that the member of this id has been.
+  virtual uint64_t incarnation() const = 0;
 
   // Waits until the state satisfies `ready`, the cluster fails or finishes, or the member loses the
   // coordinator. A failed cluster: ABORTED with the cause. `reason` is shown in status meanwhile.

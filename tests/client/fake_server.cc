@@ -1,7 +1,9 @@
 #include "tests/client/fake_server.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "client/exchange_key.h"
 #include "common/net/checksum.h"
 #include "glog/logging.h"
 
@@ -22,6 +24,14 @@ std::vector<v1::ExchangeRequest> FakeServer::requests() const {
   return requests_;
 }
 
+uint64_t FakeServer::SequenceOf(const v1::ExchangeResponse& response) const {
+  absl::MutexLock lock(&mutex_);
+  const auto asked = std::find_if(
+      requests_.rbegin(), requests_.rend(),
+      [&](const auto& request) { return KeyOf(request) == KeyOf(response); });
+  return asked == requests_.rend() ? 0 : asked->sequence();
+}
+
 grpc::Status FakeServer::Exchange(
     grpc::ServerContext*,
     grpc::ServerReaderWriter<v1::ExchangeResponse, v1::ExchangeRequest>* stream) {
@@ -33,7 +43,11 @@ grpc::Status FakeServer::Exchange(
     }
     std::vector<v1::ExchangeResponse> responses;
     if (request.has_hello()) {
-      responses.emplace_back().mutable_hello()->set_server(id_);
+      v1::HelloResponse& hello = *responses.emplace_back().mutable_hello();
+      hello.set_server(id_);
+      absl::MutexLock lock(&mutex_);
+      hello.set_incarnation(incarnation_);
+      hello.set_received(received_);
       responses.back().set_generation(kFakeGeneration);
     } else {
       const grpc::Status status = handler_(request, &responses);
@@ -42,6 +56,9 @@ grpc::Status FakeServer::Exchange(
     for (v1::ExchangeResponse& response : responses) {
       // A handler may set another one.
       if (response.generation() == 0) response.set_generation(kFakeGeneration);
+      if (response.has_pull() && response.pull().sequence() == 0) {
+        response.mutable_pull()->set_sequence(SequenceOf(response));
+      }
       // Nor if a handler has spoiled a sealed one.
       if (response.checksum() == 0) Seal(&response);
       stream->Write(response);

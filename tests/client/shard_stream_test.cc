@@ -1,9 +1,17 @@
 #include "client/shard_stream.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/net/checksum.h"
+#include "glog/logging.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/client/fake_server.h"
@@ -18,6 +26,7 @@ ShardStreamOptions OptionsFor(const FakeServer& server, absl::Duration timeout) 
   return {.server = server.id(),
           .address = server.address(),
           .member = "worker/w0",
+          .incarnation = 5,
           .generation = kFakeGeneration,
           .timeout = timeout};
 }
@@ -212,6 +221,185 @@ TEST(ShardStream, RefusesAServerWithAnotherName) {
   options.server = "server/s1";
   const absl::Status status = OpenShardStream(options).status();
   EXPECT_THAT(std::string(status.message()), HasSubstr("says that it is server/s0"));
+}
+
+// ---------------------------------------------------------------- streams that break
+
+v1::ExchangeRequest Full(uint64_t step, uint32_t wave) {
+  v1::ExchangeRequest request = Forward(step, wave);
+  request.mutable_forward()->add_frames()->set_replica(2);
+  request.mutable_forward()->mutable_frames(0)->set_x("rows");
+  return request;
+}
+
+TEST(ShardStream, WhatHasNoAnswerIsSentAgainOnTheNextStream) {
+  // Answers wave 0, breaks at wave 2; all is answered on the second stream.
+  int broken = 0;
+  FakeServer* fake = nullptr;
+  FakeServer server("server/s0", [&](const auto& request, Responses* responses) {
+    const uint32_t wave = request.forward().id().wave();
+    if (broken == 0 && wave == 2) {
+      ++broken;
+      // It has the first two.
+      fake->SetHello(1, 2);
+      return grpc::Status(grpc::StatusCode::UNAVAILABLE, "cut");
+    }
+    if (broken > 0 || wave == 0) responses->push_back(AnswerTo(request));
+    return grpc::Status::OK;
+  });
+  fake = &server;
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(30)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Full(3, 0)).ok());
+  ASSERT_TRUE((*stream)->Await(KeyOf(Full(3, 0)), Soon()).ok());
+  for (const uint32_t wave : {1, 2}) ASSERT_TRUE((*stream)->Send(Full(3, wave)).ok());
+  for (const uint32_t wave : {1, 2}) {
+    const auto response = (*stream)->Await(KeyOf(Full(3, wave)), Soon());
+    ASSERT_TRUE(response.ok()) << response.status();
+  }
+  const auto requests = server.requests();
+  ASSERT_EQ(requests.size(), 7u);  // hello, 0, 1, 2, hello, 1, 2
+  EXPECT_EQ(requests[0].hello().sent(), 0u);
+  EXPECT_EQ(requests[0].hello().incarnation(), 5u);
+  EXPECT_EQ(requests[4].hello().sent(), 3u);
+  EXPECT_EQ(requests[4].hello().incarnation(), 5u);
+  EXPECT_EQ(requests[5].sequence(), 2u);
+  EXPECT_EQ(requests[6].sequence(), 3u);
+  EXPECT_EQ(requests[6].SerializeAsString(), requests[3].SerializeAsString());
+  // Of what the server has only the name.
+  EXPECT_EQ(requests[5].forward().frames(0).replica(), 2u);
+  EXPECT_EQ(requests[5].forward().frames(0).x(), "");
+}
+
+TEST(ShardStream, SendsWhileThereIsNoStream) {
+  // The first stream breaks at once, the second doesn't.
+  std::atomic<int> messages = 0;
+  FakeServer server("server/s0", [&](const auto& request, Responses* responses) {
+    if (++messages == 1) return grpc::Status(grpc::StatusCode::CANCELLED, "");
+    responses->push_back(AnswerTo(request));
+    return grpc::Status::OK;
+  });
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(30)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  for (uint64_t step = 1; step < 20; ++step) {
+    ASSERT_TRUE((*stream)->Send(Forward(step)).ok());
+  }
+  for (uint64_t step = 1; step < 20; ++step) {
+    EXPECT_TRUE((*stream)->Await(KeyOf(Forward(step)), Soon()).ok());
+  }
+}
+
+TEST(ShardStream, AServerThatWasStartedAgainIsLost) {
+  FakeServer* fake = nullptr;
+  FakeServer server("server/s0", [&](const auto&, Responses*) {
+    fake->SetHello(2, 0);
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "cut");
+  });
+  fake = &server;
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(30)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Forward(1)).ok());
+  const absl::Status lost = (*stream)->Await(KeyOf(Forward(1)), Soon()).status();
+  EXPECT_EQ(lost.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(lost.message()),
+              HasSubstr("has been started again (incarnation 2, not 1)"));
+}
+
+TEST(ShardStream, WithoutPatienceABreakIsTheEnd) {
+  FakeServer server("server/s0", [&](const auto&, Responses*) {
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "cut");
+  });
+  ShardStreamOptions options = OptionsFor(server, absl::Seconds(30));
+  options.reconnect_timeout = absl::ZeroDuration();
+  auto stream = OpenShardStream(options);
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  ASSERT_TRUE((*stream)->Send(Forward(1)).ok());
+  const absl::Status lost = (*stream)->Await(KeyOf(Forward(1)), Soon()).status();
+  EXPECT_EQ(lost.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(lost.message()), HasSubstr("broke"));
+  EXPECT_EQ(server.requests().size(), 2u);
+}
+
+// Listens, and closes every connection.
+class Door {
+ public:
+  Door() : listener_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    CHECK_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&address), size), 0);
+    CHECK_EQ(listen(listener_, 16), 0);
+    getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size);
+    port_ = ntohs(address.sin_port);
+    thread_ = std::thread([this] {
+      for (int fd; (fd = accept(listener_, nullptr, nullptr)) >= 0;) close(fd);
+    });
+  }
+  ~Door() {
+    shutdown(listener_, SHUT_RDWR);
+    thread_.join();
+    close(listener_);
+  }
+  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+
+ private:
+  int listener_;
+  int port_ = 0;
+  std::thread thread_;
+};
+
+TEST(ShardStream, GivesUpInTime) {
+  const Door door;
+  const absl::Time start = absl::Now();
+  const absl::Status lost =
+      OpenShardStream({.server = "server/s0",
+                       .address = door.address(),
+                       .member = "worker/w0",
+                       .generation = kFakeGeneration,
+                       .timeout = absl::Seconds(30),
+                       .reconnect_timeout = absl::Milliseconds(300)})
+          .status();
+  EXPECT_EQ(lost.code(), absl::StatusCode::kUnavailable) << lost;
+  EXPECT_THAT(std::string(lost.message()), HasSubstr("server/s0 at " + door.address()));
+  EXPECT_GE(absl::Now() - start, absl::Milliseconds(300));
+}
+
+TEST(ShardStream, AnAnswerThatComesTwiceCountsOnce) {
+  FakeServer server("server/s0", [&](const auto& request, Responses* responses) {
+    if (request.has_forward()) {
+      responses->assign(3, AnswerTo(request));
+      return grpc::Status::OK;
+    }
+    // Of pulls of one shard each has its own answer; the first one's comes once more.
+    v1::PullResponse& pull = *responses->emplace_back().mutable_pull();
+    pull.set_version(1);
+    pull.add_shards()->set_shard("table/0");
+    pull.set_sequence(request.sequence());
+    pull.mutable_shards(0)->set_content(absl::StrCat(request.sequence()));
+    if (request.sequence() > 3) {
+      responses->insert(responses->begin(), responses->back());
+      responses->front().mutable_pull()->set_sequence(3);
+      responses->front().mutable_pull()->mutable_shards(0)->set_content("old");
+    }
+    return grpc::Status::OK;
+  });
+  auto stream = OpenShardStream(OptionsFor(server, absl::Seconds(30)));
+  ASSERT_TRUE(stream.ok()) << stream.status();
+  for (const uint64_t step : {1, 2}) {
+    ASSERT_TRUE((*stream)->Send(Forward(step)).ok());
+    EXPECT_TRUE((*stream)->Await(KeyOf(Forward(step)), Soon()).ok());
+  }
+  for (const char* content : {"3", "4"}) {
+    v1::ExchangeRequest request;
+    request.mutable_pull()->set_version(1);
+    request.mutable_pull()->add_rows()->set_shard("table/0");
+    const ExchangeKey key = KeyOf(request);
+    ASSERT_TRUE((*stream)->Send(std::move(request)).ok());
+    const auto response = (*stream)->Await(key, Soon());
+    ASSERT_TRUE(response.ok()) << response.status();
+    EXPECT_EQ(response->pull().shards(0).content(), content);
+  }
 }
 
 TEST(ShardStream, DescribesEveryKind) {

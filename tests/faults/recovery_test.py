@@ -151,7 +151,7 @@ class NetworkTest(UndisturbedCase):
     def test_connections_break(self):
         cluster = self.start_with_proxies()
         self.proxies["s0"].drop()
-        self.assert_undisturbed(cluster, generations=2)
+        self.assert_undisturbed(cluster, generations=1)
 
     def test_partition(self):
         cluster = self.start_with_proxies()

@@ -46,18 +46,38 @@ class Conversation {
 
   bool Hello(const std::string& worker, int32_t version = kProtocolVersion,
              uint64_t generation = 1) {
+    return Return(worker, /*sent=*/0, kIncarnation, version, generation).ok();
+  }
+  // Says Hello after having sent so much on other streams; how much of that the server has.
+  absl::StatusOr<uint64_t> Return(const std::string& worker, uint64_t sent,
+                                  uint64_t incarnation = kIncarnation,
+                                  int32_t version = kProtocolVersion,
+                                  uint64_t generation = 1) {
     v1::ExchangeRequest request;
     request.set_generation(generation);
     request.mutable_hello()->set_member(worker);
     request.mutable_hello()->set_protocol_version(version);
-    Send(request);
-    return Next().has_hello();
+    request.mutable_hello()->set_incarnation(incarnation);
+    request.mutable_hello()->set_sent(sent);
+    Seal(&request);
+    SendAsItIs(request);
+    sequence_ = sent;
+    const v1::ExchangeResponse response = Next();
+    if (!response.has_hello()) {
+      return absl::Status(static_cast<absl::StatusCode>(response.failure().code()),
+                          response.failure().message());
+    }
+    EXPECT_EQ(response.hello().incarnation(), testing::kFakeIncarnation);
+    return response.hello().received();
   }
-  void Send(v1::ExchangeRequest request) {
+  void Send(const v1::ExchangeRequest& request) { SendAs(++sequence_, request); }
+  void SendAs(uint64_t sequence, v1::ExchangeRequest request) {
+    request.set_sequence(sequence);
     Seal(&request);
     SendAsItIs(request);
   }
   void SendAsItIs(const v1::ExchangeRequest& request) { stream_->Write(request); }
+  uint64_t sequence() const { return sequence_; }
   // Empty when the stream has ended.
   v1::ExchangeResponse Next() {
     v1::ExchangeResponse response;
@@ -79,6 +99,9 @@ class Conversation {
   void Break() { context_.TryCancel(); }
 
  private:
+  static constexpr uint64_t kIncarnation = 4;
+
+  uint64_t sequence_ = 0;
   grpc::ClientContext context_;
   std::unique_ptr<v1::ShardService::Stub> stub_;
   std::unique_ptr<grpc::ClientReaderWriter<v1::ExchangeRequest, v1::ExchangeResponse>>
@@ -87,11 +110,13 @@ class Conversation {
 
 class ExpertServerTest : public ::testing::Test {
  protected:
-  void Start(v1::ClusterState state) {
+  void Start(v1::ClusterState state,
+             absl::Duration reconnect_timeout = absl::Seconds(20)) {
     plan_ = MakeModelPlan(state.job());
     ExpertServer::Options options;
     options.name = "s0";
     options.threads = 2;
+    options.reconnect_timeout = reconnect_timeout;
     options.join = [this](const Member::Options& member) {
       return std::make_unique<testing::FakeMember>(&cluster_, member);
     };
@@ -144,6 +169,14 @@ class ExpertServerTest : public ::testing::Test {
     SendAll([&](const auto& replicas) {
       return testing::CloseOf(plan_, step, replicas, cut);
     });
+  }
+
+  std::string Digests() {
+    const auto stub = v1::ServerStatusService::NewStub(server_->rpc().InProcessChannel());
+    grpc::ClientContext context;
+    v1::GetTensorDigestsResponse digests;
+    EXPECT_TRUE(stub->GetTensorDigests(&context, {}, &digests).ok());
+    return digests.DebugString();
   }
 
   testing::FakeCluster cluster_;
@@ -317,13 +350,125 @@ TEST_F(ExpertServerTest, AStaleMessageDoesNotFailTheJob) {
   EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
 }
 
-TEST_F(ExpertServerTest, ABrokenStreamFailsTheJob) {
+TEST_F(ExpertServerTest, ABrokenStreamThatNobodyTakesUpFailsTheJob) {
+  for (const absl::Duration patience : {absl::ZeroDuration(), absl::Milliseconds(50)}) {
+    workers_.clear();
+    server_ = nullptr;
+    cluster_.Reset();
+    Start(testing::MadeState(testing::MadeJob()), patience);
+    Connect();
+    workers_["worker/w1"]->Break();
+    EXPECT_THAT(cluster_.AwaitFailure(), HasSubstr("the stream of worker/w1 broke"));
+    SetPhase(v1::PHASE_FAILED, "because of w1");
+    EXPECT_EQ(server_->Wait().message(), "because of w1");
+  }
+}
+
+TEST_F(ExpertServerTest, AStreamIsTakenUpAndWhatComesAgainCountsOnce) {
   Start(testing::MadeState(testing::MadeJob()));
   Connect();
-  workers_["worker/w1"]->Break();
-  EXPECT_THAT(cluster_.AwaitFailure(), HasSubstr("the stream of worker/w1 broke"));
-  SetPhase(v1::PHASE_FAILED, "because of w1");
-  EXPECT_EQ(server_->Wait().message(), "because of w1");
+  Step(0);
+  for (auto& [worker, stream] : workers_) EXPECT_EQ(stream->Next().close().version(), 1u);
+  const std::string once = Digests();
+
+  workers_.clear();
+  server_ = nullptr;
+  cluster_.Reset();
+  Start(testing::MadeState(testing::MadeJob()));
+  Connect();
+  // Each message of worker/w1 on a stream of its own, which breaks before the answer is read, and then
+  // once more.
+  const std::string w1 = "worker/w1";
+  const auto broken = [&](const v1::ExchangeRequest& request) {
+    const uint64_t sequence = workers_[w1]->sequence() + 1;
+    workers_[w1]->Send(request);
+    workers_[w1]->Break();
+    workers_[w1] = std::make_unique<Conversation>(*server_);
+    const absl::StatusOr<uint64_t> received = workers_[w1]->Return(w1, sequence);
+    ASSERT_TRUE(received.ok()) << received.status();
+    // It may have broken before it was read.
+    EXPECT_TRUE(*received == sequence || *received == sequence - 1) << *received;
+    workers_[w1]->SendAs(sequence, request);
+  };
+  // Its answer, passing over those that were asked for twice.
+  const auto await = [&](v1::ExchangeResponse::MessageCase kind) {
+    while (true) {
+      const v1::ExchangeResponse response = workers_[w1]->Next();
+      ASSERT_NE(response.message_case(), v1::ExchangeResponse::MESSAGE_NOT_SET);
+      ASSERT_FALSE(response.has_failure()) << response.failure().message();
+      if (response.message_case() == kind) return;
+    }
+  };
+  Conversation& other = *workers_["worker/w0"];
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    broken(testing::ForwardOf(0, w, {2}));
+    other.Send(testing::ForwardOf(0, w, {0, 1}));
+    EXPECT_TRUE(other.Next().has_forward());
+    await(v1::ExchangeResponse::kForward);
+  }
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    other.Send(testing::BackwardOf(0, w, {0, 1}));
+    broken(testing::BackwardOf(0, w, {2}));
+    EXPECT_TRUE(other.Next().has_backward());
+    await(v1::ExchangeResponse::kBackward);
+  }
+  other.Send(testing::CloseOf(plan_, 0, {0, 1}));
+  broken(testing::CloseOf(plan_, 0, {2}));
+  EXPECT_EQ(other.Next().close().version(), 1u);
+  await(v1::ExchangeResponse::kClose);
+  // The step is over; what comes again of it is ignored.
+  broken(testing::PullOf({"dense/0"}, 1));
+  await(v1::ExchangeResponse::kPull);
+  workers_[w1]->SendAs(1, testing::ForwardOf(0, 0, {2}));
+  workers_[w1]->SendAs(kWaves + 1, testing::BackwardOf(0, 0, {2}));
+  workers_[w1]->SendAs(2 * kWaves + 1, testing::CloseOf(plan_, 0, {2}));
+  await(v1::ExchangeResponse::kClose);
+  EXPECT_EQ(Digests(), once);
+  EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
+}
+
+TEST_F(ExpertServerTest, MessagesAreTakenInTheirOrder) {
+  Start(testing::MadeState(testing::MadeJob()));
+  Connect();
+  Conversation& stream = *workers_["worker/w1"];
+  workers_["worker/w0"]->Send(testing::ForwardOf(0, 0, {0, 1}));
+  workers_["worker/w0"]->Send(testing::ForwardOf(0, 1, {0, 1}));
+  stream.SendAs(2, testing::ForwardOf(0, 1, {2}));
+  stream.SendAs(2, testing::ForwardOf(0, 1, {2}));
+  stream.SendAs(1, testing::ForwardOf(0, 0, {2}));
+  for (uint32_t w = 0; w < kWaves; ++w) {
+    EXPECT_EQ(stream.Next().forward().id().wave(), w);
+  }
+  EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
+  stream.SendAs(1000, testing::PullOf({"dense/0"}, 0));
+  EXPECT_THAT(stream.Next().failure().message(),
+              HasSubstr("worker/w1 sent message 1000 before message 3"));
+}
+
+TEST_F(ExpertServerTest, OnlyWhoBeganMayTakeUpAStream) {
+  Start(testing::MadeState(testing::MadeJob()));
+  Connect();
+  const auto returned = [&](uint64_t sent, uint64_t incarnation) {
+    Conversation stream(*server_);
+    return std::string(stream.Return("worker/w1", sent, incarnation).status().message());
+  };
+  workers_["worker/w1"]->Send(testing::PullOf({"dense/0"}, 0));
+  EXPECT_TRUE(workers_["worker/w1"]->Next().has_pull());
+  EXPECT_THAT(returned(1, 3),
+              HasSubstr("is incarnation 3, but the generation began with incarnation 4"));
+  EXPECT_THAT(returned(0, 4), HasSubstr("knows of 0 messages that it sent, but 1 came"));
+  // None of them cuts the stream that there is.
+  workers_["worker/w1"]->Send(testing::PullOf({"dense/0"}, 0));
+  EXPECT_TRUE(workers_["worker/w1"]->Next().has_pull());
+  EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
+}
+
+TEST_F(ExpertServerTest, AServerThatHasForgottenSaysSo) {
+  Start(testing::MadeState(testing::MadeJob()));
+  Conversation stream(*server_);
+  const absl::Status status = stream.Return("worker/w1", 7).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(status.message(), HasSubstr("knows nothing of the 7 messages"));
 }
 
 TEST_F(ExpertServerTest, AFailedCutFailsTheJobBeforeTheStepShows) {

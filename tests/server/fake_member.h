@@ -13,6 +13,8 @@
 
 namespace moe::testing {
 
+inline constexpr uint64_t kFakeIncarnation = 3;
+
 // What a FakeMember and its test share; outlives the member.
 class FakeCluster {
  public:
@@ -20,6 +22,13 @@ class FakeCluster {
     absl::MutexLock lock(&mutex_);
     state_ = std::move(state);
     ++changes_;
+  }
+  // As before its first member.
+  void Reset() {
+    absl::MutexLock lock(&mutex_);
+    cancelled_ = false;
+    ready_ = 0;
+    failures_.clear();
   }
   void AwaitReady(uint64_t generation) {
     absl::MutexLock lock(&mutex_);
@@ -73,6 +82,7 @@ class FakeMember : public Member {
   }
 
   const std::string& id() const override { return id_; }
+  uint64_t incarnation() const override { return kFakeIncarnation; }
   absl::StatusOr<v1::ClusterState> WaitFor(
       const std::string&, absl::Duration,
       const std::function<bool(const v1::ClusterState&)>& ready) override {

@@ -55,6 +55,8 @@ class ShardHostTest : public ::testing::Test {
     options.server = "server/s0";
     options.state = state;
     options.rendezvous_timeout = timeout;
+    options.incarnation = 9;
+    options.trace = trace_;
     options.events.shard_written = [this](uint64_t step, const v1::ShardFile& file) {
       written_[absl::StrCat(step, " ", file.shard())] = file;
       if (const auto call = std::exchange(on_written_, nullptr)) call();
@@ -225,6 +227,8 @@ class ShardHostTest : public ::testing::Test {
   std::function<void()> on_written_;
   absl::Status failure_;
   absl::Notification failed_;
+  // Of hosts that are loaded from here on.
+  TraceWriter* trace_ = nullptr;
   std::unique_ptr<Backend> backend_;
   std::shared_ptr<ShardHome> home_;
   ModelPlan plan_;

@@ -137,6 +137,22 @@ TEST_F(ShardHostTest, WhatComesAgainIsAnsweredAgainAndCountsOnce) {
   EXPECT_EQ(DigestsOf(), once);
 }
 
+TEST_F(ShardHostTest, WhatComesAgainIsCheckedAsWell) {
+  ASSERT_TRUE(Send("worker/w0", testing::ForwardOf(0, 0, {0, 1})).ok());
+  const auto again = [&](const v1::ExchangeRequest& request) {
+    return std::string(
+        host_->Handle("worker/w0", request, sinks_["worker/w0"], /*again=*/true)
+            .message());
+  };
+  v1::ExchangeRequest request = testing::ForwardOf(0, 0, {0, 1});
+  request.mutable_forward()->mutable_frames(1)->set_replica(1u << 31);
+  EXPECT_THAT(again(request), HasSubstr("replica 2147483648 is out of range"));
+  EXPECT_THAT(again(testing::ForwardOf(0, 0, {2})), HasSubstr("is worker/w1's"));
+  EXPECT_THAT(again(testing::ForwardOf(0, 0, {0})),
+              HasSubstr("comes again with other replicas"));
+  EXPECT_EQ(again(testing::ForwardOf(0, 0, {0, 1})), "");
+}
+
 TEST_F(ShardHostTest, EvaluationReadsTheCurrentVersion) {
   Step(0);
   const auto evaluate = [&](uint64_t batch, uint32_t wave) {
