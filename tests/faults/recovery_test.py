@@ -1,11 +1,9 @@
 """A job survives the loss of any process, and ends with the bits of the undisturbed run."""
 
-import os
 import signal
 import time
 
 from tests.faults import cluster as c
-from tests.faults.proxy import Proxy
 from tests.faults.undisturbed import FLAGS, LEASE, TIMEOUT, UndisturbedCase
 
 
@@ -140,24 +138,6 @@ class StandsStillTest(UndisturbedCase):
 
 
 class NetworkTest(UndisturbedCase):
-    def start_with_proxies(self):
-        """Two servers, each reached through a proxy."""
-        cluster = self.new_cluster(self.job)
-        cluster.start_coordinator(2, 2, flags=FLAGS)
-        self.proxies = {}
-        for name in ["s0", "s1"]:
-            proxy = self.proxies[name] = Proxy()
-            self.addCleanup(proxy.close)
-            port_file = os.path.join(cluster.folder, name + ".port")
-            self.start_server(cluster, name, ["--advertise", proxy.address, "--port_file",
-                                              port_file])
-            cluster.await_that(lambda: os.path.exists(port_file), name + " listens")
-            proxy.target = c.read(port_file).strip()
-        for name in ["w0", "w1"]:
-            self.start_worker(cluster, name)
-        self.await_checkpoint(cluster)
-        return cluster
-
     def test_connections_break(self):
         cluster = self.start_with_proxies()
         self.proxies["s0"].drop()

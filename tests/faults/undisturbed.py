@@ -4,6 +4,7 @@ import os
 import re
 
 from tests.faults import cluster as c
+from tests.faults.proxy import Proxy
 
 STEPS = 1500
 EVERY = 100
@@ -16,10 +17,12 @@ WORKER_FLAGS = ["--step_timeout=%ds" % TIMEOUT]
 
 
 class UndisturbedCase(c.TestCase):
+    JOB = c.job(steps=STEPS, every_steps=EVERY)
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.job = c.job(steps=STEPS, every_steps=EVERY)
+        cls.job = cls.JOB
         run = c.Cluster(os.path.join(cls.root, "undisturbed"), cls.data, cls.job)
         cls.addClassCleanup(run.close)
         run.start(servers=1, workers=1)
@@ -32,6 +35,24 @@ class UndisturbedCase(c.TestCase):
         cluster.start(servers, workers, flags=FLAGS + list(flags), server_flags=SERVER_FLAGS,
                       worker_flags=WORKER_FLAGS, **options)
         self.await_checkpoint(cluster)
+        return cluster
+
+    def start_with_proxies(self, servers=2):
+        """Servers that are each reached through a proxy, and two workers."""
+        cluster = self.new_cluster(self.job)
+        cluster.start_coordinator(servers, 2, flags=FLAGS)
+        self.proxies = {}
+        for name in ["s%d" % i for i in range(servers)]:
+            proxy = self.proxies[name] = Proxy()
+            self.addCleanup(proxy.close)
+            port_file = os.path.join(cluster.folder, name + ".port")
+            self.start_server(cluster, name, ["--advertise", proxy.address, "--port_file",
+                                              port_file])
+            cluster.await_that(lambda: os.path.exists(port_file), name + " listens")
+            proxy.target = c.read(port_file).strip()
+        for name in ["w0", "w1"]:
+            self.start_worker(cluster, name)
+        cluster.await_line("^checkpoint ")
         return cluster
 
     def start_server(self, cluster, name, flags=()):
