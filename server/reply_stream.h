@@ -2,11 +2,14 @@
 // whoever answers a worker never waits for its network.
 #pragma once
 
+#include <cstddef>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <thread>
 
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "proto/moe/v1/expert.grpc.pb.h"
@@ -23,8 +26,17 @@ class ReplyStream : public ReplySink {
   ReplyStream(Stream* stream, std::function<void(absl::Duration)> on_written);
   ~ReplyStream() override;
 
+  // How many replies may wait to be written; any number before. A peer that does as the protocol says has
+  // no more to come than one step's.
+  void Limit(size_t most_waiting);
+  // RESOURCE_EXHAUSTED once there were more: then the peer asks and doesn't read, and those that waited,
+  // and all to come but a Failure, are dropped.
+  absl::Status health() const;
+
   // No effect after Finish.
   void Send(std::shared_ptr<const v1::ExchangeResponse> response) override;
+  // Whether all that is queued is written, or the stream is broken, within that time.
+  bool Drain(absl::Duration patience) const;
   // Writes what is queued, unless the stream is broken, and ends the thread.
   void Finish();
 
@@ -33,8 +45,11 @@ class ReplyStream : public ReplySink {
 
   Stream* const stream_;
   const std::function<void(absl::Duration)> on_written_;
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
+  size_t most_waiting_ ABSL_GUARDED_BY(mutex_) = std::numeric_limits<size_t>::max();
+  bool overrun_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<std::shared_ptr<const v1::ExchangeResponse>> queue_ ABSL_GUARDED_BY(mutex_);
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;
 };

@@ -6,6 +6,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
 #include "common/io/file.h"
@@ -77,6 +78,16 @@ absl::Status ShardHost::Handle(const std::string& worker, v1::ExchangeRequest re
   const absl::Status status = inbox_.Handle(worker, std::move(request), sink);
   engine_.AddMoving(absl::Now() - start);
   return status;
+}
+
+size_t ShardHost::MostUnread() const {
+  size_t frames = 0;
+  for (const MixtureId& id : shards_->mixtures()) {
+    frames += size_t{2} * waves_ * shards_->FindMixture(id)->calls;
+  }
+  // Hello, close and apply; each shard's pull of this version and of the next.
+  const size_t others = 3 + 2 * shards_->size() + kMaxScoresUnderWay;
+  return 2 * (frames + others);
 }
 
 // ---------------------------------------------------------------- what is complete

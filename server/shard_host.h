@@ -62,6 +62,9 @@ class ShardHost : private Inbox::Work {
   uint64_t generation() const { return options_.state.generation(); }
   // Whether any replica is this member's.
   bool IsWorker(const std::string& member) const { return inbox_.IsWorker(member); }
+  // How many answers a worker may have to come, which reads them: twice those of a step, for it may ask
+  // again.
+  size_t MostUnread() const;
   // A message of `worker` after its Hello; `sink` gets the answer, now or later. An error
   // says what is wrong with the message, and ends the conversation with its sender. May
   // block for as long as it takes to copy and check the message.

@@ -11,6 +11,12 @@
 #include "glog/logging.h"
 
 namespace moe {
+namespace {
+
+// For a peer to read why its stream ends.
+constexpr absl::Duration kParting = absl::Seconds(2);
+
+}  // namespace
 
 grpc::Status ShardService::Exchange(grpc::ServerContext* context,
                                     ReplyStream::Stream* stream) {
@@ -18,6 +24,8 @@ grpc::Status ShardService::Exchange(grpc::ServerContext* context,
     if (const std::shared_ptr<ShardHost> host = options_.host()) host->AddMoving(took);
   });
   const absl::Status status = Converse(context, stream, replies);
+  // A peer that doesn't read doesn't hear why, either.
+  if (!status.ok() && !replies->Drain(kParting)) context->TryCancel();
   replies->Finish();
   return ToGrpcStatus(status);
 }
@@ -67,6 +75,7 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
     replies->Send(FailureResponse(generation, begun));
     return begun;
   }
+  replies->Limit(host->MostUnread());
   auto hello = std::make_shared<v1::ExchangeResponse>();
   hello->set_generation(generation);
   hello->mutable_hello()->set_server(options_.server);
@@ -109,6 +118,7 @@ absl::Status ShardService::Read(const std::string& worker, ShardHost& host,
   while (stream->Read(&request)) {
     *stale = request.generation() != host.generation();
     RETURN_IF_ERROR(host.Handle(worker, std::move(request), replies));
+    RETURN_IF_ERROR(Annotate(replies->health(), worker));
     request = v1::ExchangeRequest();
   }
   return absl::OkStatus();
