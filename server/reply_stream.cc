@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "glog/logging.h"
 
@@ -12,22 +13,35 @@ ReplyStream::ReplyStream(Stream* stream, std::function<void(absl::Duration)> on_
 
 ReplyStream::~ReplyStream() { CHECK(!thread_.joinable()) << "Finish was not called"; }
 
+void ReplyStream::Limit(size_t most_waiting) {
+  absl::MutexLock lock(&mutex_);
+  most_waiting_ = most_waiting;
+}
+
+absl::Status ReplyStream::health() const {
+  absl::MutexLock lock(&mutex_);
+  if (!overrun_) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("asks on though more than ", most_waiting_,
+                   " answers, more than a step has, wait to be read"));
+}
+
 void ReplyStream::Send(std::shared_ptr<const v1::ExchangeResponse> response) {
   absl::MutexLock lock(&mutex_);
-  if (!finished_) queue_.push_back(std::move(response));
+  if (finished_) return;
+  if (queue_.size() >= most_waiting_) {
+    overrun_ = true;
+    queue_.clear();
+  }
+  if (!overrun_ || response->has_failure()) queue_.push_back(std::move(response));
 }
 
-void ReplyStream::AwaitRoom() {
+bool ReplyStream::Drain(absl::Duration patience) const {
   absl::MutexLock lock(&mutex_);
-  const auto room = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
-    return finished_ || queue_.size() < kMostQueued;
+  const auto drained = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+    return queue_.empty() && !writing_;
   };
-  mutex_.Await(absl::Condition(&room));
-}
-
-size_t ReplyStream::queued() const {
-  absl::MutexLock lock(&mutex_);
-  return queue_.size();
+  return mutex_.AwaitWithTimeout(absl::Condition(&drained), patience);
 }
 
 void ReplyStream::Finish() {
@@ -44,6 +58,7 @@ void ReplyStream::Run() {
     std::shared_ptr<const v1::ExchangeResponse> response;
     {
       absl::MutexLock lock(&mutex_);
+      writing_ = false;
       const auto ready = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
         return finished_ || !queue_.empty();
       };
@@ -51,6 +66,7 @@ void ReplyStream::Run() {
       if (queue_.empty()) return;
       response = std::move(queue_.front());
       queue_.pop_front();
+      writing_ = true;
     }
     if (broken) continue;
     const absl::Time start = absl::Now();

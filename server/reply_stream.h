@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <thread>
 
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "proto/moe/v1/expert.grpc.pb.h"
@@ -19,22 +21,22 @@ class ReplyStream : public ReplySink {
  public:
   using Stream = grpc::ServerReaderWriter<v1::ExchangeResponse, v1::ExchangeRequest>;
 
-  // Replies that wait for a worker to read those before.
-  static constexpr size_t kMostQueued = 4096;
-
   // stream must live until Finish. on_written: how long a write took; the stream's own
   // thread.
   ReplyStream(Stream* stream, std::function<void(absl::Duration)> on_written);
   ~ReplyStream() override;
 
+  // How many replies may wait to be written; any number before. A peer that does as the protocol says has
+  // no more to come than one step's.
+  void Limit(size_t most_waiting);
+  // RESOURCE_EXHAUSTED once there were more: then the peer asks and doesn't read, and those that waited,
+  // and all to come but a Failure, are dropped.
+  absl::Status health() const;
+
   // No effect after Finish.
   void Send(std::shared_ptr<const v1::ExchangeResponse> response) override;
-  // Waits until fewer than kMostQueued are queued, or the stream is broken or finished. Whoever reads
-  // requests calls it before each, so that a worker that asks and doesn't read the answers isn't
-  // read from either.
-  void AwaitRoom();
-  // How many replies wait.
-  size_t queued() const;
+  // Whether all that is queued is written, or the stream is broken, within that time.
+  bool Drain(absl::Duration patience) const;
   // Writes what is queued, unless the stream is broken, and ends the thread.
   void Finish();
 
@@ -44,7 +46,10 @@ class ReplyStream : public ReplySink {
   Stream* const stream_;
   const std::function<void(absl::Duration)> on_written_;
   mutable absl::Mutex mutex_;
+  size_t most_waiting_ ABSL_GUARDED_BY(mutex_) = std::numeric_limits<size_t>::max();
+  bool overrun_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<std::shared_ptr<const v1::ExchangeResponse>> queue_ ABSL_GUARDED_BY(mutex_);
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;
 };

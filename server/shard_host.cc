@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
 #include "common/io/file.h"
@@ -119,6 +120,16 @@ absl::Status ShardHost::Handle(const std::string& worker, v1::ExchangeRequest re
 
 void ShardHost::Met(const std::string& worker, uint64_t incarnation) {
   if (options_.trace != nullptr) options_.trace->Met(worker, incarnation);
+}
+
+size_t ShardHost::MostUnread() const {
+  size_t frames = 0;
+  for (const MixtureId& id : shards_->mixtures()) {
+    frames += size_t{2} * waves_ * shards_->FindMixture(id)->calls;
+  }
+  // Hello, close and apply; each shard's pull of this version and of the next.
+  const size_t others = 3 + 2 * shards_->size() + kMaxScoresUnderWay;
+  return 2 * (frames + others);
 }
 
 // ---------------------------------------------------------------- what is complete

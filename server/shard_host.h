@@ -74,6 +74,9 @@ class ShardHost : private Inbox::Work {
   bool IsWorker(const std::string& member) const { return inbox_.IsWorker(member); }
   // And whether it is the member's own process that says so.
   bool IsWorker(const std::string& member, uint64_t nonce) const;
+  // How many answers a worker may have to come, which reads them: twice those of a step, for it may ask
+  // again.
+  size_t MostUnread() const;
   // A message of `worker` after its Hello; `sink` gets the answer, now or later. again: it was handled
   // before. An error says what is wrong with the message, and ends the conversation with its
   // sender. May block for as long as it takes to copy and check the message.

@@ -13,6 +13,12 @@
 #include "glog/logging.h"
 
 namespace moe {
+namespace {
+
+// For a peer to read why its stream ends.
+constexpr absl::Duration kParting = absl::Seconds(2);
+
+}  // namespace
 
 grpc::Status ShardService::Exchange(grpc::ServerContext* context,
                                     ReplyStream::Stream* stream) {
@@ -23,6 +29,8 @@ grpc::Status ShardService::Exchange(grpc::ServerContext* context,
     if (const std::shared_ptr<ShardHost> host = options_.host()) host->AddMoving(took);
   });
   const absl::Status status = Converse(context, stream, replies);
+  // A peer that doesn't read doesn't hear why, either.
+  if (!status.ok() && !replies->Drain(kParting)) context->TryCancel();
   replies->Finish();
   return ToGrpcStatus(status);
 }
@@ -107,6 +115,7 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
     replies->Send(FailureResponse(generation, begun));
     return begun;
   }
+  replies->Limit(host->MostUnread());
 
   host->Met(*worker, request.hello().incarnation());
   bool stale = false;
@@ -170,8 +179,8 @@ absl::Status ShardService::Read(const std::string& worker, ShardHost& host,
     *stale = request.generation() != host.generation();
     RETURN_IF_ERROR(*stale ? take(std::move(request), /*again=*/false)
                            : session->Put(std::move(request), take));
+    RETURN_IF_ERROR(Annotate(conversation.replies->health(), worker));
     request = v1::ExchangeRequest();
-    conversation.replies->AwaitRoom();
   }
   return absl::OkStatus();
 }

@@ -5,6 +5,7 @@ removed) once its folder was, and until then any of these changes may have reach
 the others; a file that has its name but not its bytes is empty, full of zeros or cut off.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -15,6 +16,14 @@ class _File:
     def __init__(self):
         self.now = b""
         self.safe = b""
+        self._variants = {}
+
+    def variant(self, name, make):
+        """make(safe, now), made once, as states are compared by their hash, which bytes keep."""
+        made = self._variants.get(name)
+        if made is None or made[0] is not self.safe or made[1] is not self.now:
+            made = self._variants[name] = (self.safe, self.now, make(self.safe, self.now))
+        return made[2]
 
 
 class _Folder:
@@ -115,13 +124,12 @@ class Disk:
 
     def after_power_cut(self):
         """States that the disk may be in, each as `now`."""
-        everything = range(len(self._pending))
-        some = [[], everything]
-        some += [[i] for i in everything]
-        some += [[i for i in everything if i != left_out] for left_out in everything]
-        some += [list(range(n)) for n in everything]
-        for kept, content in itertools.product(some, _CONTENTS):
-            yield self._state([self._pending[i] for i in kept], content)
+        pending = self._pending
+        some = [[], pending] + [[change] for change in pending]
+        some += [pending[:i] + pending[i + 1:] for i in range(len(pending))]
+        some += [pending[:n] for n in range(2, len(pending))]
+        for kept, content in itertools.product(some, _CONTENTS if self._dirty else _CONTENTS[:1]):
+            yield self._state(kept, content)
         # One file at a time is behind.
         for file in self._dirty:
             yield self._state(self._pending,
@@ -142,8 +150,8 @@ class Disk:
 _CONTENTS = [
     lambda file: file.safe,
     lambda file: file.now,
-    lambda file: file.safe.ljust(len(file.now), b"\0"),
-    lambda file: file.now[:len(file.safe) + (len(file.now) - len(file.safe)) // 2],
+    lambda file: file.variant("zeros", lambda safe, now: safe.ljust(len(now), b"\0")),
+    lambda file: file.variant("half", lambda safe, now: now[:(len(safe) + len(now)) // 2]),
 ]
 
 
@@ -158,10 +166,7 @@ def _walk(folder, names, content, prefix=""):
 
 def key(state):
     """Equal for equal states."""
-    digest = hashlib.sha256()
-    for path, content in sorted(state.items()):
-        digest.update(repr((path, content)).encode())
-    return digest.digest()
+    return frozenset(state.items())
 
 
 def make(state, root):
@@ -198,6 +203,9 @@ def read_log(path):
 # ---- what must hold of a state
 
 
+_sha256 = functools.lru_cache(maxsize=None)(lambda content: hashlib.sha256(content).hexdigest())
+
+
 def checkpoints(state, folder):
     """The steps of what looks like a checkpoint below `folder`; an AssertionError if one isn't whole."""
     steps = []
@@ -208,11 +216,14 @@ def checkpoints(state, folder):
         name = parts[-2]
         if not name.startswith("step-") or ".generation-" in name:
             continue
-        manifest = json.loads(state[path])
+        try:
+            manifest = json.loads(state[path])
+        except ValueError:
+            raise AssertionError("%s: its manifest is damaged" % name)
         for shard in manifest["shards"]:
             content = state.get("%s/%s/%s" % (folder, name, shard["file"]))
             assert content is not None, "%s has no %s" % (name, shard["file"])
-            assert hashlib.sha256(content).hexdigest() == shard["sha256"], \
+            assert _sha256(content) == shard["sha256"], \
                 "%s: %s is damaged" % (name, shard["file"])
         steps.append(int(name[len("step-"):]))
     return steps

@@ -6,7 +6,8 @@
 //   DISK_SHIM_KILL=N               SIGKILL before the N-th change, N from 1; of a write, half is done
 //                                  with DISK_SHIM_TORN=1
 //   DISK_SHIM_FAIL=CALL:ERRNO[:PART]  each CALL (open, write, fsync, rename, read, mkdir, unlink)
-//                                  whose path contains PART fails with that error's number
+//                                  whose path contains PART (PART$: ends with it) fails with that
+//                                  error's number
 //   DISK_SHIM_FAIL_IF=PATH         .. only while there is a file PATH
 //   DISK_SHIM_FLIP=PART            a bit of what is read of files whose path contains PART is flipped
 //   DISK_SHIM_LOG=FILE             one JSON object a line for each change, in the order in which
@@ -66,14 +67,12 @@ class Shim {
   // 0, or the error with which the call is to fail.
   int Failure(const std::string& call, const std::string& path) const {
     if (fail_.size() < 2 || fail_[0] != call) return 0;
-    if (fail_.size() > 2 && path.find(fail_[2]) == path.npos) return 0;
+    if (fail_.size() > 2 && !Has(path, fail_[2])) return 0;
     if (!fail_if_.empty() && access(fail_if_.c_str(), F_OK) != 0) return 0;
     return std::stoi(fail_[1]);
   }
 
-  bool Flips(const std::string& path) const {
-    return !flip_.empty() && path.find(flip_) != path.npos;
-  }
+  bool Flips(const std::string& path) const { return !flip_.empty() && Has(path, flip_); }
 
   // Runs a change, `call` of `path`, with all others of all processes held back. torn: what is done
   // of it by a process that dies in its midst. describe: the rest of its line in the log, after it
@@ -115,6 +114,13 @@ class Shim {
       log_ = static_cast<int>(syscall(SYS_openat, AT_FDCWD, log.c_str(),
                                       O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644));
     }
+  }
+
+  static bool Has(const std::string& path, const std::string& part) {
+    if (part.empty() || part.back() != '$') return path.find(part) != path.npos;
+    const size_t size = part.size() - 1;
+    return path.size() >= size &&
+           path.compare(path.size() - size, size, part, 0, size) == 0;
   }
 
   void Log(const std::string& call, const std::string& path,

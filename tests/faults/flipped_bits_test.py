@@ -44,7 +44,7 @@ class FlippedBitsTest(UndisturbedCase):
         cluster = None
         for number in range(FLIPS):
             if cluster is None:
-                cluster = self.start_with_proxies(["--recoveries=1000"])
+                cluster = self.start_with_proxies(flags=["--recoveries=1000"])
             proxy = self.proxies[rng.choice(["s0", "s1"])]
             flip = Flip(rng, proxy, rng.choice(["to_target", "to_client"]), number % 3 > 0)
             before = self.recoveries(cluster)

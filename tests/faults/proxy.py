@@ -14,8 +14,9 @@ class Proxy:
 
     def __init__(self, target=None):
         self.target = target
-        # Bytes a second in each direction; None: no limit.
+        # Bytes a second in each direction of `slow`; None: no limit.
         self.rate = None
+        self.slow = {"to_target", "to_client"}
         # Directions in which nothing gets through, though connections stay: "to_target", "to_client".
         self.blocked = set()
         # A function of a direction and of bytes that are carried, which gives those that arrive.
@@ -84,7 +85,7 @@ class Proxy:
                 # So that a block that begins now holds also what comes next.
                 if not select.select([source], [], [], 0.05)[0]:
                     continue
-                rate = self.rate
+                rate = self.rate if direction in self.slow else None
                 data = source.recv(min(CHUNK, max(1, rate // 20)) if rate else CHUNK)
                 if not data:
                     break

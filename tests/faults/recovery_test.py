@@ -1,6 +1,5 @@
 """A job survives the loss of any process, and ends with the bits of the undisturbed run."""
 
-import os
 import signal
 import time
 

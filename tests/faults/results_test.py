@@ -1,8 +1,10 @@
 """However a job is run by real processes, its result is the same, to the bit."""
 
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 
@@ -97,6 +99,23 @@ class ResultsTest(c.TestCase):
         second = self.new_cluster(self.long_job, checkpoint_dir=first.checkpoint_dir)
         second.start(flags=["--resume"])
         self.assert_expected(self.assert_finished(second), self.expected_of_long_job)
+
+    def test_resumed_on_the_same_shape_on_more_and_on_fewer(self):
+        first = self.new_cluster(self.long_job).start(servers=2, workers=2)
+        first.await_line("^checkpoint ")
+        first["coordinator"].send(signal.SIGTERM)
+        first.wait_all(c.FAULT)
+        begun = first.checkpoints()[-1]
+        self.assertLess(begun, 200)
+        for servers, workers in itertools.product([1, 2, 3], [1, 2, 4]):
+            with self.subTest(servers=servers, workers=workers):
+                again = self.new_cluster(self.long_job)
+                shutil.copytree(first.checkpoint_dir, again.checkpoint_dir)
+                again.start(servers, workers, flags=["--resume"])
+                result = self.assert_finished(again)
+                self.assertIn("starting from {}/step-{:08d}".format(again.checkpoint_dir, begun),
+                              again["coordinator"].stdout)
+                self.assert_expected(result, self.expected_of_long_job)
 
     def test_checkpoint_has_the_digest_of_the_run(self):
         result = self.train(self.job, servers=2, workers=2)

@@ -13,6 +13,7 @@ programs below bazel-bin.
 
 import argparse
 import collections
+import errno
 import os
 import random
 import re
@@ -26,6 +27,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, ROOT)
 
 from tests.faults import cluster as c
+from tests.faults.failing_disk import shim
+from tests.faults.duty_cycle import DutyCycle
 from tests.faults.proxy import Proxy
 from tests.faults.undisturbed import FLAGS, LEASE, SERVER_FLAGS, TIMEOUT, WORKER_FLAGS
 
@@ -33,6 +36,7 @@ JOB = c.job(steps=600, every_steps=20, edits={
     "d_model: 16": "d_model: 64", "lstm { hidden: 16": "lstm { hidden: 64",
     "hidden: 64 groups": "hidden: 256 groups", "lanes: 4 unroll: 8": "lanes: 16 unroll: 16"})
 MOST = {"s": 3, "w": 4}
+FIRST = ["s0", "s1", "w0", "w1"]
 ROUND = 240  # seconds in which a round must end
 
 
@@ -46,6 +50,8 @@ class Round:
         self.stopped = {}  # name: when it is to go on
         self.restarts = {}  # name: when it is to be started again
         self.healed = {}  # proxy: when
+        self.dragged = {}  # duty cycle: when it ends
+        self.disks = {}  # the file that makes a disk fail: when that ends
         self.proxies = {}
         self.listen = {}
         # The coordinator may come back before its port is free.
@@ -55,18 +61,24 @@ class Round:
             self.listen[name] = c.free_address()
             self.proxies[name] = Proxy(self.listen[name])
         self.start("coordinator")
-        for name in ["s0", "s1", "w0", "w1"]:
+        for name in FIRST:
             self.start(name)
 
     def start(self, name):
         self.restarts.pop(name, None)
+        # Each process has one way in which its disk may fail.
+        disk = shim(self.cluster, fail_if=self.disk_of(name), fail=self.random.choice([
+            "fsync:%d" % errno.EIO, "write:%d" % errno.EIO, "write:%d" % errno.ENOSPC,
+            "rename:%d" % errno.EIO, "open:%d" % errno.ENOSPC]) + ":/checkpoints/")
         if name == "coordinator":
-            self.cluster.start_coordinator(2, 2, listen=self.address, wait=False,
-                                           flags=FLAGS + ["--recoveries=1000"])
+            # A disk that failed has ended the job.
+            resume = ["--resume"] if self.cluster.checkpoints() else []
+            self.cluster.start_coordinator(2, 2, listen=self.address, wait=False, env=disk,
+                                           flags=FLAGS + ["--recoveries=1000"] + resume)
             self.cluster.address = self.address
         elif name[0] == "s":
             self.cluster.start_server(name, SERVER_FLAGS + [
-                "--listen", self.listen[name], "--advertise", self.proxies[name].address])
+                "--listen", self.listen[name], "--advertise", self.proxies[name].address], env=disk)
         else:
             self.cluster.start_worker(name, WORKER_FLAGS)
 
@@ -104,10 +116,31 @@ class Round:
         proxy.blocked = set(ways)
         self.healed[proxy] = time.monotonic() + self.random.uniform(0.2, longest)
 
-    def slow(self):
-        proxy = self.random.choice(list(self.proxies.values()))
-        proxy.rate = 300000
-        self.healed[proxy] = time.monotonic() + self.random.uniform(0.5, 2)
+    def coordinator_down_for_long(self):
+        self.kill_one("coordinator")
+        self.restarts["coordinator"] = time.monotonic() + self.random.uniform(4, 10)
+
+    def slow(self, rate, proxies=None):
+        for proxy in proxies or [self.random.choice(list(self.proxies.values()))]:
+            proxy.rate = rate
+            self.healed[proxy] = time.monotonic() + self.random.uniform(0.5, 2)
+
+    def drag(self):
+        names = self.members("s")
+        if names:
+            cycle = DutyCycle(self.cluster[self.random.choice(names)])
+            self.dragged[cycle] = time.monotonic() + self.random.uniform(0.5, 3)
+
+    def disk_of(self, name):
+        return os.path.join(self.cluster.folder, name + ".disk_fails")
+
+    def fail_disk(self, name):
+        if name:
+            path = self.disk_of(name)
+            with open(path, "w"):
+                pass
+            # Until a checkpoint has come, or about so long.
+            self.disks[path] = time.monotonic() + self.random.uniform(0.5, 2)
 
     def moectl(self, *arguments):
         process = c.Process("moectl", [c.MOECTL, arguments[0], "--coordinator", self.address,
@@ -142,7 +175,16 @@ class Round:
         ("a server cut off", 2, lambda self: self.block(["to_target", "to_client"], 2 * TIMEOUT)),
         ("a server that isn't heard", 1, lambda self: self.block(["to_client"], 2 * TIMEOUT)),
         ("a server that hears nothing", 1, lambda self: self.block(["to_target"], 2 * TIMEOUT)),
-        ("a slow link", 2, lambda self: self.slow()),
+        ("all connections broken", 1, lambda self: [p.drop() for p in self.proxies.values()]),
+        ("a slow link", 2, lambda self: self.slow(300_000)),
+        ("a clogged link", 2, lambda self: self.slow(50_000)),
+        ("all links clogged", 1, lambda self: self.slow(50_000, list(self.proxies.values()))),
+        ("a server ten times slower", 2, lambda self: self.drag()),
+        ("a server's disk that fails at checkpoints", 1, lambda self: self.fail_disk(
+            self.random.choice(self.members("s") or [None]))),
+        ("the coordinator's disk that fails at checkpoints", 1,
+         lambda self: self.fail_disk("coordinator")),
+        ("the coordinator down for long", 1, lambda self: self.coordinator_down_for_long()),
         ("a checkpoint on demand", 2, lambda self: self.moectl("checkpoint")),
         ("servers scaled", 2, lambda self: self.scale("s", "--servers")),
         ("workers scaled", 2, lambda self: self.scale("w", "--workers")),
@@ -164,6 +206,14 @@ class Round:
                 del self.stopped[name]
                 if name in self.cluster.processes and self.cluster[name].status is None:
                     self.cluster[name].send(signal.SIGCONT)
+        for cycle, when in list(self.dragged.items()):
+            if now >= when:
+                del self.dragged[cycle]
+                cycle.close()
+        for path, when in list(self.disks.items()):
+            if now >= when:
+                del self.disks[path]
+                os.remove(path)
         for proxy, when in list(self.healed.items()):
             if now >= when:
                 del self.healed[proxy]
@@ -175,6 +225,11 @@ class Round:
             # A member that ends well has been drained, or the job is finished.
             if process.status != 0:
                 self.restarts.setdefault(name, now + 0.5)
+            if name == "coordinator":
+                # The job has failed. Then it takes again what its command line says.
+                for member in FIRST:
+                    if member not in self.cluster.processes:
+                        self.restarts.setdefault(member, now + 0.5)
         for name, when in list(self.restarts.items()):
             if now >= when:
                 self.start(name)
@@ -206,6 +261,8 @@ class Round:
         return "schedule:\n  %s\n%s" % ("\n  ".join(self.schedule), self.cluster.report())
 
     def close(self):
+        for cycle in self.dragged:
+            cycle.close()
         self.cluster.close()
         for proxy in self.proxies.values():
             proxy.close()

@@ -44,12 +44,12 @@ class UndisturbedCase(c.TestCase):
         self.await_checkpoint(cluster)
         return cluster
 
-    def start_with_proxies(self, flags=()):
-        """Two servers, each reached through a proxy."""
+    def start_with_proxies(self, servers=2, flags=()):
+        """Servers that are each reached through a proxy, and two workers."""
         cluster = self.new_cluster(self.job)
-        cluster.start_coordinator(2, 2, flags=FLAGS + list(flags))
+        cluster.start_coordinator(servers, 2, flags=FLAGS + list(flags))
         self.proxies = {}
-        for name in ["s0", "s1"]:
+        for name in ["s%d" % i for i in range(servers)]:
             proxy = self.proxies[name] = Proxy()
             self.addCleanup(proxy.close)
             port_file = os.path.join(cluster.folder, name + ".port")
@@ -59,7 +59,7 @@ class UndisturbedCase(c.TestCase):
             proxy.target = c.read(port_file).strip()
         for name in ["w0", "w1"]:
             self.start_worker(cluster, name)
-        self.await_checkpoint(cluster)
+        cluster.await_line("^checkpoint ")
         return cluster
 
     def start_server(self, cluster, name, flags=()):

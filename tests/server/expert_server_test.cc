@@ -70,13 +70,13 @@ class Conversation {
     EXPECT_EQ(response.hello().incarnation(), testing::kFakeIncarnation);
     return response.hello().received();
   }
-  void Send(const v1::ExchangeRequest& request) { SendAs(++sequence_, request); }
-  void SendAs(uint64_t sequence, v1::ExchangeRequest request) {
+  bool Send(const v1::ExchangeRequest& request) { return SendAs(++sequence_, request); }
+  bool SendAs(uint64_t sequence, v1::ExchangeRequest request) {
     request.set_sequence(sequence);
     Seal(&request);
-    SendAsItIs(request);
+    return SendAsItIs(request);
   }
-  void SendAsItIs(const v1::ExchangeRequest& request) { stream_->Write(request); }
+  bool SendAsItIs(const v1::ExchangeRequest& request) { return stream_->Write(request); }
   uint64_t sequence() const { return sequence_; }
   // Empty when the stream has ended.
   v1::ExchangeResponse Next() {
@@ -501,6 +501,36 @@ TEST_F(ExpertServerTest, StopsWhenTold) {
   server_->Stop();
   EXPECT_EQ(server_->Wait().code(), absl::StatusCode::kCancelled);
   EXPECT_TRUE(told.get().has_failure());
+}
+
+// Answers to a peer that doesn't read them would pile up without end.
+TEST_F(ExpertServerTest, WhoAsksAndDoesNotReadIsRefused) {
+  Start(testing::MadeState(testing::MadeJob()));
+  Connect();
+  SendAll([&](const auto& replicas) { return testing::ForwardOf(0, 0, replicas); });
+  ASSERT_TRUE(workers_["worker/w0"]->Next().has_forward());
+  // A repeated frame is answered at once.
+  const v1::ExchangeRequest again = testing::ForwardOf(0, 0, Workers().at("worker/w1"));
+  auto sender = std::async(std::launch::async, [&] {
+    int sent = 0;
+    while (sent < 1'000'000 && workers_["worker/w1"]->Send(again)) ++sent;
+    return sent;
+  });
+  EXPECT_THAT(cluster_.AwaitFailure(),
+              ::testing::AllOf(HasSubstr("worker/w1: asks on though more than "),
+                               HasSubstr(" wait to be read")));
+  // What was on its way comes, then the cause.
+  v1::ExchangeResponse response;
+  int read = 0;
+  do {
+    response = workers_["worker/w1"]->Next();
+    ++read;
+  } while (response.has_forward());
+  EXPECT_EQ(response.failure().code(),
+            static_cast<int>(absl::StatusCode::kResourceExhausted));
+  const int sent = sender.get();
+  EXPECT_LT(sent, 1'000'000);
+  EXPECT_LT(read, sent);
 }
 
 TEST_F(ExpertServerTest, ATakenPortIsAnError) {
