@@ -11,9 +11,10 @@ from tests.faults.undisturbed import FLAGS, SERVER_FLAGS, WORKER_FLAGS, Undistur
 
 # A step moves about 2 MB, so queues that grow would have hundreds in a run.
 STEPS = 200
-JOB = c.job(steps=STEPS, every_steps=100, edits={
+EVERY = 100
+EDITS = {
     "d_model: 16": "d_model: 64", "lstm { hidden: 16": "lstm { hidden: 64",
-    "hidden: 64 groups": "hidden: 256 groups", "lanes: 4 unroll: 8": "lanes: 16 unroll: 16"})
+    "hidden: 64 groups": "hidden: 256 groups", "lanes: 4 unroll: 8": "lanes: 16 unroll: 16"}
 # What may come on top: the allocator's holes, and threads.
 SLACK = 24 << 20
 # Of each method that begin and are never read.
@@ -43,12 +44,14 @@ class MemoryWatch:
 
 
 class FlowControlTest(UndisturbedCase):
-    JOB = JOB
+    STEPS = STEPS
+    EVERY = EVERY
+    EDITS = EDITS
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        run = c.Cluster(cls.root + "/in_their_shape", cls.data, JOB)
+        run = c.Cluster(cls.root + "/in_their_shape", cls.data, cls.job)
         cls.addClassCleanup(run.close)
         begin = time.monotonic()
         run.start(3, 2)
@@ -70,7 +73,7 @@ class FlowControlTest(UndisturbedCase):
                             "%s; usually %s" % (watch.peak, self.usual))
 
     def start_three(self):
-        cluster = self.new_cluster(JOB)
+        cluster = self.new_cluster(self.job)
         cluster.start(3, 2, flags=FLAGS, server_flags=SERVER_FLAGS, worker_flags=WORKER_FLAGS)
         return cluster
 
