@@ -16,10 +16,11 @@ WORKER_FLAGS = ["--step_timeout=%ds" % TIMEOUT]
 
 
 class UndisturbedCase(c.TestCase):
+    job = c.job(steps=STEPS, every_steps=EVERY)
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.job = c.job(steps=STEPS, every_steps=EVERY)
         run = c.Cluster(os.path.join(cls.root, "undisturbed"), cls.data, cls.job)
         cls.addClassCleanup(run.close)
         run.start(servers=1, workers=1)
