@@ -14,12 +14,15 @@ REJOIN = 5  # seconds
 COORDINATOR_FLAGS = FLAGS + ["--rejoin_timeout_s=%d" % REJOIN]
 
 
-class CoordinatorCase(UndisturbedCase):
-    # Steps of about 20 ms.
-    EDITS = {"d_model: 16": "d_model: 64", "lstm { hidden: 16": "lstm { hidden: 64",
-             "hidden: 64 groups": "hidden: 256 groups", "lanes: 4 unroll: 8": "lanes: 16 unroll: 16"}
-    STEPS = int(100 * AWAY)
+def job(every_steps):
+    """With steps of about 20 ms."""
+    return c.job(steps=int(100 * AWAY), every_steps=every_steps, edits={
+        "d_model: 16": "d_model: 64", "lstm { hidden: 16": "lstm { hidden: 64",
+        "hidden: 64 groups": "hidden: 256 groups",
+        "lanes: 4 unroll: 8": "lanes: 16 unroll: 16"})
 
+
+class CoordinatorCase(UndisturbedCase):
     def start(self, job_text=None, flags=()):
         cluster = self.new_cluster(job_text or self.job)
         cluster.start(2, 2, flags=COORDINATOR_FLAGS + list(flags), server_flags=SERVER_FLAGS,
@@ -50,7 +53,7 @@ class CoordinatorCase(UndisturbedCase):
 
 class AwayTest(CoordinatorCase):
     # The only checkpoint is the last.
-    EVERY = 10 ** 9
+    job = job(10 ** 9)
 
     def test_killed_for_a_while(self):
         cluster = self.start()
@@ -109,6 +112,7 @@ class AwayTest(CoordinatorCase):
 
 class CheckpointTest(CoordinatorCase):
     EVERY = 100
+    job = job(EVERY)
 
     def test_a_checkpoint_waits_for_the_coordinator(self):
         cluster = self.start()

@@ -11,10 +11,9 @@ from tests.faults.undisturbed import FLAGS, SERVER_FLAGS, WORKER_FLAGS, Undistur
 
 # A step moves about 2 MB, so queues that grow would have hundreds in a run.
 STEPS = 200
-EVERY = 100
-EDITS = {
+JOB = c.job(steps=STEPS, every_steps=100, edits={
     "d_model: 16": "d_model: 64", "lstm { hidden: 16": "lstm { hidden: 64",
-    "hidden: 64 groups": "hidden: 256 groups", "lanes: 4 unroll: 8": "lanes: 16 unroll: 16"}
+    "hidden: 64 groups": "hidden: 256 groups", "lanes: 4 unroll: 8": "lanes: 16 unroll: 16"})
 # What may come on top: the allocator's holes, and threads.
 SLACK = 24 << 20
 # Of each method that begin and are never read.
@@ -44,9 +43,7 @@ class MemoryWatch:
 
 
 class FlowControlTest(UndisturbedCase):
-    STEPS = STEPS
-    EVERY = EVERY
-    EDITS = EDITS
+    job = JOB
 
     @classmethod
     def setUpClass(cls):

@@ -32,10 +32,7 @@ def status_of(pid):
 
 
 class HostileTest(undisturbed.UndisturbedCase):
-    @classmethod
-    def setUpClass(cls):
-        c.TestCase.setUpClass.__func__(cls)
-        cls.run_undisturbed(c.job(steps=STEPS, every_steps=STEPS // 4))
+    job = c.job(steps=STEPS, every_steps=STEPS // 4)
 
     def test_strangers(self):
         cluster = self.new_cluster(self.job)

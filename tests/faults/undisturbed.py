@@ -17,19 +17,11 @@ WORKER_FLAGS = ["--step_timeout=%gs" % TIMEOUT]
 
 
 class UndisturbedCase(c.TestCase):
-    # Of the job.
-    STEPS = STEPS
-    EVERY = EVERY
-    EDITS = {}
+    job = c.job(steps=STEPS, every_steps=EVERY)
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.run_undisturbed(c.job(steps=cls.STEPS, every_steps=cls.EVERY, edits=cls.EDITS))
-
-    @classmethod
-    def run_undisturbed(cls, job):
-        cls.job = job
         run = c.Cluster(os.path.join(cls.root, "undisturbed"), cls.data, cls.job)
         cls.addClassCleanup(run.close)
         run.start(servers=1, workers=1)
