@@ -49,14 +49,16 @@ v1::ExchangeResponse AnswerTo(const v1::ExchangeRequest& request) {
 
 absl::Time Soon() { return absl::Now() + absl::Seconds(30); }
 
-TEST(ShardStream, ADamagedAnswerBreaksTheStream) {
+TEST(ShardStream, ADamagedAnswerComesAgain) {
   v1::ExchangeRequest asked;
+  int answers = 0;
   FakeServer server("server/s0", [&](const auto& request, Responses* responses) {
-    asked = request;
+    if (answers++ == 0) asked = request;
     responses->push_back(AnswerTo(request));
     responses->back().set_generation(kFakeGeneration);
     responses->back().mutable_forward()->add_replies()->add_groups()->set_y("12345678");
     Seal(&responses->back());
+    if (answers > 1) return grpc::Status::OK;
     responses->back().mutable_forward()->mutable_replies(0)->mutable_groups(0)->set_y(
         "12345679");
     return grpc::Status::OK;
@@ -65,9 +67,8 @@ TEST(ShardStream, ADamagedAnswerBreaksTheStream) {
   ASSERT_TRUE(stream.ok()) << stream.status();
   ASSERT_TRUE((*stream)->Send(Forward(3, 0)).ok());
   const auto response = (*stream)->Await(KeyOf(Forward(3, 0)), Soon());
-  EXPECT_EQ(response.status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(response.status().message()),
-              HasSubstr("a message was damaged on its way"));
+  ASSERT_TRUE(response.ok()) << response.status();
+  EXPECT_EQ(response->forward().replies(0).groups(0).y(), "12345678");
   EXPECT_TRUE(CheckSeal(asked).ok()) << CheckSeal(asked);
 }
 

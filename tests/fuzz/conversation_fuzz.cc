@@ -97,8 +97,9 @@ class Talk {
       failure_ = cause;
     };
     options.events.idle = [](const std::string&, const v1::MemberTimes&) {};
+    ShardStock none;
     absl::StatusOr<std::unique_ptr<ShardHost>> host =
-        ShardHost::Load(*backend, std::move(options));
+        ShardHost::Load(*ShardHome::Create(*backend, {}), std::move(options), none);
     CHECK(host.ok()) << host.status();
     host_ = *std::move(host);
   }

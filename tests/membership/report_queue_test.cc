@@ -125,8 +125,13 @@ TEST_F(ReportQueueTest, WhatIsForgottenIsNotSent) {
   ASSERT_TRUE(queue.Add(Evaluation(1)).ok());
   SetThere(true);
   ASSERT_TRUE(queue.Drain().ok());
-  // The one that was on its way can't be had back.
-  EXPECT_EQ(taken(), (Taken{"step 7", "evaluation 1"}));
+  // The one that was on its way, if it was yet, can't be had back.
+  Taken rest = taken();
+  if (rest.size() > 1) {
+    EXPECT_EQ(rest.front(), "step 7");
+    rest.erase(rest.begin());
+  }
+  EXPECT_EQ(rest, Taken{"evaluation 1"});
 }
 
 TEST_F(ReportQueueTest, AnotherCoordinatorHearsTheLastStepAgain) {
