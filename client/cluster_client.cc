@@ -54,6 +54,7 @@ absl::StatusOr<std::unique_ptr<ClusterClient>> ClusterClient::Connect(
                                           .address = server.address,
                                           .member = options.member,
                                           .generation = state.generation(),
+                                          .tls = options.tls,
                                           .timeout = options.timeout}));
     servers.streams.push_back(std::move(stream));
   }

@@ -15,6 +15,7 @@
 #include "client/shard_stream.h"
 #include "client/table_client.h"
 #include "common/job/model_plan.h"
+#include "common/net/tls_credentials.h"
 #include "proto/moe/v1/coordinator.pb.h"
 
 namespace moe {
@@ -25,6 +26,8 @@ class ClusterClient {
     // Member id of this worker ("worker/w0") and the replicas that it owns, ascending.
     std::string member;
     std::vector<uint32_t> owned_replicas;
+    // Null: plaintext.
+    std::shared_ptr<const TlsCredentials> tls = nullptr;
     // Of every wait.
     absl::Duration timeout = absl::Seconds(60);
     // How much longer it may be for servers that write a checkpoint's files.

@@ -16,6 +16,7 @@
 #include "common/base/status_macros.h"
 #include "common/job/mixtures.h"
 #include "common/net/channel.h"
+#include "common/net/connection_check.h"
 #include "common/net/grpc_status.h"
 #include "proto/moe/v1/expert.grpc.pb.h"
 
@@ -32,7 +33,8 @@ class GrpcShardStream final : public ShardStream {
   explicit GrpcShardStream(const ShardStreamOptions& options)
       : options_(options),
         peer_(absl::StrCat(options.server, " at ", options.address)),
-        stub_(v1::ShardService::NewStub(MakeChannel(options.address))),
+        stub_(v1::ShardService::NewStub(
+            MakeChannel(options.address, options.tls, Role::kServer))),
         stream_(stub_->Exchange(&context_)),
         writer_([this] { Write(); }),
         reader_([this] { Read(); }) {}
@@ -306,12 +308,19 @@ absl::StatusOr<std::unique_ptr<ShardStream>> OpenShardStream(
   request.mutable_hello()->set_protocol_version(kProtocolVersion);
   const ExchangeKey key = KeyOf(request);
   RETURN_IF_ERROR(stream->Send(std::move(request)));
-  ASSIGN_OR_RETURN(const v1::ExchangeResponse response,
-                   stream->Await(key, absl::Now() + options.timeout));
-  if (response.hello().server() != options.server) {
+  const absl::StatusOr<v1::ExchangeResponse> response =
+      stream->Await(key, absl::Now() + options.timeout);
+  if (absl::IsUnavailable(response.status())) {
+    const absl::Status checked =
+        CheckConnection(options.address, options.tls, Role::kServer);
+    // Still a lost peer: while certificates are replaced it may pass.
+    if (!checked.ok()) return absl::UnavailableError(checked.message());
+  }
+  RETURN_IF_ERROR(response.status());
+  if (response->hello().server() != options.server) {
     stream->Cancel(absl::CancelledError("wrong server"));
     return absl::FailedPreconditionError(absl::StrFormat(
-        "%s says that it is %s", stream->peer(), response.hello().server()));
+        "%s says that it is %s", stream->peer(), response->hello().server()));
   }
   return stream;
 }

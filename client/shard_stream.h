@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/net/tls_credentials.h"
 #include "proto/moe/v1/expert.pb.h"
 
 namespace moe {
@@ -66,6 +67,8 @@ struct ShardStreamOptions {
   // Member id of the worker.
   std::string member;
   uint64_t generation = 0;
+  // Null: plaintext.
+  std::shared_ptr<const TlsCredentials> tls = nullptr;
   // For the first answer.
   absl::Duration timeout;
 };

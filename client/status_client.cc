@@ -12,6 +12,7 @@
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
 #include "common/net/channel.h"
+#include "common/net/connection_check.h"
 #include "common/net/grpc_status.h"
 #include "proto/moe/v1/operator.grpc.pb.h"
 #include "proto/moe/v1/status.grpc.pb.h"
@@ -22,12 +23,13 @@ namespace {
 // Calls Stub's method.
 template <typename Service, typename Request, typename Response, typename Stub>
 absl::StatusOr<Response> Ask(const std::string& who, const std::string& address,
+                             Role role, const std::shared_ptr<const TlsCredentials>& tls,
                              absl::Duration timeout,
                              grpc::Status (Stub::*method)(grpc::ClientContext*,
                                                           const Request&, Response*),
                              const Request& request = Request()) {
   const std::unique_ptr<typename Service::Stub> stub =
-      Service::NewStub(MakeChannel(address));
+      Service::NewStub(MakeChannel(address, tls, role));
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   Response response;
@@ -35,6 +37,8 @@ absl::StatusOr<Response> Ask(const std::string& who, const std::string& address,
   if (status.ok()) return response;
   const std::string peer = absl::StrCat(who, " at ", address);
   if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
+    RETURN_IF_ERROR(Annotate(CheckConnection(address, tls, role, timeout),
+                             absl::StrCat("can't reach ", peer)));
     return FromGrpcStatus(status, absl::StrCat("can't reach ", peer));
   }
   return FromGrpcStatus(status, peer);
@@ -57,31 +61,36 @@ std::vector<v1::ServerAddress> Hosts(const v1::ClusterState& state) {
 
 absl::StatusOr<v1::GetClusterStatusResponse> StatusClient::GetClusterStatus(
     const std::string& coordinator) const {
-  return Ask<v1::ClusterStatusService>("the coordinator", coordinator, timeout_,
+  return Ask<v1::ClusterStatusService>("the coordinator", coordinator, Role::kCoordinator,
+                                       tls_, timeout_,
                                        &v1::ClusterStatusService::Stub::GetClusterStatus);
 }
 
 absl::StatusOr<v1::TakeCheckpointResponse> StatusClient::TakeCheckpoint(
     const std::string& coordinator) const {
-  return Ask<v1::OperatorService>("the coordinator", coordinator, timeout_,
+  return Ask<v1::OperatorService>("the coordinator", coordinator, Role::kCoordinator,
+                                  tls_, timeout_,
                                   &v1::OperatorService::Stub::TakeCheckpoint);
 }
 
 absl::StatusOr<v1::ScaleResponse> StatusClient::Scale(
     const std::string& coordinator, const v1::ScaleRequest& request) const {
-  return Ask<v1::OperatorService>("the coordinator", coordinator, timeout_,
-                                  &v1::OperatorService::Stub::Scale, request);
+  return Ask<v1::OperatorService>("the coordinator", coordinator, Role::kCoordinator,
+                                  tls_, timeout_, &v1::OperatorService::Stub::Scale,
+                                  request);
 }
 
 absl::StatusOr<v1::GetServerStatusResponse> StatusClient::GetServerStatus(
     const v1::ServerAddress& server) const {
-  return Ask<v1::ServerStatusService>(server.server(), server.address(), timeout_,
+  return Ask<v1::ServerStatusService>(server.server(), server.address(), Role::kServer,
+                                      tls_, timeout_,
                                       &v1::ServerStatusService::Stub::GetServerStatus);
 }
 
 absl::StatusOr<v1::GetTensorDigestsResponse> StatusClient::GetTensorDigests(
     const v1::ServerAddress& server) const {
-  return Ask<v1::ServerStatusService>(server.server(), server.address(), timeout_,
+  return Ask<v1::ServerStatusService>(server.server(), server.address(), Role::kServer,
+                                      tls_, timeout_,
                                       &v1::ServerStatusService::Stub::GetTensorDigests);
 }
 

@@ -1,11 +1,14 @@
 // What an operator can ask the coordinator and the servers (status.proto, operator.proto).
 #pragma once
 
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/net/tls_credentials.h"
 #include "proto/moe/v1/operator.pb.h"
 #include "proto/moe/v1/status.pb.h"
 
@@ -15,7 +18,10 @@ namespace moe {
 // there.
 class StatusClient {
  public:
-  explicit StatusClient(absl::Duration timeout = absl::Seconds(5)) : timeout_(timeout) {}
+  // tls: null for plaintext.
+  explicit StatusClient(absl::Duration timeout = absl::Seconds(5),
+                        std::shared_ptr<const TlsCredentials> tls = nullptr)
+      : timeout_(timeout), tls_(std::move(tls)) {}
 
   absl::StatusOr<v1::GetClusterStatusResponse> GetClusterStatus(
       const std::string& coordinator) const;
@@ -30,6 +36,7 @@ class StatusClient {
 
  private:
   const absl::Duration timeout_;
+  const std::shared_ptr<const TlsCredentials> tls_;
 };
 
 struct ServerReport {

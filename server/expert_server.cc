@@ -12,8 +12,6 @@
 namespace moe {
 namespace {
 
-// For workers to read why it's over before their streams are cut.
-constexpr absl::Duration kParting = absl::Seconds(1);
 constexpr absl::Duration kLook = absl::Milliseconds(1);
 
 }  // namespace
@@ -30,7 +28,13 @@ absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Start(Options option
       new ExpertServer(std::move(options), std::move(backend)));
 
   grpc::Service* const services[] = {&server->shard_service_, &server->status_service_};
-  ASSIGN_OR_RETURN(server->rpc_, RpcServer::Start(server->options_.listen, services));
+  RpcServer::Options rpc = server->options_.rpc;
+  rpc.health_of = {v1::ShardService::service_full_name(),
+                   v1::ServerStatusService::service_full_name()};
+  ASSIGN_OR_RETURN(server->rpc_,
+                   RpcServer::Start(server->options_.listen, services, std::move(rpc)));
+  // Until it has shards.
+  server->rpc_->SetServing(v1::ShardService::service_full_name(), false);
   ASSIGN_OR_RETURN(server->member_, server->options_.join(server->Registration()));
   LOG(INFO) << server->id_ << " listens on " << server->address();
   server->thread_ = std::thread([&server = *server] { server.Run(); });
@@ -56,6 +60,7 @@ ExpertServer::~ExpertServer() {
 Member::Options ExpertServer::Registration() const {
   Member::Options member;
   member.coordinator = options_.coordinator;
+  member.tls = options_.rpc.tls;
   member.join_timeout = options_.join_timeout;
   member.coordinator_timeout = options_.coordinator_timeout;
   v1::RegisterRequest& registration = member.registration;
@@ -99,11 +104,13 @@ void ExpertServer::Stop() {
 
 void ExpertServer::Run() {
   absl::Status result = Serve();
+  rpc_->StopServing();
   shard_service_.GiveUp(
       std::numeric_limits<uint64_t>::max(),
       result.ok() ? absl::CancelledError("the job is finished") : result);
   member_->Leave();
-  rpc_->Shutdown(kParting);
+  // Workers read why it's over before their streams are cut.
+  rpc_->Shutdown();
   absl::MutexLock lock(&mutex_);
   if (host_ != nullptr) last_status_ = host_->Status();
   host_ = nullptr;
@@ -149,12 +156,14 @@ absl::Status ExpertServer::Serve() {
       host_ = *std::move(host);
     }
     shard_service_.Open(served);
+    rpc_->SetServing(v1::ShardService::service_full_name(), true);
     member_->SetReady(served);
     reason = "";
   }
 }
 
 void ExpertServer::Drop(uint64_t generation, const std::string& why) {
+  rpc_->SetServing(v1::ShardService::service_full_name(), false);
   shard_service_.Cut(generation, absl::AbortedError(absl::StrCat(
                                      "generation ", generation, " is over: ", why)));
   std::shared_ptr<ShardHost> host;

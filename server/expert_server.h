@@ -26,8 +26,9 @@ class ExpertServer {
   struct Options {
     // Unique among the servers; "server/<name>" is the member's id.
     std::string name;
-    // As RpcServer::Start.
+    // As RpcServer::Start; the health of services is this object's.
     std::string listen = "127.0.0.1:0";
+    RpcServer::Options rpc;
     // Where workers reach this server; empty: where it listens.
     std::string advertise;
     std::string coordinator;

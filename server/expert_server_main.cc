@@ -19,13 +19,16 @@
 #include "common/base/service_notifier.h"
 #include "common/base/signals.h"
 #include "common/io/file.h"
+#include "common/net/linger.h"
+#include "common/net/rpc_server_flags.h"
 #include "server/expert_server.h"
 
 ABSL_FLAG(std::string, name, "",
           "Name of this server, unique among the servers of the cluster. Required.");
 ABSL_FLAG(
     std::string, listen, "127.0.0.1:0",
-    "Address to listen on: host:port, where port 0 takes any free one, or unix:path.");
+    "Address to listen on: host:port, where port 0 takes any free one, or unix:path. "
+    "What other machines can reach needs TLS, or --insecure.");
 ABSL_FLAG(
     std::string, advertise, "",
     "Address at which workers reach this server, if it isn't the one it listens on, as "
@@ -87,6 +90,7 @@ constexpr char kUsage[] =
     "  expert_server --name s0 --coordinator 127.0.0.1:7070\n"
     "  expert_server --name s1 --coordinator head:7070 --listen 0.0.0.0:7100 "
     "--advertise node1:7100\n"
+    "      --tls_ca ca.crt --tls_cert server.crt --tls_key server.key\n"
     "  expert_server --flagfile server.flags";
 
 // 0 if the job finished or somebody asked to stop.
@@ -107,6 +111,10 @@ int main(int argc, char** argv) {
   moe::ExpertServer::Options options;
   options.name = absl::GetFlag(FLAGS_name);
   options.listen = absl::GetFlag(FLAGS_listen);
+  absl::StatusOr<moe::RpcServer::Options> rpc =
+      moe::RpcServerOptionsFromFlags({moe::Role::kServer});
+  if (!rpc.ok()) return ExitStatus(rpc.status());
+  options.rpc = *std::move(rpc);
   options.advertise = absl::GetFlag(FLAGS_advertise);
   options.coordinator = absl::GetFlag(FLAGS_coordinator);
   options.threads = absl::GetFlag(FLAGS_threads);
@@ -137,6 +145,7 @@ int main(int argc, char** argv) {
     options.threads = std::max(1u, std::thread::hardware_concurrency());
   }
 
+  const moe::RpcServer::Options lingering = options.rpc;
   std::unique_ptr<moe::ExpertServer> server;
   std::atomic<moe::ExpertServer*> started = nullptr;
   absl::Notification told_to_stop;
@@ -166,8 +175,10 @@ int main(int argc, char** argv) {
     if (!status.ok()) return ExitStatus(status);
   }
   notifier.Ready();
-  const absl::Status status = server->Wait();
-  if (status.ok() && absl::GetFlag(FLAGS_linger)) told_to_stop.WaitForNotification();
+  absl::Status status = server->Wait();
+  if (status.ok() && absl::GetFlag(FLAGS_linger)) {
+    status = moe::LingerUntil(told_to_stop, server->address(), lingering);
+  }
   notifier.Stopping();
   return ExitStatus(status);
 }

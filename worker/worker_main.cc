@@ -1,6 +1,8 @@
 #include <atomic>
 #include <cstdio>
+#include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/flags/flag.h"
@@ -12,6 +14,7 @@
 #include "common/base/program.h"
 #include "common/base/service_notifier.h"
 #include "common/base/signals.h"
+#include "common/net/net_flags.h"
 #include "worker/worker_process.h"
 
 ABSL_FLAG(std::string, name, "w0",
@@ -104,6 +107,15 @@ int main(int argc, char** argv) {
                                          options.contexts.per_expert,
                                          "; it must be at least 1"));
   }
+
+  absl::StatusOr<std::shared_ptr<const moe::TlsCredentials>> tls =
+      moe::TlsFromFlags({moe::Role::kWorker});
+  if (!tls.ok()) {
+    std::fprintf(stderr, "worker %s: %s\n", options.name.c_str(),
+                 std::string(tls.status().message()).c_str());
+    return 1;
+  }
+  options.tls = *std::move(tls);
 
   std::atomic<moe::Worker*> started = nullptr;
   moe::ServiceNotifier notifier([&] {

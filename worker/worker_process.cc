@@ -96,6 +96,7 @@ absl::Status Worker::Run() {
 
   Member::Options join;
   join.coordinator = options_.coordinator;
+  join.tls = options_.tls;
   join.registration = Registration(options_, data, *backend);
   join.join_timeout = options_.join_timeout;
   join.coordinator_timeout = options_.coordinator_timeout;
@@ -173,6 +174,7 @@ absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& me
   ClusterClient::Options connect;
   connect.member = member.id();
   connect.owned_replicas = owned;
+  connect.tls = options_.tls;
   connect.timeout = options_.step_timeout;
   connect.cut_timeout = options_.cut_timeout;
   ActivityClock clock;

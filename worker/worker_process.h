@@ -15,6 +15,7 @@
 #include "client/shard_stream.h"
 #include "common/kernels/backend.h"
 #include "common/membership/member.h"
+#include "common/net/tls_credentials.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "worker/data/token_dataset.h"
 #include "worker/trainer/top_contexts.h"
@@ -29,6 +30,8 @@ class Worker {
     std::string name;
     // host:port.
     std::string coordinator;
+    // Null: plaintext.
+    std::shared_ptr<const TlsCredentials> tls = nullptr;
     // Folder that prepare_text wrote.
     std::string data;
     int threads = 1;

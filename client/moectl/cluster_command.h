@@ -19,10 +19,9 @@ class ClusterCommand : public Command {
  protected:
   ClusterCommand();
 
-  StatusClient client() const { return StatusClient(timeout_); }
-  absl::StatusOr<v1::GetClusterStatusResponse> GetClusterStatus() const {
-    return client().GetClusterStatus(coordinator_);
-  }
+  // The errors are those of the --tls flags.
+  absl::StatusOr<StatusClient> client() const;
+  absl::StatusOr<v1::GetClusterStatusResponse> GetClusterStatus() const;
   const std::string& coordinator() const { return coordinator_; }
   // Another default than 5 s, before AddFlags.
   void set_timeout(absl::Duration timeout) { timeout_ = timeout; }
@@ -32,6 +31,7 @@ class ClusterCommand : public Command {
   std::string coordinator_;
   absl::Duration timeout_ = absl::Seconds(5);
   bool json_ = false;
+  TlsFiles tls_;
 };
 
 // OK, or the errors of the servers that didn't answer.

@@ -49,8 +49,9 @@ class DigestCommand final : public ClusterCommand {
  private:
   absl::Status Live(std::ostream& out) {
     ASSIGN_OR_RETURN(const v1::GetClusterStatusResponse status, GetClusterStatus());
+    ASSIGN_OR_RETURN(const StatusClient client, this->client());
     ASSIGN_OR_RETURN(const LiveDigest live,
-                     GetLiveDigest(client(), status.state(), kAttempts));
+                     GetLiveDigest(client, status.state(), kAttempts));
     if (json()) {
       out << Print({{"digest", live.digest},
                     {"step", live.version},

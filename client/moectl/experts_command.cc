@@ -117,7 +117,8 @@ class ExpertsCommand final : public ClusterCommand {
  private:
   absl::Status ShowLoads(std::ostream& out) {
     ASSIGN_OR_RETURN(const v1::GetClusterStatusResponse status, GetClusterStatus());
-    const std::vector<ServerReport> reports = GetServerReports(client(), status.state());
+    ASSIGN_OR_RETURN(const StatusClient client, this->client());
+    const std::vector<ServerReport> reports = GetServerReports(client, status.state());
     std::vector<LayerLoad> layers = LayerLoads(reports);
     if (layer_ >= 0) {
       std::erase_if(layers, [this](const LayerLoad& layer) {

@@ -20,8 +20,9 @@ class CheckpointCommand final : public ClusterCommand {
            "Example: moectl checkpoint --coordinator head:7070\n";
   }
   absl::Status Run(std::ostream& out) override {
+    ASSIGN_OR_RETURN(const StatusClient client, this->client());
     ASSIGN_OR_RETURN(const v1::TakeCheckpointResponse taken,
-                     client().TakeCheckpoint(coordinator()));
+                     client.TakeCheckpoint(coordinator()));
     const v1::CheckpointStatus& checkpoint = taken.checkpoint();
     if (json()) {
       out << Print(ToJson(checkpoint));
@@ -35,8 +36,9 @@ class CheckpointCommand final : public ClusterCommand {
 class ScalingCommand : public ClusterCommand {
  protected:
   absl::Status Ask(const v1::ScaleRequest& request, std::ostream& out) {
+    ASSIGN_OR_RETURN(const StatusClient client, this->client());
     ASSIGN_OR_RETURN(const v1::ScaleResponse response,
-                     client().Scale(coordinator(), request));
+                     client.Scale(coordinator(), request));
     if (json()) {
       out << Print(ToJson(response));
     } else {

@@ -21,7 +21,8 @@ class ShardsCommand final : public ClusterCommand {
   }
   absl::Status Run(std::ostream& out) override {
     ASSIGN_OR_RETURN(const v1::GetClusterStatusResponse status, GetClusterStatus());
-    const std::vector<ServerReport> reports = GetServerReports(client(), status.state());
+    ASSIGN_OR_RETURN(const StatusClient client, this->client());
+    const std::vector<ServerReport> reports = GetServerReports(client, status.state());
     if (json()) {
       Json shards = Json::array();
       for (const ServerReport& report : reports) {

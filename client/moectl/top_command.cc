@@ -60,7 +60,8 @@ class TopCommand final : public ClusterCommand {
     std::vector<ServerReport> reports;
     // Servers of a job that is over have left.
     if (status.state().phase() == v1::PHASE_RUNNING) {
-      reports = GetServerReports(client(), status.state());
+      ASSIGN_OR_RETURN(const StatusClient client, this->client());
+      reports = GetServerReports(client, status.state());
     }
     if (json()) {
       Json servers = Json::array();

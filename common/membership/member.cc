@@ -20,6 +20,7 @@
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
 #include "common/net/channel.h"
+#include "common/net/connection_check.h"
 #include "common/net/grpc_status.h"
 #include "proto/moe/v1/coordinator.grpc.pb.h"
 
@@ -371,6 +372,12 @@ class GrpcMember final : public Member {
     }
   }
 
+  std::string WhyUnreachable(const grpc::Status& status) const {
+    const absl::Status checked =
+        CheckConnection(options_.coordinator, options_.tls, Role::kCoordinator);
+    return checked.ok() ? status.error_message() : std::string(checked.message());
+  }
+
   void HeartbeatNow() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     heartbeat_due_ = true;
     if (heartbeat_call_ != nullptr) heartbeat_call_->TryCancel();
@@ -448,6 +455,10 @@ class GrpcMember final : public Member {
     heartbeat_call_ = &context;
     mutex_.Unlock();
     const grpc::Status status = stub_->Heartbeat(&context, request, &response);
+    std::string why;
+    if (!status.ok() && absl::Now() - *last_answer > options_.coordinator_timeout) {
+      why = WhyUnreachable(status);
+    }
     mutex_.Lock();
     heartbeat_call_ = nullptr;
     if (left_) return;
@@ -476,10 +487,10 @@ class GrpcMember final : public Member {
       over_ = true;
       SetTrouble(
           FromGrpcStatus(status, absl::StrCat("coordinator ", options_.coordinator)));
-    } else if (absl::Now() - *last_answer > options_.coordinator_timeout) {
-      SetTrouble(absl::UnavailableError(absl::StrCat(
-          "lost the coordinator ", options_.coordinator, ": no answer for ",
-          FormatTimeSpan(absl::Now() - *last_answer), ": ", status.error_message())));
+    } else if (!why.empty()) {
+      SetTrouble(absl::UnavailableError(
+          absl::StrCat("lost the coordinator ", options_.coordinator, ": no answer for ",
+                       FormatTimeSpan(absl::Now() - *last_answer), ": ", why)));
     }
   }
 
@@ -549,8 +560,8 @@ bool IsLostPeer(const absl::Status& cause) {
 }
 
 absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
-  std::unique_ptr<v1::CoordinatorService::Stub> stub =
-      v1::CoordinatorService::NewStub(MakeChannel(options.coordinator));
+  std::unique_ptr<v1::CoordinatorService::Stub> stub = v1::CoordinatorService::NewStub(
+      MakeChannel(options.coordinator, options.tls, Role::kCoordinator));
   if (options.registration.host().empty()) options.registration.set_host(HostName());
   if (options.registration.pid() == 0) options.registration.set_pid(getpid());
   options.registration.set_nonce(RandomNonce());
@@ -562,6 +573,7 @@ absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
   const absl::Time start = absl::Now();
   const absl::Time deadline = start + options.join_timeout;
   absl::Time next_notice = start + kRegisterNotice;
+  bool checked = false;
   while (true) {
     if (options.cancelled && options.cancelled()) {
       return absl::CancelledError("this process was told to stop");
@@ -575,6 +587,10 @@ absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
     }
     if (!IsTransient(status)) {
       return FromGrpcStatus(status, absl::StrCat("coordinator ", options.coordinator));
+    }
+    if (!std::exchange(checked, true) || absl::Now() >= next_notice) {
+      RETURN_IF_ERROR(
+          CheckConnection(options.coordinator, options.tls, Role::kCoordinator));
     }
     const absl::Time now = absl::Now();
     if (now + kRegisterPause >= deadline) {

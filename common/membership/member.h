@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/net/tls_credentials.h"
 #include "proto/moe/v1/coordinator.pb.h"
 
 namespace moe {
@@ -25,6 +26,8 @@ class Member {
     // Join fills in the nonce, and where they are not set this process's host and pid and the
     // memory that its machine has available.
     v1::RegisterRequest registration;
+    // Null: plaintext.
+    std::shared_ptr<const TlsCredentials> tls = nullptr;
     // How long to wait for a coordinator that isn't there yet.
     absl::Duration join_timeout = absl::Seconds(60);
     // How long a member goes on without its coordinator, which may be started again meanwhile.
@@ -34,7 +37,8 @@ class Member {
   };
 
   // Registers (retrying while the coordinator is unavailable, and saying so once a few seconds) and
-  // starts the heartbeat thread. A refusal by the coordinator comes back with its message.
+  // starts the heartbeat thread. A refusal by the coordinator, or of one's certificate by the other,
+  // comes back with its message.
   static absl::StatusOr<std::unique_ptr<Member>> Join(Options options);
   virtual ~Member() = default;
 

@@ -4,9 +4,17 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 
+#include "absl/strings/match.h"
+
 namespace moe {
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+bool IsUnixAddress(const std::string& address) {
+  return absl::StartsWith(address, "unix:");
+}
+
+std::shared_ptr<grpc::Channel> MakeChannel(
+    const std::string& address, const std::shared_ptr<const TlsCredentials>& tls,
+    Role peer) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -26,8 +34,15 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 0);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
+  return grpc::CreateCustomChannel(address,
+                                   tls == nullptr
+                                       ? grpc::InsecureChannelCredentials()
+                                       : tls->ForChannelTo(peer, !IsUnixAddress(address)),
                                    arguments);
+}
+
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
+  return MakeChannel(address, nullptr, Role::kServer);
 }
 
 }  // namespace moe

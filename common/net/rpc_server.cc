@@ -1,14 +1,21 @@
 #include "common/net/rpc_server.h"
 
 #include <glog/logging.h>
+#include <grpcpp/ext/channelz_service_plugin.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
+#include <grpcpp/resource_quota.h>
 #include <netdb.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <system_error>
@@ -19,6 +26,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "common/base/available_memory.h"
 #include "common/base/status_macros.h"
 #include "common/net/channel.h"
 
@@ -26,6 +34,25 @@ namespace moe {
 namespace {
 
 constexpr char kUnixPrefix[] = "unix:";
+
+// ---- limits; docs/design/security.md has all of them
+// Calls of one connection at a time: members have a handful.
+constexpr int kMaxStreams = 100;
+constexpr int kMaxMetadataBytes = 16 << 10;
+constexpr int kHandshakeTimeoutMs = 10'000;
+// Without any call.
+constexpr int kMaxIdleMs = 600'000;
+// After silence it asks a peer whether it is still there.
+constexpr int kKeepaliveMs = 60'000;
+constexpr int kKeepaliveTimeoutMs = 20'000;
+// Members ping after 20 s (channel.cc). A peer that pings more often is cut off.
+constexpr int kMinPingMs = 5'000;
+constexpr int kMaxPingStrikes = 5;
+// A call that is held back or streams takes one.
+constexpr int kMaxThreads = 2000;
+// A memory limit of less would cut off members that do what they should.
+constexpr int64_t kMinMemoryBytes = 2 * int64_t{kMaxMessageBytes};
+constexpr int kMaxHealthMessageBytes = 4096;
 
 absl::Status BadAddress(const std::string& listen, const std::string& why) {
   return absl::InvalidArgumentError(
@@ -66,10 +93,20 @@ absl::Status CheckUnixAddress(const std::string& listen, const std::string& path
   return absl::OkStatus();
 }
 
+bool IsLoopback(const sockaddr* address) {
+  if (address->sa_family == AF_INET) {
+    const auto* const v4 = reinterpret_cast<const sockaddr_in*>(address);
+    return ntohl(v4->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+  }
+  const auto* const v6 = reinterpret_cast<const sockaddr_in6*>(address);
+  return address->sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr);
+}
+
 // Tries to bind every address that the host stands for. gRPC is content with one of them,
 // so a server on "localhost" could start without 127.0.0.1, and doesn't say why it
 // couldn't at all.
-absl::Status CheckTcpAddress(const std::string& listen, std::string* host) {
+absl::Status CheckTcpAddress(const std::string& listen, std::string* host,
+                             bool* loopback) {
   const size_t colon = listen.rfind(':');
   if (colon == listen.npos) return BadAddress(listen, "no port");
   *host = listen.substr(0, colon);
@@ -97,6 +134,7 @@ absl::Status CheckTcpAddress(const std::string& listen, std::string* host) {
   const absl::Cleanup freer = [found] { freeaddrinfo(found); };
   int last_error = 0;
   bool bound = false;
+  *loopback = true;
   for (const addrinfo* info = found; info != nullptr; info = info->ai_next) {
     const int fd =
         socket(info->ai_family, info->ai_socktype | SOCK_CLOEXEC, info->ai_protocol);
@@ -107,6 +145,7 @@ absl::Status CheckTcpAddress(const std::string& listen, std::string* host) {
     if (fd >= 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
     if (fd >= 0 && bind(fd, info->ai_addr, info->ai_addrlen) == 0) {
       bound = true;
+      *loopback = *loopback && IsLoopback(info->ai_addr);
       continue;
     }
     last_error = errno;
@@ -119,41 +158,101 @@ absl::Status CheckTcpAddress(const std::string& listen, std::string* host) {
   return absl::ErrnoToStatus(last_error, absl::StrCat("cannot listen on ", listen));
 }
 
-void EnableServerPlugins() {
+// Which of gRPC's plugins a server has. They are made known for the whole process.
+class Plugins final : public grpc::ServerBuilderOption {
+ public:
+  Plugins(bool reflection, bool channelz)
+      : reflection_(reflection), channelz_(channelz) {}
+
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(
+      std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    if (!channelz_) plugins->clear();
+    if (reflection_) {
+      plugins->push_back(
+          std::make_unique<grpc::reflection::ProtoServerReflectionPlugin>());
+    }
+  }
+
+ private:
+  const bool reflection_;
+  const bool channelz_;
+};
+
+void EnableChannelz() {
   static const bool once = [] {
-    grpc::EnableDefaultHealthCheckService(true);
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::channelz::experimental::InitChannelzService();
     return true;
   }();
   (void)once;
 }
 
+void SetLimits(grpc::ServerBuilder& builder, int message_bytes, int64_t memory_bytes) {
+  builder.SetMaxReceiveMessageSize(message_bytes);
+  builder.SetMaxSendMessageSize(message_bytes);
+  grpc::ResourceQuota quota;
+  quota.Resize(memory_bytes).SetMaxThreads(kMaxThreads);
+  builder.SetResourceQuota(quota);
+  // Two servers on one port would each get some of the calls.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreams);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeTimeoutMs);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kMaxIdleMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  // Admit the keepalive of MakeChannel: its calls may wait for minutes without data.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kMinPingMs);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, kMaxPingStrikes);
+}
+
 }  // namespace
 
-RpcServer::RpcServer(std::string address, std::unique_ptr<grpc::Server> server)
-    : address_(std::move(address)), server_(std::move(server)) {}
+RpcServer::RpcServer(Options options, std::string address,
+                     std::unique_ptr<grpc::Server> server)
+    : options_(std::move(options)),
+      address_(std::move(address)),
+      server_(std::move(server)) {}
 
 RpcServer::~RpcServer() { Shutdown(absl::ZeroDuration()); }
 
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
     const std::string& listen, std::span<grpc::Service* const> services) {
+  return Start(listen, services, Options());
+}
+
+absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
+    const std::string& listen, std::span<grpc::Service* const> services,
+    Options options) {
   absl::string_view path = listen;
   const bool is_unix = absl::ConsumePrefix(&path, kUnixPrefix);
   std::string host;
+  bool loopback = true;
   RETURN_IF_ERROR(is_unix ? CheckUnixAddress(listen, std::string(path))
-                          : CheckTcpAddress(listen, &host));
+                          : CheckTcpAddress(listen, &host, &loopback));
+  if (!loopback && options.tls == nullptr && !options.insecure) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "cannot listen on ", listen,
+        " without TLS, since other machines can reach it: give --tls_ca, --tls_cert and "
+        "--tls_key, or, on a network that you trust, --insecure"));
+  }
+  if (options.memory_bytes == 0) {
+    options.memory_bytes = ReadAvailableMemory().bytes / 2;
+  }
 
-  EnableServerPlugins();
+  grpc::EnableDefaultHealthCheckService(true);
+  if (options.channelz) EnableChannelz();
   grpc::ServerBuilder builder;
-  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
-  builder.SetMaxSendMessageSize(kMaxMessageBytes);
-  // Two servers on one port would each get some of the calls.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  // Admit the keepalive of MakeChannel: its calls may wait for minutes without data.
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
+  SetLimits(builder, kMaxMessageBytes, std::max(options.memory_bytes, kMinMemoryBytes));
+  builder.SetOption(std::make_unique<Plugins>(options.reflection, options.channelz));
   int port = -1;
-  builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(listen,
+                           options.tls == nullptr ? grpc::InsecureServerCredentials()
+                                                  : options.tls->ForServer(),
+                           &port);
   for (grpc::Service* service : services) builder.RegisterService(service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   // Unix sockets have no port; gRPC then says 1.
@@ -161,8 +260,56 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
     return absl::UnavailableError(
         absl::StrCat("cannot listen on ", listen, ": gRPC refused it"));
   }
-  return std::unique_ptr<RpcServer>(
-      new RpcServer(is_unix ? listen : absl::StrCat(host, ":", port), std::move(server)));
+  std::unique_ptr<RpcServer> started(
+      new RpcServer(std::move(options), is_unix ? listen : absl::StrCat(host, ":", port),
+                    std::move(server)));
+  if (!started->options_.health_address.empty()) {
+    RETURN_IF_ERROR(started->StartHealthServer());
+  }
+  for (const std::string& service : started->options_.health_of) {
+    started->SetServing(service, true);
+  }
+  return started;
+}
+
+absl::Status RpcServer::StartHealthServer() {
+  const std::string& listen = options_.health_address;
+  std::string host;
+  bool loopback = true;
+  RETURN_IF_ERROR(
+      Annotate(CheckTcpAddress(listen, &host, &loopback), "--health_address"));
+  grpc::ServerBuilder builder;
+  SetLimits(builder, kMaxHealthMessageBytes, kMinMemoryBytes);
+  builder.SetOption(std::make_unique<Plugins>(false, false));
+  int port = -1;
+  builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterCallbackGenericService(&no_methods_);
+  health_server_ = builder.BuildAndStart();
+  if (health_server_ == nullptr || port <= 0) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on --health_address ", listen, ": gRPC refused it"));
+  }
+  health_address_ = absl::StrCat(host, ":", port);
+  return absl::OkStatus();
+}
+
+std::vector<grpc::HealthCheckServiceInterface*> RpcServer::healths() const {
+  std::vector<grpc::HealthCheckServiceInterface*> all;
+  for (const std::unique_ptr<grpc::Server>* server : {&server_, &health_server_}) {
+    if (*server != nullptr) all.push_back((*server)->GetHealthCheckService());
+  }
+  return all;
+}
+
+void RpcServer::SetServing(const std::string& service, bool serving) {
+  for (grpc::HealthCheckServiceInterface* health : healths()) {
+    health->SetServingStatus(service, serving);
+  }
+}
+
+void RpcServer::StopServing() {
+  // What is set afterwards has no effect.
+  for (grpc::HealthCheckServiceInterface* health : healths()) health->Shutdown();
 }
 
 std::shared_ptr<grpc::Channel> RpcServer::InProcessChannel() {
@@ -173,9 +320,14 @@ std::shared_ptr<grpc::Channel> RpcServer::InProcessChannel() {
 }
 
 void RpcServer::Shutdown(absl::Duration grace) {
+  StopServing();
   // gRPC ignores a second call, but then Wait alone still sees to the handlers.
   server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
   server_->Wait();
+  if (health_server_ != nullptr) {
+    health_server_->Shutdown(std::chrono::system_clock::now());
+    health_server_->Wait();
+  }
 }
 
 }  // namespace moe

@@ -19,9 +19,6 @@
 namespace moe {
 namespace {
 
-// Answers on their way to members when the coordinator ends.
-constexpr absl::Duration kShutdownGrace = absl::Milliseconds(500);
-
 // Members may run in other folders.
 std::string Absolute(const std::string& path) {
   return path.empty() ? path
@@ -137,7 +134,12 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
   grpc::Service* const services[] = {coordinator->coordinator_service_.get(),
                                      coordinator->status_service_.get(),
                                      coordinator->operator_service_.get()};
-  ASSIGN_OR_RETURN(coordinator->server_, RpcServer::Start(options.listen, services));
+  RpcServer::Options rpc = options.rpc;
+  rpc.health_of = {v1::CoordinatorService::service_full_name(),
+                   v1::ClusterStatusService::service_full_name(),
+                   v1::OperatorService::service_full_name()};
+  ASSIGN_OR_RETURN(coordinator->server_,
+                   RpcServer::Start(options.listen, services, std::move(rpc)));
   coordinator->ticker_ = std::thread([c = coordinator.get()] { c->Tick(); });
   return coordinator;
 }
@@ -184,11 +186,15 @@ absl::Status Coordinator::WaitUntilOver() { return controller_->WaitUntilOver();
 
 absl::Status Coordinator::Wait() {
   const absl::Status status = WaitUntilOver();
-  server_->Shutdown(kShutdownGrace);
+  // Answers are on their way to members.
+  server_->Shutdown();
   return status;
 }
 
-void Coordinator::Stop() { controller_->Stop("the coordinator was told to stop"); }
+void Coordinator::Stop() {
+  server_->StopServing();
+  controller_->Stop("the coordinator was told to stop");
+}
 
 void Coordinator::Tick() {
   const absl::Duration period = std::min(options_.heartbeat / 2, absl::Milliseconds(100));

@@ -26,7 +26,9 @@ class Coordinator {
  public:
   struct Options {
     v1::Job job;
+    // As RpcServer::Start; the health of services is this object's.
     std::string listen = "127.0.0.1:0";
+    RpcServer::Options rpc;
     // Folder of the FileStore; empty: state is kept in memory.
     std::string state_dir;
     // Folder that all members share. Training only.

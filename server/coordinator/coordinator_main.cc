@@ -21,7 +21,8 @@
 #include "common/base/signals.h"
 #include "common/io/file.h"
 #include "common/job/job_file.h"
-#include "common/net/rpc_server.h"
+#include "common/net/linger.h"
+#include "common/net/rpc_server_flags.h"
 #include "server/coordinator/coordinator.h"
 #include "server/coordinator/finished_run.h"
 #include "server/coordinator/restore.h"
@@ -31,7 +32,8 @@ ABSL_FLAG(std::string, job, "",
           "checkpoint's own "
           "job is taken.");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7070",
-          "host:port or unix:path to listen on; port 0 takes any free port.");
+          "host:port or unix:path to listen on; port 0 takes any free port. What other "
+          "machines can reach needs TLS, or --insecure.");
 ABSL_FLAG(int32_t, servers, 1,
           "Number of expert servers. The job starts when all have joined.");
 ABSL_FLAG(int32_t, workers, 1,
@@ -214,20 +216,21 @@ absl::Status SayFinished(const Coordinator::Options& options, const RestorePoint
     notifier.Ready();
     return absl::OkStatus();
   }
-  // For health checks.
-  absl::StatusOr<std::unique_ptr<RpcServer>> server =
-      RpcServer::Start(options.listen, {});
-  if (!server.ok()) return server.status();
-  notifier.Ready();
   absl::Notification told_to_stop;
-  const TerminationHandler handler([&](int) { told_to_stop.Notify(); });
-  told_to_stop.WaitForNotification();
-  notifier.Stopping();
-  return absl::OkStatus();
+  const TerminationHandler handler([&](int) {
+    notifier.Stopping();
+    told_to_stop.Notify();
+  });
+  notifier.Ready();
+  return LingerUntil(told_to_stop, options.listen, options.rpc);
 }
 
 absl::Status Run() {
   Coordinator::Options options = OptionsFromFlags();
+  absl::StatusOr<RpcServer::Options> rpc =
+      RpcServerOptionsFromFlags({Role::kCoordinator});
+  if (!rpc.ok()) return rpc.status();
+  options.rpc = *std::move(rpc);
   absl::StatusOr<v1::Job> job = FindJob(options);
   if (!job.ok()) return job.status();
   options.job = *std::move(job);

@@ -4,6 +4,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/net/grpc_status.h"
+#include "common/net/peer_roles.h"
 
 namespace moe {
 namespace {
@@ -15,66 +16,93 @@ grpc::Status Reply(absl::StatusOr<Response> result, Response* response) {
   return grpc::Status::OK;
 }
 
+// What a member of that kind is called.
+const char* PrefixOf(v1::MemberKind kind) {
+  return kind == v1::MEMBER_KIND_SERVER ? "server/" : "worker/";
+}
+
+// The methods of CoordinatorService: calls one unless the peer can't speak for the member.
+template <typename Method>
+grpc::Status ForMember(const grpc::ServerContext& context, const std::string& member,
+                       const Method& method) {
+  const absl::Status may = CheckSpeaksFor(context, member);
+  return may.ok() ? method() : ToGrpcStatus(may);
+}
+
 JobController::Cancelled CancelledBy(grpc::ServerContext* context) {
   return [context] { return context->IsCancelled(); };
 }
 
 }  // namespace
 
-grpc::Status CoordinatorServiceImpl::Register(grpc::ServerContext*,
+grpc::Status CoordinatorServiceImpl::Register(grpc::ServerContext* context,
                                               const v1::RegisterRequest* request,
                                               v1::RegisterResponse* response) {
-  return Reply(controller_.Register(*request), response);
+  return ForMember(*context, PrefixOf(request->kind()),
+                   [&] { return Reply(controller_.Register(*request), response); });
 }
 
 grpc::Status CoordinatorServiceImpl::Heartbeat(grpc::ServerContext* context,
                                                const v1::HeartbeatRequest* request,
                                                v1::HeartbeatResponse* response) {
-  return Reply(controller_.Heartbeat(*request, CancelledBy(context)), response);
+  return ForMember(*context, request->member(), [&] {
+    return Reply(controller_.Heartbeat(*request, CancelledBy(context)), response);
+  });
 }
 
-grpc::Status CoordinatorServiceImpl::Leave(grpc::ServerContext*,
+grpc::Status CoordinatorServiceImpl::Leave(grpc::ServerContext* context,
                                            const v1::LeaveRequest* request,
                                            v1::LeaveResponse*) {
-  controller_.Leave(*request);
-  return grpc::Status::OK;
+  return ForMember(*context, request->member(), [&] {
+    controller_.Leave(*request);
+    return grpc::Status::OK;
+  });
 }
 
-grpc::Status CoordinatorServiceImpl::FailJob(grpc::ServerContext*,
+grpc::Status CoordinatorServiceImpl::FailJob(grpc::ServerContext* context,
                                              const v1::FailJobRequest* request,
                                              v1::FailJobResponse* response) {
-  *response = controller_.FailJob(*request);
-  return grpc::Status::OK;
+  return ForMember(*context, request->member(), [&] {
+    *response = controller_.FailJob(*request);
+    return grpc::Status::OK;
+  });
 }
 
-grpc::Status CoordinatorServiceImpl::ReportStep(grpc::ServerContext*,
+grpc::Status CoordinatorServiceImpl::ReportStep(grpc::ServerContext* context,
                                                 const v1::ReportStepRequest* request,
                                                 v1::ReportStepResponse* response) {
-  return Reply(controller_.ReportStep(*request), response);
+  return ForMember(*context, request->member(),
+                   [&] { return Reply(controller_.ReportStep(*request), response); });
 }
 
 grpc::Status CoordinatorServiceImpl::ReportEvaluation(
     grpc::ServerContext* context, const v1::ReportEvaluationRequest* request,
     v1::ReportEvaluationResponse* response) {
-  return Reply(controller_.ReportEvaluation(*request, CancelledBy(context)), response);
+  return ForMember(*context, request->member(), [&] {
+    return Reply(controller_.ReportEvaluation(*request, CancelledBy(context)), response);
+  });
 }
 
 grpc::Status CoordinatorServiceImpl::ReportShardFile(
-    grpc::ServerContext*, const v1::ReportShardFileRequest* request,
+    grpc::ServerContext* context, const v1::ReportShardFileRequest* request,
     v1::ReportShardFileResponse*) {
-  return ToGrpcStatus(controller_.ReportShardFile(*request));
+  return ForMember(*context, request->member(),
+                   [&] { return ToGrpcStatus(controller_.ReportShardFile(*request)); });
 }
 
 grpc::Status CoordinatorServiceImpl::AwaitCheckpoint(
     grpc::ServerContext* context, const v1::AwaitCheckpointRequest* request,
     v1::AwaitCheckpointResponse* response) {
-  return Reply(controller_.AwaitCheckpoint(*request, CancelledBy(context)), response);
+  return ForMember(*context, request->member(), [&] {
+    return Reply(controller_.AwaitCheckpoint(*request, CancelledBy(context)), response);
+  });
 }
 
-grpc::Status CoordinatorServiceImpl::FinishWork(grpc::ServerContext*,
+grpc::Status CoordinatorServiceImpl::FinishWork(grpc::ServerContext* context,
                                                 const v1::FinishWorkRequest* request,
                                                 v1::FinishWorkResponse*) {
-  return ToGrpcStatus(controller_.FinishWork(*request));
+  return ForMember(*context, request->member(),
+                   [&] { return ToGrpcStatus(controller_.FinishWork(*request)); });
 }
 
 grpc::Status ClusterStatusServiceImpl::GetClusterStatus(

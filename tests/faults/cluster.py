@@ -23,6 +23,7 @@ WORKER = "worker/worker"
 PREPARE_TEXT = "worker/data/prepare_text"
 MOECTL = "client/moectl"
 TRAIN_IN_PROCESS = "tests/cluster/train_in_process"
+MAKE_CERTIFICATES = "deploy/make_certificates.sh"
 
 # Seconds. After a fault every process must have ended within FAULT; PATIENCE only bounds what would
 # hang.
@@ -91,6 +92,19 @@ def free_address():
     with socket.socket() as probe:
         probe.bind((host, 0))
         return "{}:{}".format(*probe.getsockname())
+
+
+def make_certificates(folder, *flags):
+    """Certificates of all roles in `folder`, or those that the flags say."""
+    subprocess.run([MAKE_CERTIFICATES, "--out", folder] + list(flags), check=True,
+                   timeout=PATIENCE, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def tls_flags(folder, name, ca=None):
+    """The flags of a process with this certificate of the folder."""
+    return ["--tls_ca", ca or os.path.join(folder, "ca.crt"), "--tls_cert",
+            os.path.join(folder, name + ".crt"), "--tls_key", os.path.join(folder, name + ".key")]
 
 
 def read(path):

@@ -4,9 +4,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <filesystem>
+#include <memory>
 #include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -34,12 +37,13 @@ class FakeCoordinator : public v1::CoordinatorService::Service {
     if (request->cause() != "wait") {
       return ToGrpcStatus(absl::AbortedError(absl::StrCat(request->cause().size())));
     }
-    waiting.Notify();
+    if (held++ == 0) waiting.Notify();
     while (!context->IsCancelled())
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     return grpc::Status::CANCELLED;
   }
 
+  std::atomic<int> held = 0;
   absl::Notification waiting;
 };
 
@@ -85,6 +89,11 @@ class RpcServerTest : public ::testing::Test {
     grpc::Service* const services[] = {&coordinator_};
     return RpcServer::Start(listen, services);
   }
+  absl::StatusOr<std::unique_ptr<RpcServer>> Start(const std::string& listen,
+                                                   const RpcServer::Options& options) {
+    grpc::Service* const services[] = {&coordinator_};
+    return RpcServer::Start(listen, services, options);
+  }
   std::string Error(const std::string& listen) {
     return std::string(Start(listen).status().message());
   }
@@ -111,19 +120,159 @@ TEST_F(RpcServerTest, LargeMessagesPass) {
             absl::StatusCode::kAborted);
 }
 
-TEST_F(RpcServerTest, HealthAndReflection) {
+std::string HealthRequest(const std::string& service) {
+  return absl::StrCat(std::string(1, '\x0a'),
+                      std::string(1, static_cast<char>(service.size())), service);
+}
+constexpr char kServing[] = "\x08\x01";
+constexpr char kNotServing[] = "\x08\x02";
+constexpr char kCheck[] = "/grpc.health.v1.Health/Check";
+constexpr char kReflect[] =
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+constexpr char kServers[] = "/grpc.channelz.v1.Channelz/GetServers";
+
+TEST_F(RpcServerTest, HealthOfEachService) {
+  RpcServer::Options options;
+  options.health_address = "127.0.0.1:0";
+  options.health_of = {"moe.v1.CoordinatorService", "moe.v1.OperatorService"};
+  const auto server = Start("127.0.0.1:0", options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto probes = MakeChannel((*server)->health_address());
+  for (const auto& channel : {MakeChannel((*server)->address()), probes}) {
+    EXPECT_EQ(CallRaw(channel, kCheck, "").value(), kServing);
+    for (const std::string& name : options.health_of) {
+      EXPECT_EQ(CallRaw(channel, kCheck, HealthRequest(name)).value(), kServing);
+    }
+    EXPECT_EQ(CallRaw(channel, kCheck, HealthRequest("moe.v1.Other")).status().code(),
+              absl::StatusCode::kNotFound);
+    (*server)->SetServing("moe.v1.OperatorService", false);
+    EXPECT_EQ(CallRaw(channel, kCheck, HealthRequest("moe.v1.OperatorService")).value(),
+              kNotServing);
+    EXPECT_EQ(CallRaw(channel, kCheck, "").value(), kServing);
+    (*server)->SetServing("moe.v1.OperatorService", true);
+    EXPECT_EQ(CallRaw(channel, kCheck, HealthRequest("moe.v1.OperatorService")).value(),
+              kServing);
+  }
+  // Nothing else is to be had there.
+  EXPECT_EQ(Call(probes, "abc").code(), absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(CallRaw(probes, kReflect, std::string("\x3a\x00", 2)).status().code(),
+            absl::StatusCode::kUnimplemented);
+  (*server)->StopServing();
+  (*server)->SetServing("moe.v1.OperatorService", true);
+  EXPECT_EQ(CallRaw(probes, kCheck, "").value(), kNotServing);
+  EXPECT_EQ(CallRaw(probes, kCheck, HealthRequest("moe.v1.OperatorService")).value(),
+            kNotServing);
+  // Calls go on.
+  EXPECT_EQ(Call(MakeChannel((*server)->address()), "abc").message(), "call: 3");
+}
+
+TEST_F(RpcServerTest, StopsServingBeforeCallsAreCut) {
+  RpcServer::Options options;
+  options.health_address = "127.0.0.1:0";
+  const auto server = Start("127.0.0.1:0", options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto probes = MakeChannel((*server)->health_address());
+  grpc::ClientContext context;
+  std::thread caller([&] {
+    v1::FailJobRequest request;
+    request.set_cause("wait");
+    v1::FailJobResponse response;
+    (void)v1::CoordinatorService::NewStub(MakeChannel((*server)->address()))
+        ->FailJob(&context, request, &response);
+  });
+  coordinator_.waiting.WaitForNotification();
+  std::thread stopper([&] { (*server)->Shutdown(absl::Seconds(60)); });
+  while (CallRaw(probes, kCheck, "").value() == kServing) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  // The call still runs, with a minute to end.
+  EXPECT_EQ(CallRaw(probes, kCheck, "").value(), kNotServing);
+  context.TryCancel();
+  caller.join();
+  stopper.join();
+}
+
+TEST_F(RpcServerTest, ReflectionAndChannelzByOption) {
+  const std::string list("\x3a\x00", 2);  // list_services: ""
+  RpcServer::Options options;
+  const auto plain = Start("127.0.0.1:0", options);
+  options.reflection = true;
+  options.channelz = true;
+  const auto open = Start("127.0.0.1:0", options);
+  ASSERT_TRUE(plain.ok() && open.ok());
+  const auto services = CallRaw(MakeChannel((*open)->address()), kReflect, list);
+  ASSERT_TRUE(services.ok()) << services.status();
+  EXPECT_THAT(*services, HasSubstr("moe.v1.CoordinatorService"));
+  EXPECT_TRUE(CallRaw(MakeChannel((*open)->address()), kServers, "").ok());
+  const auto channel = MakeChannel((*plain)->address());
+  EXPECT_EQ(CallRaw(channel, kReflect, list).status().code(),
+            absl::StatusCode::kUnimplemented);
+  EXPECT_EQ(CallRaw(channel, kServers, "").status().code(),
+            absl::StatusCode::kUnimplemented);
+}
+
+TEST_F(RpcServerTest, PlaintextStaysOnThisMachine) {
+  for (const std::string listen : {"0.0.0.0:0", "[::]:0"}) {
+    const absl::Status refused = Start(listen).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition) << refused;
+    EXPECT_THAT(std::string(refused.message()), HasSubstr(listen));
+    EXPECT_THAT(std::string(refused.message()),
+                HasSubstr("--tls_ca, --tls_cert and --tls_key"));
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("--insecure"));
+  }
+  RpcServer::Options options;
+  options.insecure = true;
+  EXPECT_TRUE(Start("0.0.0.0:0", options).ok());
+  EXPECT_TRUE(Start("localhost:0").ok());
+  EXPECT_TRUE(Start("127.1.2.3:0").ok());
+}
+
+TEST_F(RpcServerTest, MoreCallsOnAConnectionWait) {
   const auto server = Start("127.0.0.1:0");
   ASSERT_TRUE(server.ok()) << server.status();
   const auto channel = MakeChannel((*server)->address());
-  const auto health = CallRaw(channel, "/grpc.health.v1.Health/Check", "");
-  ASSERT_TRUE(health.ok()) << health.status();
-  EXPECT_EQ(*health, "\x08\x01");  // status: SERVING
-  // list_services: ""
-  const auto services =
-      CallRaw(channel, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-              std::string("\x3a\x00", 2));
-  ASSERT_TRUE(services.ok()) << services.status();
-  EXPECT_THAT(*services, HasSubstr("moe.v1.CoordinatorService"));
+  // As many as a connection may have (rpc_server.cc).
+  constexpr int kStreams = 100;
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::thread> callers;
+  const auto stub = v1::CoordinatorService::NewStub(channel);
+  for (int i = 0; i < kStreams; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    callers.emplace_back([&stub, context = contexts.back().get()] {
+      v1::FailJobRequest request;
+      request.set_cause("wait");
+      v1::FailJobResponse response;
+      (void)stub->FailJob(context, request, &response);
+    });
+  }
+  while (coordinator_.held < kStreams) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  const auto quick = [&](const std::shared_ptr<grpc::Channel>& on) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(1));
+    v1::FailJobRequest request;
+    v1::FailJobResponse response;
+    return v1::CoordinatorService::NewStub(on)->FailJob(&context, request, &response);
+  };
+  EXPECT_EQ(quick(channel).error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(quick(MakeChannel((*server)->address())).error_code(),
+            grpc::StatusCode::ABORTED);
+  for (const auto& context : contexts) context->TryCancel();
+  for (std::thread& caller : callers) caller.join();
+}
+
+TEST_F(RpcServerTest, LargeMetadataIsRefused) {
+  const auto server = Start("127.0.0.1:0");
+  ASSERT_TRUE(server.ok()) << server.status();
+  grpc::ClientContext context;
+  context.set_deadline(InSeconds(30));
+  context.AddMetadata("large", std::string(20 << 10, 'x'));
+  v1::FailJobResponse response;
+  EXPECT_EQ(v1::CoordinatorService::NewStub(MakeChannel((*server)->address()))
+                ->FailJob(&context, {}, &response)
+                .error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
 }
 
 TEST_F(RpcServerTest, TakenPortIsAClearError) {
