@@ -12,8 +12,8 @@ usage() {
 Usage: deploy/install.sh [--check] [--help] [GROUP...]
 
 Installs the Debian packages named in deploy/packages.txt that are missing: of
-the groups named (build, runtime, test, corpus, experiments, fuzz), or of the
-first three. Does nothing where all are present. Needs root or sudo only to install.
+the groups named (build, runtime, test, corpus, experiments, fuzz, libraries), or of
+the first three. Does nothing where all are present. Needs root or sudo only to install.
 
   --check   install nothing; list what is missing and exit 1 if anything is
   --help    this text
@@ -26,7 +26,7 @@ for arg in "$@"; do
   case "$arg" in
     --check) check=1 ;;
     -h | --help) usage; exit 0 ;;
-    build | runtime | test | corpus | experiments | fuzz) groups+=("$arg") ;;
+    build | runtime | test | corpus | experiments | fuzz | libraries) groups+=("$arg") ;;
     *) die_usage "unknown argument: $arg" ;;
   esac
 done

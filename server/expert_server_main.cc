@@ -20,6 +20,7 @@
 #include "common/base/service_notifier.h"
 #include "common/base/signals.h"
 #include "common/io/file.h"
+#include "common/net/linger.h"
 #include "common/net/rpc_server_flags.h"
 #include "server/expert_server.h"
 
@@ -158,6 +159,7 @@ int main(int argc, char** argv) {
     options.threads = std::max(1u, std::thread::hardware_concurrency());
   }
 
+  const moe::RpcServer::Options lingering = options.rpc;
   std::unique_ptr<moe::ExpertServer> server;
   std::atomic<moe::ExpertServer*> started = nullptr;
   absl::Notification told_to_stop;
@@ -187,8 +189,10 @@ int main(int argc, char** argv) {
     if (!status.ok()) return ExitStatus(status);
   }
   notifier.Ready();
-  const absl::Status status = server->Wait();
-  if (status.ok() && absl::GetFlag(FLAGS_linger)) told_to_stop.WaitForNotification();
+  absl::Status status = server->Wait();
+  if (status.ok() && absl::GetFlag(FLAGS_linger)) {
+    status = moe::LingerUntil(told_to_stop, server->address(), lingering);
+  }
   notifier.Stopping();
   return ExitStatus(status);
 }

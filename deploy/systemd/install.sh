@@ -24,7 +24,8 @@ Installs, on one host, what runs there under systemd:
   --root DIR       install below DIR, as for an image, and tell systemd nothing
   --help           this text
 
-Then edit the flags, and
+Then edit the flags, put the certificates of the host's roles into /etc/switchyard/tls, where the group
+switchyard may read them (deploy/make_certificates.sh), and
   systemctl enable --now switchyard-coordinator       # on one host
   systemctl enable --now switchyard-server@s0         # s1, ... where servers are to run
   systemctl enable --now switchyard-worker@w0         # w1, ...

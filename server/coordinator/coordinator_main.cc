@@ -21,8 +21,8 @@
 #include "common/base/signals.h"
 #include "common/io/file.h"
 #include "common/job/job_file.h"
+#include "common/net/linger.h"
 #include "common/net/rpc_server_flags.h"
-#include "common/net/rpc_server.h"
 #include "server/coordinator/coordinator.h"
 #include "server/coordinator/finished_run.h"
 #include "server/coordinator/restore.h"
@@ -222,16 +222,13 @@ absl::Status SayFinished(const Coordinator::Options& options, const RestorePoint
     notifier.Ready();
     return absl::OkStatus();
   }
-  // For health checks.
-  absl::StatusOr<std::unique_ptr<RpcServer>> server =
-      RpcServer::Start(options.listen, {}, options.rpc);
-  if (!server.ok()) return server.status();
-  notifier.Ready();
   absl::Notification told_to_stop;
-  const TerminationHandler handler([&](int) { told_to_stop.Notify(); });
-  told_to_stop.WaitForNotification();
-  notifier.Stopping();
-  return absl::OkStatus();
+  const TerminationHandler handler([&](int) {
+    notifier.Stopping();
+    told_to_stop.Notify();
+  });
+  notifier.Ready();
+  return LingerUntil(told_to_stop, options.listen, options.rpc);
 }
 
 absl::Status Run() {

@@ -56,7 +56,7 @@ class SlurmTest(c.TestCase):
                 self.slurm.start_node("n%d" % (i + 1))
         self.slurm._await(lambda: self.slurm._idle() == self.slurm.nodes, "all nodes are idle")
 
-    def submit(self, *options, job_text=None, sbatch=(), data=None):
+    def submit(self, *options, job_text=None, sbatch=(), data=None, network=("--insecure",)):
         job = os.path.join(self.out, "job.textproto")
         with open(job, "w") as file:
             file.write(job_text or self.job)
@@ -68,7 +68,7 @@ class SlurmTest(c.TestCase):
         self.number = self.slurm.submit(
             "--nodes=4", "--ntasks=5", "--output", self.output, *sbatch, SCRIPT, "--job", job,
             "--out", self.out, "--programs", self.programs, "--host", "echo 127.0.0.1", "--flags",
-            flags, *(data or ["--data", self.kjv]), *options)
+            flags, *(data or ["--data", self.kjv]), *network, *options)
         self.addCleanup(self.slurm.run, "scancel", self.number, check=False)
 
     def report(self):
@@ -106,7 +106,8 @@ class SlurmTest(c.TestCase):
         self.assertEqual(self.slurm.processes(), {})
 
     def test_from_the_text_to_the_result(self):
-        self.submit(data=["--text", self.text])
+        certificates = c.make_certificates(os.path.join(self.out, "certificates"))
+        self.submit(data=["--text", self.text], network=["--tls", certificates])
         self.await_line("^step [0-9]+/%d " % STEPS)
         members = self.slurm.steps(self.number)
         for name in ("server-s0", "server-s1", "worker-w0", "worker-w1"):
@@ -161,7 +162,8 @@ class SlurmTest(c.TestCase):
         self.assertIn("is finished: ", c.read(self.output))
 
     def test_a_checkpoint_before_the_time_limit(self):
-        self.submit("--servers", "1", job_text=c.job(steps=STEPS))
+        certificates = c.make_certificates(os.path.join(self.out, "certificates"))
+        self.submit("--servers", "1", job_text=c.job(steps=STEPS), network=["--tls", certificates])
         self.await_line("^step [0-9]+/%d " % STEPS)
         self.slurm.run("scancel", "--batch", "--signal=USR1", self.number)
         self.assertEqual(self.await_end(), 75, self.report())
@@ -209,7 +211,11 @@ class OptionsTest(c.TestCase):
             (["--job", job], 2, "--out is missing"),
             (["--job", job, "--out", "x"], 2, "give --data or --text"),
             (["--job", job, "--out", "x", "--data", self.data, "--text", job], 2, "exclude each"),
-            (["--job", job, "--out", "x", "--data", self.data], 2, "submit it with sbatch"),
+            (["--job", job, "--out", "x", "--data", self.data], 2, "give --tls, or --insecure"),
+            (["--job", job, "--out", "x", "--data", self.data, "--insecure", "--tls", self.root], 2,
+             "--tls and --insecure exclude each other"),
+            (["--job", job, "--out", "x", "--data", self.data, "--insecure"], 2,
+             "submit it with sbatch"),
             (["--servers", "0"], 2, "whole number"),
             (["--job"], 2, "needs a value"),
             (["--nonsense"], 2, "unknown option: --nonsense"),

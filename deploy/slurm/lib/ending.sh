@@ -29,7 +29,9 @@ on_signal() {
 on_time_limit() {
   trap '' USR1
   say "$me: the time is almost over; takes a checkpoint"
-  timeout "$checkpoint_patience" "$moectl_program" checkpoint --coordinator "$address" &
+  local flags=()
+  mapfile -t flags < <(flags_of moectl operator)
+  timeout "$checkpoint_patience" "$moectl_program" checkpoint --coordinator "$address" "${flags[@]}" &
   wait $! || say "$me: no checkpoint was taken; the job goes on from the last one"
   if ((requeue)); then
     # Slurm stops this script.

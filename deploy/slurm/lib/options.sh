@@ -18,6 +18,10 @@ as job steps, spread over the tasks of the allocation.
   --programs DIR   the programs, or a build's bazel-bin (default: bazel-bin of this script's repository)
   --host COMMAND   prints the name or address at which other nodes reach the one it runs on
                    (default: hostname), as where there is a faster network than that of the names
+  --tls DIR        encrypt, with ca.crt and the certificates and keys of the roles coordinator, server,
+                   worker and operator in DIR, as deploy/make_certificates.sh names them; those of the
+                   first two name every node
+  --insecure       don't: the nodes' network is to be trusted (one of --tls and --insecure)
   --requeue        at the time limit, queue the job again rather than end it with status 75
   --flags FILE     further flags of each program, a line each: coordinator --lease_ms=10000
   --help           this text
@@ -38,7 +42,7 @@ over and the same command goes on, 143 cancelled.
 
 Example:
   sbatch --ntasks=5 --cpus-per-task=8 --time=8:00:00 deploy/slurm/train.sbatch \
-      --job deploy/configs/kjv-moe.textproto --data /shared/kjv --out /shared/run1
+      --job deploy/configs/kjv-moe.textproto --data /shared/kjv --out /shared/run1 --tls ~/certificates
 END
 }
 
@@ -51,6 +55,8 @@ workers=2
 threads=${SLURM_CPUS_PER_TASK:-1}
 programs_folder=$here/../../bazel-bin
 host_command=hostname
+tls=
+insecure=0
 requeue=0
 flags_file=
 
@@ -62,7 +68,7 @@ parse_options() {
     case "$option" in
       --*=*) value=${option#*=} option=${option%%=*} ;;
       --job | --out | --data | --text | --servers | --workers | --threads | --programs | --host | \
-        --flags)
+        --flags | --tls)
         (($#)) || die_usage "$option needs a value"
         value=$1
         shift
@@ -78,6 +84,8 @@ parse_options() {
       --threads) threads=$(count "$option" "$value") ;;
       --programs) programs_folder=$(existing_folder "$option" "$value") ;;
       --host) host_command=$value ;;
+      --tls) tls=$(existing_folder "$option" "$value") ;;
+      --insecure) insecure=1 ;;
       --requeue) requeue=1 ;;
       --flags) flags_file=$(existing_file "$option" "$value") ;;
       --help | -h)
@@ -91,6 +99,8 @@ parse_options() {
   [[ -n $out ]] || die_usage "--out is missing: a folder that all nodes share"
   [[ -n $data || -n $text ]] || die_usage "give --data or --text"
   [[ -z $data || -z $text ]] || die_usage "--text and --data exclude each other"
+  [[ -n $tls ]] || ((insecure)) || die_usage "give --tls, or --insecure on a network to be trusted"
+  [[ -z $tls ]] || ((!insecure)) || die_usage "--tls and --insecure exclude each other"
   [[ -n ${SLURM_JOB_ID:-} ]] || die_usage "this is no job of Slurm; submit it with sbatch"
 }
 
@@ -114,7 +124,12 @@ program() {
   die "there is no program $1 in $programs_folder (--programs)"
 }
 
-# flags_of PROGRAM: its lines of --flags, without the name.
+# flags_of PROGRAM ROLE: a flag a line: how it talks to others, and its lines of --flags.
 flags_of() {
+  if [[ -n $tls ]]; then
+    printf '%s\n' --tls_ca "$tls/ca.crt" --tls_cert "$tls/$2.crt" --tls_key "$tls/$2.key"
+  elif [[ $2 == coordinator || $2 == server ]]; then
+    say --insecure
+  fi
   [[ -z $flags_file ]] || sed -n "s/^$1[[:space:]]\{1,\}//p" "$flags_file"
 }

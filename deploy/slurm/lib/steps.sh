@@ -44,7 +44,7 @@ start_coordinator() {
   local listen flags=()
   # Members know it by its address: once it has one it keeps it.
   listen=${address:-$(bash -c "$host_command"):0}
-  mapfile -t flags < <(flags_of coordinator)
+  mapfile -t flags < <(flags_of coordinator coordinator)
   mark_start coordinator
   if [[ -z $address ]]; then rm -f "$out/coordinator.address"; fi
   "$coordinator_program" --supervised --job "$job" --listen "$listen" --servers "$servers" --workers "$workers" \
@@ -84,13 +84,13 @@ start_member() {
   node=$(place "${number_of[$member]}" "${attempt_of[$member]}")
   mark_start "$member"
   if [[ $member == server-* ]]; then
-    mapfile -t flags < <(flags_of expert_server)
+    mapfile -t flags < <(flags_of expert_server server)
     # On the node, which alone knows its name.
     # shellcheck disable=SC2016
     command=(bash -c 'host=$(bash -c "$1") && shift && exec "$@" --listen "$host:0"' "$me" "$host_command"
       "$server_program")
   else
-    mapfile -t flags < <(flags_of worker)
+    mapfile -t flags < <(flags_of worker worker)
     command=("$worker_program" --data "$data")
   fi
   command+=(--name "$name" --coordinator "$address" --threads "$threads" "${flags[@]}")
