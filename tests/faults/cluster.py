@@ -99,7 +99,8 @@ def free_address():
 
 def read(path):
     try:
-        with open(path) as file:
+        # Logs may quote what came over the network.
+        with open(path, errors="replace") as file:
             return file.read()
     except FileNotFoundError:
         return ""

@@ -9,11 +9,11 @@ import time
 from tests.faults import cluster as c
 
 HOSTILE = "tests/hostile/hostile"
-# Overridden for more or fewer.
-REQUESTS = int(os.environ.get("HOSTILE_REQUESTS", "100000"))
+# 100,000 of them take some minutes (docs/results/fuzzing.md).
+REQUESTS = int(os.environ.get("HOSTILE_REQUESTS", "20000"))
 SEED = int(os.environ.get("HOSTILE_SEED", random.SystemRandom().randrange(1 << 32)))
 # Seconds.
-LIMIT = 600
+LIMIT = 300 + REQUESTS // 50
 
 # What a process may take beyond its quiet memory. gRPC keeps about two of each connection's messages of
 # 4 MiB and buffers of its threads; it's less than what one bomb would take.
@@ -54,7 +54,8 @@ class HostileTest(c.TestCase):
         deadline = time.monotonic() + LIMIT + 60
         while attacker.status is None and time.monotonic() < deadline:
             for name, process in cluster.processes.items():
-                self.assertIsNone(process.status, seed + "\n" + cluster.report())
+                if process.status is not None:
+                    self.fail("%s ended; %s\n%s" % (name, seed, cluster.report()))
                 most_threads[name] = max(most_threads[name], status_of(process.pid)["threads"])
             time.sleep(0.1)
         self.assertEqual(attacker.status, 0, seed + "\n" + attacker.report())
@@ -100,7 +101,7 @@ class HostileTest(c.TestCase):
 
     def assert_refused(self, counts, seed):
         """That each attack happened, and how it may have been answered: grpc.StatusCode."""
-        ok, invalid, not_found, exists = "0", "3", "5", "6"
+        ok, invalid, deadline, not_found, exists = "0", "3", "4", "5", "6"
         denied, exhausted, precondition, aborted = "7", "8", "9", "10"
         unimplemented, internal, unavailable = "12", "13", "14"
         cancelled, unknown = "1", "2"
@@ -118,14 +119,17 @@ class HostileTest(c.TestCase):
             "metadata of 100 kB": {exhausted, unavailable, internal, cancelled, unknown, ok,
                                    not_found},
             "message of 4 MiB": call,
-            "bomb": {unimplemented, internal, exhausted, unavailable, cancelled},
+            # To make it takes seconds.
+            "bomb": {unimplemented, internal, exhausted, cancelled, deadline},
             "garbage": None,
             "idle": None,
         }
         self.assertEqual(set(counts), set(allowed), seed)
         for attack, codes in allowed.items():
             if codes is not None:
-                self.assertLessEqual(set(counts[attack]), codes, attack + "; " + seed)
+                # An attack may break the connection of the next one.
+                self.assertLessEqual(set(counts[attack]), codes | {unavailable},
+                                     attack + "; " + seed)
 
 
 if __name__ == "__main__":
