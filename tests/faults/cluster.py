@@ -113,7 +113,8 @@ def tls_flags(folder, name, ca=None):
 
 def read(path):
     try:
-        with open(path) as file:
+        # Logs may quote what came over the network.
+        with open(path, errors="replace") as file:
             return file.read()
     except FileNotFoundError:
         return ""

@@ -7,16 +7,13 @@ import re
 import time
 
 from tests.faults import cluster as c
-from tests.faults import undisturbed
 
 HOSTILE = "tests/hostile/hostile"
-# Overridden for more or fewer.
-REQUESTS = int(os.environ.get("HOSTILE_REQUESTS", "100000"))
+# 100,000 of them take some minutes (docs/results/fuzzing.md).
+REQUESTS = int(os.environ.get("HOSTILE_REQUESTS", "20000"))
 SEED = int(os.environ.get("HOSTILE_SEED", random.SystemRandom().randrange(1 << 32)))
-# The job must still train when the last attack is over.
-STEPS = 400 + REQUESTS // 8
 # Seconds.
-LIMIT = 600
+LIMIT = 300 + REQUESTS // 50
 
 # What a process may take beyond its quiet memory. gRPC keeps about two of each connection's messages of
 # 4 MiB and buffers of its threads; it's less than what one bomb would take.
@@ -31,11 +28,9 @@ def status_of(pid):
             "threads": int(fields["Threads"])}
 
 
-class HostileTest(undisturbed.UndisturbedCase):
-    job = c.job(steps=STEPS, every_steps=STEPS // 4)
-
+class HostileTest(c.TestCase):
     def test_strangers(self):
-        cluster = self.new_cluster(self.job)
+        cluster = self.new_cluster(c.job())
         cluster.start_coordinator(2, 2)
         addresses = []
         for name in ["s0", "s1"]:
@@ -59,7 +54,8 @@ class HostileTest(undisturbed.UndisturbedCase):
         deadline = time.monotonic() + LIMIT + 60
         while attacker.status is None and time.monotonic() < deadline:
             for name, process in cluster.processes.items():
-                self.assertIsNone(process.status, seed + "\n" + cluster.report())
+                if process.status is not None:
+                    self.fail("%s ended; %s\n%s" % (name, seed, cluster.report()))
                 most_threads[name] = max(most_threads[name], status_of(process.pid)["threads"])
             time.sleep(0.1)
         self.assertEqual(attacker.status, 0, seed + "\n" + attacker.report())
@@ -78,7 +74,26 @@ class HostileTest(undisturbed.UndisturbedCase):
             self.assertLess(most_threads[name], quiet[name]["threads"] + MORE_THREADS,
                             name + "; " + seed)
         self.assert_refused(told["counts"], seed)
-        self.assert_undisturbed(cluster, generations=1)
+        self.assertNotIn("recovering: ", cluster["coordinator"].stdout, seed)
+        self.assert_undisturbed(cluster, seed)
+
+    def assert_undisturbed(self, cluster, seed):
+        """That the parameters are now those of a run without strangers after as many steps."""
+        taken = self.run_program([c.MOECTL, "checkpoint", "--coordinator", cluster.address])
+        self.assertEqual(taken.status, 0, taken.report() + cluster.report())
+        steps = cluster.checkpoints()[-1]
+        digest = self.digest_at(cluster, steps)
+        cluster.close()
+        undisturbed = self.new_cluster(c.job(steps=steps)).start()
+        undisturbed.wait_all(LIMIT)
+        self.assertEqual(undisturbed.result["phase"], "FINISHED", undisturbed.report())
+        self.assertEqual(digest, undisturbed.result["digest"], seed)
+
+    @staticmethod
+    def digest_at(cluster, steps):
+        folder = "step-%08d" % steps
+        return json.loads(c.read(os.path.join(cluster.checkpoint_dir, folder,
+                                              "manifest.json")))["digest"]
 
     def steps(self, cluster):
         return int(re.findall(r"^step ([0-9,]+)/", cluster["coordinator"].stdout,
@@ -98,20 +113,23 @@ class HostileTest(undisturbed.UndisturbedCase):
             "odd message": call,
             "truncated message": call,
             "unknown method": {unimplemented},
-            "stream": call | {unimplemented, cancelled, unknown, deadline},
+            "stream": call | {unimplemented, cancelled, unknown},
             "dropped stream": None,
             # gRPC also breaks the connection.
             "metadata of 100 kB": {exhausted, unavailable, internal, cancelled, unknown, ok,
                                    not_found},
             "message of 4 MiB": call,
-            "bomb": {unimplemented, internal, exhausted, unavailable, cancelled},
+            # To make it takes seconds.
+            "bomb": {unimplemented, internal, exhausted, cancelled, deadline},
             "garbage": None,
             "idle": None,
         }
         self.assertEqual(set(counts), set(allowed), seed)
         for attack, codes in allowed.items():
             if codes is not None:
-                self.assertLessEqual(set(counts[attack]), codes, attack + "; " + seed)
+                # An attack may break the connection of the next one.
+                self.assertLessEqual(set(counts[attack]), codes | {unavailable},
+                                     attack + "; " + seed)
 
 
 if __name__ == "__main__":
