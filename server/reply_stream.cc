@@ -17,19 +17,6 @@ void ReplyStream::Send(std::shared_ptr<const v1::ExchangeResponse> response) {
   if (!finished_) queue_.push_back(std::move(response));
 }
 
-void ReplyStream::AwaitRoom() {
-  absl::MutexLock lock(&mutex_);
-  const auto room = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
-    return finished_ || queue_.size() < kMostQueued;
-  };
-  mutex_.Await(absl::Condition(&room));
-}
-
-size_t ReplyStream::queued() const {
-  absl::MutexLock lock(&mutex_);
-  return queue_.size();
-}
-
 void ReplyStream::Finish() {
   {
     absl::MutexLock lock(&mutex_);

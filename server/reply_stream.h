@@ -2,7 +2,6 @@
 // whoever answers a worker never waits for its network.
 #pragma once
 
-#include <cstddef>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -19,9 +18,6 @@ class ReplyStream : public ReplySink {
  public:
   using Stream = grpc::ServerReaderWriter<v1::ExchangeResponse, v1::ExchangeRequest>;
 
-  // Replies that wait for a worker to read those before.
-  static constexpr size_t kMostQueued = 4096;
-
   // stream must live until Finish. on_written: how long a write took; the stream's own
   // thread.
   ReplyStream(Stream* stream, std::function<void(absl::Duration)> on_written);
@@ -29,12 +25,6 @@ class ReplyStream : public ReplySink {
 
   // No effect after Finish.
   void Send(std::shared_ptr<const v1::ExchangeResponse> response) override;
-  // Waits until fewer than kMostQueued are queued, or the stream is broken or finished. Whoever reads
-  // requests calls it before each, so that a worker that asks and doesn't read the answers isn't
-  // read from either.
-  void AwaitRoom();
-  // How many replies wait.
-  size_t queued() const;
   // Writes what is queued, unless the stream is broken, and ends the thread.
   void Finish();
 
@@ -43,7 +33,7 @@ class ReplyStream : public ReplySink {
 
   Stream* const stream_;
   const std::function<void(absl::Duration)> on_written_;
-  mutable absl::Mutex mutex_;
+  absl::Mutex mutex_;
   std::deque<std::shared_ptr<const v1::ExchangeResponse>> queue_ ABSL_GUARDED_BY(mutex_);
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;

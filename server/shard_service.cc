@@ -110,7 +110,6 @@ absl::Status ShardService::Read(const std::string& worker, ShardHost& host,
     *stale = request.generation() != host.generation();
     RETURN_IF_ERROR(host.Handle(worker, std::move(request), replies));
     request = v1::ExchangeRequest();
-    replies->AwaitRoom();
   }
   return absl::OkStatus();
 }
