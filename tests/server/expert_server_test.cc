@@ -383,7 +383,7 @@ TEST_F(ExpertServerTest, AStreamIsTakenUpAndWhatComesAgainCountsOnce) {
     const uint64_t sequence = workers_[w1]->sequence() + 1;
     workers_[w1]->Send(request);
     workers_[w1]->Break();
-    workers_[w1] = std::make_unique<Conversation>(*server_);
+    workers_[w1] = std::make_unique<Conversation>(*server_, w1);
     const absl::StatusOr<uint64_t> received = workers_[w1]->Return(w1, sequence);
     ASSERT_TRUE(received.ok()) << received.status();
     // It may have broken before it was read.
