@@ -449,7 +449,7 @@ TEST_F(ExpertServerTest, OnlyWhoBeganMayTakeUpAStream) {
   Start(testing::MadeState(testing::MadeJob()));
   Connect();
   const auto returned = [&](uint64_t sent, uint64_t incarnation) {
-    Conversation stream(*server_);
+    Conversation stream(*server_, "worker/w1");
     return std::string(stream.Return("worker/w1", sent, incarnation).status().message());
   };
   workers_["worker/w1"]->Send(testing::PullOf({"dense/0"}, 0));
@@ -465,7 +465,7 @@ TEST_F(ExpertServerTest, OnlyWhoBeganMayTakeUpAStream) {
 
 TEST_F(ExpertServerTest, AServerThatHasForgottenSaysSo) {
   Start(testing::MadeState(testing::MadeJob()));
-  Conversation stream(*server_);
+  Conversation stream(*server_, "worker/w1");
   const absl::Status status = stream.Return("worker/w1", 7).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(status.message(), HasSubstr("knows nothing of the 7 messages"));
