@@ -19,25 +19,30 @@
 namespace moe {
 namespace {
 
-// Calls Stub's method.
+// Calls Stub's method, of several addresses ("a:1,b:2") at the first that doesn't answer UNAVAILABLE.
 template <typename Service, typename Request, typename Response, typename Stub>
-absl::StatusOr<Response> Ask(const std::string& who, const std::string& address,
+absl::StatusOr<Response> Ask(const std::string& who, const std::string& addresses,
                              absl::Duration timeout,
                              grpc::Status (Stub::*method)(grpc::ClientContext*,
                                                           const Request&, Response*),
                              const Request& request = Request()) {
-  const std::unique_ptr<typename Service::Stub> stub =
-      Service::NewStub(MakeChannel(address));
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
-  Response response;
-  const grpc::Status status = (stub.get()->*method)(&context, request, &response);
-  if (status.ok()) return response;
-  const std::string peer = absl::StrCat(who, " at ", address);
-  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
-    return FromGrpcStatus(status, absl::StrCat("can't reach ", peer));
+  std::vector<std::string> unreachable;
+  for (const std::string& address : SplitAddresses(addresses)) {
+    const std::unique_ptr<typename Service::Stub> stub =
+        Service::NewStub(MakeChannel(address));
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    Response response;
+    const grpc::Status status = (stub.get()->*method)(&context, request, &response);
+    if (status.ok()) return response;
+    const std::string peer = absl::StrCat(who, " at ", address);
+    if (status.error_code() != grpc::StatusCode::UNAVAILABLE) {
+      return FromGrpcStatus(status, peer);
+    }
+    unreachable.push_back(
+        absl::StrCat("can't reach ", peer, ": ", status.error_message()));
   }
-  return FromGrpcStatus(status, peer);
+  return absl::UnavailableError(absl::StrJoin(unreachable, "; "));
 }
 
 // The servers that host shards.

@@ -4,6 +4,8 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 
+#include "absl/strings/str_split.h"
+
 namespace moe {
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
@@ -28,6 +30,10 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
                                    arguments);
+}
+
+std::vector<std::string> SplitAddresses(const std::string& addresses) {
+  return absl::StrSplit(addresses, ',', absl::SkipEmpty());
 }
 
 }  // namespace moe

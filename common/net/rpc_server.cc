@@ -172,6 +172,10 @@ std::shared_ptr<grpc::Channel> RpcServer::InProcessChannel() {
   return server_->InProcessChannel(arguments);
 }
 
+void RpcServer::SetServing(const std::string& service, bool serving) {
+  server_->GetHealthCheckService()->SetServingStatus(service, serving);
+}
+
 void RpcServer::Shutdown(absl::Duration grace) {
   // gRPC ignores a second call, but then Wait alone still sees to the handlers.
   server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));

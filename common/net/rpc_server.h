@@ -25,6 +25,8 @@ class RpcServer {
   // As given, with the real port.
   const std::string& address() const { return address_; }
   std::shared_ptr<grpc::Channel> InProcessChannel();
+  // What grpc.health.v1 says of a service; until then all serve.
+  void SetServing(const std::string& service, bool serving);
   // Takes no new calls, and cancels after `grace` those that still run. Returns when all
   // handlers have returned. Idempotent.
   void Shutdown(absl::Duration grace);

@@ -2,10 +2,13 @@
 #include <glog/logging.h>
 #include <google/protobuf/text_format.h>
 
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -13,8 +16,10 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/program.h"
 #include "common/base/signals.h"
+#include "common/base/status_macros.h"
 #include "common/io/file.h"
 #include "common/job/job_file.h"
+#include "server/coordinator/candidate.h"
 #include "server/coordinator/coordinator.h"
 #include "server/coordinator/restore.h"
 
@@ -37,6 +42,31 @@ ABSL_FLAG(
     std::string, state_dir, "",
     "Folder for the coordinator's own state. Default: `coordinator` in --checkpoint_dir; "
     "without either, memory.");
+ABSL_FLAG(
+    std::string, store, "",
+    "etcd://HOST:PORT[,HOST:PORT...]/PREFIX: keep that state in etcd (3.5 or later), "
+    "under a "
+    "prefix of the job's own. Several coordinators that are started with the same "
+    "command, "
+    "but for --listen, then stand by for the one that leads. Default: --state_dir.");
+ABSL_FLAG(
+    std::string, advertise, "",
+    "Address of this coordinator as the others name it, with --store. Default: --listen "
+    "with the real port.");
+ABSL_FLAG(
+    int32_t, leader_lease_s, 5,
+    "With --store: another coordinator takes over when the one that leads hasn't been "
+    "heard by etcd for so many seconds; at least 2.");
+ABSL_FLAG(
+    int32_t, store_timeout_s, 120,
+    "With --store: how many seconds a write may wait for etcd before the job fails.");
+ABSL_FLAG(
+    std::string, etcd_ca, "",
+    "File with the certificates (PEM) by which etcd is known. Default: no TLS to etcd.");
+ABSL_FLAG(
+    std::string, etcd_certificate, "",
+    "With --etcd_ca: file with this coordinator's certificate (PEM), if etcd wants one.");
+ABSL_FLAG(std::string, etcd_key, "", "With --etcd_certificate: file with its key (PEM).");
 ABSL_FLAG(bool, resume, false,
           "Go on from the last checkpoint in --checkpoint_dir, or from --checkpoint.");
 ABSL_FLAG(std::string, evaluate, "",
@@ -78,6 +108,9 @@ constexpr char kUsage[] =
 Start it, then N expert servers and N workers that are given its address, in any order. It prints the
 progress and ends when the job does: with status 0 if the job finished, 1 with the cause if it failed,
 2 if the command line makes no sense.
+
+With --store=etcd://..., further coordinators stand by for the one that leads; members are given the
+addresses of all.
 
 Example, training on one machine:
   coordinator --job deploy/configs/kjv-moe.textproto --checkpoint_dir /tmp/run/checkpoints &
@@ -178,21 +211,104 @@ absl::Status WriteResult(const RunSummary& summary) {
   return path.empty() ? absl::OkStatus() : WriteFileAtomically(path, ToJson(summary));
 }
 
+absl::StatusOr<std::string> ReadIfNamed(const std::string& path) {
+  return path.empty() ? std::string() : ReadFile(path);
+}
+
+absl::Status WritePortFile(const std::string& address) {
+  const std::string path = absl::GetFlag(FLAGS_port_file);
+  return path.empty() ? absl::OkStatus()
+                      : WriteFileAtomically(path, absl::StrCat(address, "\n"));
+}
+
+absl::StatusOr<Candidate::Options> CandidateOptions(const Coordinator::Options& options) {
+  if (options.mode == v1::RUN_MODE_EVALUATE) {
+    ExitWithUsageError("--store is for training; an evaluation has nothing to keep");
+  }
+  if (absl::GetFlag(FLAGS_leader_lease_s) < 2) {
+    ExitWithUsageError("--leader_lease_s must be at least 2");
+  }
+  if (absl::GetFlag(FLAGS_store_timeout_s) < 1) {
+    ExitWithUsageError("--store_timeout_s must be at least 1");
+  }
+  const absl::StatusOr<EtcdAddress> address =
+      ParseEtcdAddress(absl::GetFlag(FLAGS_store));
+  if (!address.ok()) ExitWithUsageError(std::string(address.status().message()));
+  Candidate::Options candidate;
+  candidate.etcd.endpoints = address->endpoints;
+  candidate.prefix = address->prefix;
+  candidate.listen = options.listen;
+  candidate.advertise = absl::GetFlag(FLAGS_advertise);
+  candidate.lease = absl::Seconds(absl::GetFlag(FLAGS_leader_lease_s));
+  candidate.timeout = absl::Seconds(absl::GetFlag(FLAGS_store_timeout_s));
+  ASSIGN_OR_RETURN(candidate.etcd.ca, ReadIfNamed(absl::GetFlag(FLAGS_etcd_ca)));
+  ASSIGN_OR_RETURN(candidate.etcd.certificate,
+                   ReadIfNamed(absl::GetFlag(FLAGS_etcd_certificate)));
+  ASSIGN_OR_RETURN(candidate.etcd.key, ReadIfNamed(absl::GetFlag(FLAGS_etcd_key)));
+  candidate.print = [](const std::string& line) { std::cout << line << std::endl; };
+  candidate.listening = [](const std::string& listening) {
+    LOG(INFO) << "listening on " << listening;
+    if (const absl::Status written = WritePortFile(listening); !written.ok()) {
+      LOG(ERROR) << written.message();
+    }
+  };
+  // At once: whatever this process would still say to a member is no longer the leader's word.
+  candidate.on_deposed = [](const std::string& cause) {
+    std::cerr << "coordinator: " << cause << std::endl;
+    std::_Exit(1);
+  };
+  return candidate;
+}
+
+// None if the job goes on to be led by this process; else how it ended under another.
+absl::StatusOr<std::optional<absl::Status>> EndUnderAnother(Candidate& candidate,
+                                                            const std::string& job) {
+  if (!candidate.was_standby()) return std::optional<absl::Status>();
+  ASSIGN_OR_RETURN(const auto name, candidate.store().Get("job/name"));
+  ASSIGN_OR_RETURN(const auto phase, candidate.store().Get("job/phase"));
+  if (!name.has_value() || !phase.has_value() || name->value != job) {
+    return std::optional<absl::Status>();
+  }
+  if (phase->value == v1::Phase_Name(v1::PHASE_FINISHED)) {
+    std::cout << "the job is finished" << std::endl;
+    return std::optional<absl::Status>(absl::OkStatus());
+  }
+  if (phase->value == v1::Phase_Name(v1::PHASE_FAILED)) {
+    return std::optional<absl::Status>(
+        absl::AbortedError("the job failed under the coordinator that led it"));
+  }
+  return std::optional<absl::Status>();
+}
+
 absl::Status Run() {
   Coordinator::Options options = OptionsFromFlags();
   absl::StatusOr<v1::Job> job = FindJob(options);
   if (!job.ok()) return job.status();
   options.job = *std::move(job);
+  std::unique_ptr<Candidate> candidate;
+  if (!absl::GetFlag(FLAGS_store).empty()) {
+    ASSIGN_OR_RETURN(Candidate::Options candidacy, CandidateOptions(options));
+    std::atomic<bool> told_to_stop = false;
+    candidacy.cancelled = [&] { return told_to_stop.load(); };
+    const TerminationHandler handler([&](int) { told_to_stop = true; });
+    ASSIGN_OR_RETURN(candidate, Candidate::Await(std::move(candidacy)));
+    ASSIGN_OR_RETURN(const std::optional<absl::Status> end,
+                     EndUnderAnother(*candidate, options.job.name()));
+    if (end.has_value()) return *end;
+    options.listen = candidate->address();
+    options.store = &candidate->store();
+    options.leads = [&] { return candidate->sure(); };
+  }
   absl::StatusOr<std::unique_ptr<Coordinator>> coordinator =
       Coordinator::Start(std::move(options));
   if (!coordinator.ok()) return coordinator.status();
   LOG(INFO) << "listening on " << (*coordinator)->address();
-  const TerminationHandler handler([&](int) { (*coordinator)->Stop(); });
-  if (const std::string path = absl::GetFlag(FLAGS_port_file); !path.empty()) {
-    absl::Status written =
-        WriteFileAtomically(path, absl::StrCat((*coordinator)->address(), "\n"));
-    if (!written.ok()) return written;
-  }
+  const TerminationHandler handler([&](int) {
+    // What waits for an etcd that is away would hold up the end.
+    if (candidate != nullptr && !candidate->sure()) candidate->GiveUp();
+    (*coordinator)->Stop();
+  });
+  RETURN_IF_ERROR(WritePortFile((*coordinator)->address()));
   absl::Status status = (*coordinator)->Wait();
   status.Update(WriteResult((*coordinator)->summary()));
   return status;

@@ -19,23 +19,35 @@ JobController::Cancelled CancelledBy(grpc::ServerContext* context) {
   return [context] { return context->IsCancelled(); };
 }
 
+// What it answers while it can't know whether it leads.
+grpc::Status CheckLeads(const Leads& leads) {
+  if (!leads || leads()) return grpc::Status::OK;
+  return {
+      grpc::StatusCode::UNAVAILABLE,
+      "this coordinator doesn't know at present whether it leads: etcd doesn't answer "
+      "it"};
+}
+
 }  // namespace
 
 grpc::Status CoordinatorServiceImpl::Register(grpc::ServerContext*,
                                               const v1::RegisterRequest* request,
                                               v1::RegisterResponse* response) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   return Reply(controller_.Register(*request), response);
 }
 
 grpc::Status CoordinatorServiceImpl::Heartbeat(grpc::ServerContext* context,
                                                const v1::HeartbeatRequest* request,
                                                v1::HeartbeatResponse* response) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   return Reply(controller_.Heartbeat(*request, CancelledBy(context)), response);
 }
 
 grpc::Status CoordinatorServiceImpl::Leave(grpc::ServerContext*,
                                            const v1::LeaveRequest* request,
                                            v1::LeaveResponse*) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   controller_.Leave(*request);
   return grpc::Status::OK;
 }
@@ -43,6 +55,7 @@ grpc::Status CoordinatorServiceImpl::Leave(grpc::ServerContext*,
 grpc::Status CoordinatorServiceImpl::FailJob(grpc::ServerContext*,
                                              const v1::FailJobRequest* request,
                                              v1::FailJobResponse* response) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   *response = controller_.FailJob(*request);
   return grpc::Status::OK;
 }
@@ -50,36 +63,42 @@ grpc::Status CoordinatorServiceImpl::FailJob(grpc::ServerContext*,
 grpc::Status CoordinatorServiceImpl::ReportStep(grpc::ServerContext*,
                                                 const v1::ReportStepRequest* request,
                                                 v1::ReportStepResponse* response) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   return Reply(controller_.ReportStep(*request), response);
 }
 
 grpc::Status CoordinatorServiceImpl::ReportEvaluation(
     grpc::ServerContext* context, const v1::ReportEvaluationRequest* request,
     v1::ReportEvaluationResponse* response) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   return Reply(controller_.ReportEvaluation(*request, CancelledBy(context)), response);
 }
 
 grpc::Status CoordinatorServiceImpl::ReportShardFile(
     grpc::ServerContext*, const v1::ReportShardFileRequest* request,
     v1::ReportShardFileResponse*) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   return ToGrpcStatus(controller_.ReportShardFile(*request));
 }
 
 grpc::Status CoordinatorServiceImpl::AwaitCheckpoint(
     grpc::ServerContext* context, const v1::AwaitCheckpointRequest* request,
     v1::AwaitCheckpointResponse* response) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   return Reply(controller_.AwaitCheckpoint(*request, CancelledBy(context)), response);
 }
 
 grpc::Status CoordinatorServiceImpl::FinishWork(grpc::ServerContext*,
                                                 const v1::FinishWorkRequest* request,
                                                 v1::FinishWorkResponse*) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   return ToGrpcStatus(controller_.FinishWork(*request));
 }
 
 grpc::Status ClusterStatusServiceImpl::GetClusterStatus(
     grpc::ServerContext*, const v1::GetClusterStatusRequest*,
     v1::GetClusterStatusResponse* response) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   *response = controller_.GetClusterStatus();
   return grpc::Status::OK;
 }
@@ -87,12 +106,14 @@ grpc::Status ClusterStatusServiceImpl::GetClusterStatus(
 grpc::Status OperatorServiceImpl::TakeCheckpoint(grpc::ServerContext* context,
                                                  const v1::TakeCheckpointRequest*,
                                                  v1::TakeCheckpointResponse* response) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   return Reply(controller_.TakeCheckpoint(CancelledBy(context)), response);
 }
 
 grpc::Status OperatorServiceImpl::Scale(grpc::ServerContext*,
                                         const v1::ScaleRequest* request,
                                         v1::ScaleResponse* response) {
+  if (const grpc::Status status = CheckLeads(leads_); !status.ok()) return status;
   return Reply(controller_.Scale(*request), response);
 }
 

@@ -118,6 +118,12 @@ TEST_F(RpcServerTest, HealthAndReflection) {
   const auto health = CallRaw(channel, "/grpc.health.v1.Health/Check", "");
   ASSERT_TRUE(health.ok()) << health.status();
   EXPECT_EQ(*health, "\x08\x01");  // status: SERVING
+  const std::string name = "moe.v1.CoordinatorService";
+  (*server)->SetServing(name, false);
+  const auto of_service = CallRaw(channel, "/grpc.health.v1.Health/Check",
+                                  "\x0a" + std::string(1, name.size()) + name);
+  ASSERT_TRUE(of_service.ok()) << of_service.status();
+  EXPECT_EQ(*of_service, "\x08\x02");  // status: NOT_SERVING
   // list_services: ""
   const auto services =
       CallRaw(channel, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
