@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import time
 
@@ -16,7 +17,7 @@ COORDINATOR_FLAGS = FLAGS + ["--rejoin_timeout_s=%d" % REJOIN]
 
 def job(every_steps):
     """With steps of about 20 ms."""
-    return c.job(steps=int(100 * AWAY), every_steps=every_steps, edits={
+    return c.job(steps=200 + int(60 * AWAY), every_steps=every_steps, edits={
         "d_model: 16": "d_model: 64", "lstm { hidden: 16": "lstm { hidden: 64",
         "hidden: 64 groups": "hidden: 256 groups",
         "lanes: 4 unroll: 8": "lanes: 16 unroll: 16"})
@@ -145,6 +146,134 @@ class CheckpointTest(CoordinatorCase):
         self.assertEqual(told.status, 0, told.report())
         self.assertRegex(told.stdout, "step-")
         self.assert_went_on(cluster, reports=0)
+
+
+class Etcd:
+    """An etcd of one member, for a test."""
+
+    def __init__(self, test, folder):
+        os.makedirs(folder)
+        self._test = test
+        self._folder = folder
+        self.address = c.free_address()
+        self._peer = c.free_address()
+        self.start()
+
+    def start(self):
+        client, peer = "http://" + self.address, "http://" + self._peer
+        self._process = c.Process("etcd", [
+            "/usr/bin/etcd", "--name", "e", "--data-dir", os.path.join(self._folder, "data"),
+            "--listen-client-urls", client, "--advertise-client-urls", client,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", "e=" + peer, "--log-level", "error"], self._folder)
+        self._test.addCleanup(self._process.close)
+
+    def kill(self):
+        self._process.send(signal.SIGKILL)
+        self._process.wait()
+
+    def lose_data(self):
+        shutil.rmtree(os.path.join(self._folder, "data"))
+
+
+class EtcdCase(CoordinatorCase):
+    job = job(10 ** 9)
+
+    def start_two(self, flags=()):
+        """A job with a coordinator that leads, and another that stands by."""
+        cluster = self.new_cluster(self.job)
+        self.etcd = Etcd(self, cluster.folder + ".etcd")
+        self.flags = COORDINATOR_FLAGS + ["--store=etcd://%s/jobs/small" % self.etcd.address,
+                                          "--leader_lease_s=2"]
+        cluster.start_coordinator(2, 2, flags=self.flags)
+        cluster.await_line("^leads the job from ")
+        self.leader = cluster.address
+        cluster.start_coordinator(2, 2, flags=self.flags, name="second_coordinator")
+        self.standby = cluster.address
+        cluster.await_that(lambda: "standby; the leader is " + self.leader in
+                           cluster["second_coordinator"].stdout, "a standby")
+        # Whoever tries the standby first finds the leader.
+        cluster.address = self.standby + "," + self.leader
+        for name in ("s0", "s1"):
+            cluster.start_server(name, flags=SERVER_FLAGS)
+        for name in ("w0", "w1"):
+            cluster.start_worker(name, flags=WORKER_FLAGS)
+        cluster.await_line(r"^step [0-9]{2,}/")
+        return cluster
+
+    def take_over(self, cluster):
+        """The second one is the coordinator from here on. Returns the first."""
+        first = cluster.processes.pop("coordinator")
+        self.addCleanup(first.close)
+        cluster.processes["coordinator"] = cluster.processes.pop("second_coordinator")
+        return first
+
+
+class StandbyTest(EtcdCase):
+    def test_takes_over_when_the_leader_is_killed(self):
+        cluster = self.start_two()
+        cluster["coordinator"].send(signal.SIGKILL)
+        self.take_over(cluster).wait()
+        cluster.await_line("^generation 1 goes on: all are back$")
+        self.assert_went_on(cluster, reports=10)
+
+    def test_takes_over_from_one_that_stands_still(self):
+        cluster = self.start_two()
+        cluster["coordinator"].send(signal.SIGSTOP)
+        first = self.take_over(cluster)
+        cluster.await_line("^generation 1 goes on: all are back$")
+        said = first.stdout
+        first.send(signal.SIGCONT)
+        self.assertEqual(first.wait(c.FAULT), 1, first.report())
+        self.assertRegex(first.last_line, "doesn't lead any more|another leads")
+        self.assertEqual(first.stdout, said, "it did nothing more")
+        self.assert_went_on(cluster, reports=10)
+
+    def test_ends_with_the_job(self):
+        cluster = self.start_two()
+        self.assert_undisturbed(cluster, generations=1)
+        self.assertIn("the job is finished", cluster["second_coordinator"].stdout)
+
+    def test_says_who_leads(self):
+        cluster = self.start_two()
+        one = self.run_program([c.MOECTL, "status", "--coordinator", self.standby])
+        self.assertEqual(one.status, 1, one.report())
+        self.assertIn("standby; the leader is " + self.leader, one.stderr)
+        both = self.run_program([c.MOECTL, "status", "--coordinator", cluster.address])
+        self.assertEqual(both.status, 0, both.report())
+        self.assert_undisturbed(cluster, generations=1)
+
+
+class EtcdAwayTest(EtcdCase):
+    def test_etcd_killed_for_a_while(self):
+        cluster = self.start_two()
+        self.etcd.kill()
+        time.sleep(AWAY)
+        self.etcd.start()
+        self.assert_undisturbed(cluster, generations=1)
+        outputs = [cluster[name].stdout for name in ("coordinator", "second_coordinator")]
+        self.assertNotIn("generation 2", "".join(outputs))
+
+    def test_etcd_and_the_coordinators_killed(self):
+        cluster = self.start_two()
+        self.etcd.kill()
+        for name in ("coordinator", "second_coordinator"):
+            cluster.kill(name)
+        time.sleep(1)
+        self.etcd.start()
+        address = cluster.address
+        cluster.start_coordinator(2, 2, listen=self.leader, flags=self.flags)
+        cluster.address = address
+        cluster.await_line("^generation 1 goes on: all are back$")
+        self.assert_went_on(cluster, reports=0)
+
+    def test_etcd_loses_its_data(self):
+        cluster = self.start_two()
+        self.etcd.kill()
+        self.etcd.lose_data()
+        self.etcd.start()
+        self.assertEqual(cluster["coordinator"].wait(c.FAULT), 1, cluster.report())
+        self.assertRegex(cluster["coordinator"].last_line, "lost (its )?data")
 
 
 if __name__ == "__main__":
