@@ -19,6 +19,7 @@
 #include "server/coordinator/etcd_store.h"
 #include "server/coordinator/leadership.h"
 #include "tests/coordinator/etcd_process.h"
+#include "tests/net/raw_call.h"
 
 namespace moe {
 namespace {
@@ -167,6 +168,23 @@ TEST_F(EtcdTest, ALeaderOutlastsARestartOfEtcd) {
   EXPECT_FALSE(deposed_.HasBeenNotified());
 }
 
+TEST_F(EtcdTest, NobodyWaitsForTheLeaseOfOneThatResigns) {
+  Leadership::Options options = Options("a:1");
+  options.lease = 2 * kPatience;
+  const auto leadership = Leadership::Await(
+      *client_, options, [](const std::string&) {}, [] { return false; });
+  ASSERT_TRUE(leadership.ok()) << leadership.status();
+  const auto store = MakeStore(**leadership);
+  (*leadership)->Resign();
+  EXPECT_FALSE((*leadership)->sure());
+  const auto next = Lead(*client_, "b:1");
+  (*leadership)->Resign();
+  EXPECT_TRUE(next->sure());
+  EXPECT_FALSE(deposed_.HasBeenNotified());
+  EXPECT_EQ(store->CompareAndSwap("x", 0, "one").status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(EtcdTest, AStandbyAnswersThatItIsOne) {
   Candidate::Options options;
   options.etcd.endpoints = {etcd_->address()};
@@ -195,6 +213,9 @@ TEST_F(EtcdTest, AStandbyAnswersThatItIsOne) {
   const grpc::Status status = stub->Heartbeat(&context, {}, &response);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(status.error_message(), told);
+  EXPECT_EQ(CheckHealth(MakeChannel(address)).value(), kServing);
+  EXPECT_EQ(CheckHealth(MakeChannel(address), "moe.v1.CoordinatorService").value(),
+            kNotServing);
   leader->reset();
   waiting.join();
   ASSERT_TRUE(next.ok()) << next.status();

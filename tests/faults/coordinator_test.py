@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import time
 
 from tests.faults import cluster as c
@@ -179,25 +180,28 @@ class Etcd:
 class EtcdCase(CoordinatorCase):
     job = job(10 ** 9)
 
-    def start_two(self, flags=()):
-        """A job with a coordinator that leads, and another that stands by."""
+    def start_two(self, flags=(), certificates=None, standby=None):
+        """A job with a coordinator that leads, and another that stands by. certificates: their folder;
+        standby: more arguments of start_coordinator."""
+        tls = lambda role: c.tls_flags(certificates, role) if certificates else []
         cluster = self.new_cluster(self.job)
         self.etcd = Etcd(self, cluster.folder + ".etcd")
         self.flags = COORDINATOR_FLAGS + ["--store=etcd://%s/jobs/small" % self.etcd.address,
-                                          "--leader_lease_s=2"]
+                                          "--leader_lease_s=2"] + list(flags) + tls("coordinator")
         cluster.start_coordinator(2, 2, flags=self.flags)
         cluster.await_line("^leads the job from ")
         self.leader = cluster.address
-        cluster.start_coordinator(2, 2, flags=self.flags, name="second_coordinator")
+        cluster.start_coordinator(2, 2, flags=self.flags, name="second_coordinator",
+                                  **(standby or {}))
         self.standby = cluster.address
         cluster.await_that(lambda: "standby; the leader is " + self.leader in
                            cluster["second_coordinator"].stdout, "a standby")
         # Whoever tries the standby first finds the leader.
         cluster.address = self.standby + "," + self.leader
         for name in ("s0", "s1"):
-            cluster.start_server(name, flags=SERVER_FLAGS)
+            cluster.start_server(name, flags=SERVER_FLAGS + tls("server"))
         for name in ("w0", "w1"):
-            cluster.start_worker(name, flags=WORKER_FLAGS)
+            cluster.start_worker(name, flags=WORKER_FLAGS + tls("worker"))
         cluster.await_line(r"^step [0-9]{2,}/")
         return cluster
 
@@ -216,6 +220,56 @@ class StandbyTest(EtcdCase):
         self.take_over(cluster).wait()
         cluster.await_line("^generation 1 goes on: all are back$")
         self.assert_went_on(cluster, reports=10)
+
+    def test_takes_over_with_tls(self):
+        certificates = c.make_certificates(os.path.join(self.root, "certificates"))
+        cluster = self.start_two(certificates=certificates)
+        cluster["coordinator"].send(signal.SIGKILL)
+        self.take_over(cluster).wait()
+        cluster.await_line("^generation 1 goes on: all are back$")
+        shown = self.run_program([c.MOECTL, "status", "--coordinator", cluster.address] +
+                                 c.tls_flags(certificates, "operator"))
+        self.assertEqual(shown.status, 0, shown.report())
+        self.assert_went_on(cluster, reports=10)
+
+    def test_takes_over_at_once_from_a_supervised_one_that_is_told_to_stop(self):
+        # Nobody waits for the end of this lease.
+        cluster = self.start_two(flags=["--supervised", "--leader_lease_s=3600"])
+        cluster["coordinator"].send(signal.SIGTERM)
+        first = self.take_over(cluster)
+        self.assertEqual(first.wait(c.FAULT), 0, first.report())
+        self.assertIn("the job waits for this command to be started again", first.stderr)
+        cluster.await_line("^generation 1 goes on: all are back$")
+        self.assert_went_on(cluster, reports=0)
+
+    def test_a_supervised_standby_is_ready_and_may_be_stopped(self):
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.addCleanup(manager.close)
+        manager.settimeout(c.FAULT)
+        path = os.path.join(self.root, "manager")
+        manager.bind(path)
+        cluster = self.start_two(flags=["--supervised"], standby={"env": {"NOTIFY_SOCKET": path}})
+        said = ""
+        while "READY=1" not in said or "STATUS=standby; the leader is " + self.leader not in said:
+            said += manager.recv(4096).decode() + "\n"
+        standby = cluster.processes.pop("second_coordinator")
+        self.addCleanup(standby.close)
+        standby.send(signal.SIGTERM)
+        self.assertEqual(standby.wait(c.FAULT), 0, standby.report())
+        self.assert_undisturbed(cluster, generations=1)
+
+    def test_a_supervised_one_goes_on_where_the_leader_failed(self):
+        cluster = self.start_two(flags=["--supervised", "--recoveries=0"])
+        cluster.kill("s1")
+        first = self.take_over(cluster)
+        self.assertEqual(first.wait(c.FAULT), 1, first.report())
+        for name in ("s0", "w0", "w1"):
+            cluster.processes.pop(name).wait(c.FAULT)
+        for name in ("s0", "s1"):
+            self.start_server(cluster, name)
+        for name in ("w0", "w1"):
+            self.start_worker(cluster, name)
+        self.assert_undisturbed(cluster)
 
     def test_takes_over_from_one_that_stands_still(self):
         cluster = self.start_two()
