@@ -4,7 +4,9 @@
 
 #include <memory>
 #include <set>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -20,28 +22,37 @@
 namespace moe {
 namespace {
 
-// Calls Stub's method.
+// Calls Stub's method at the first of the addresses that doesn't answer UNAVAILABLE.
 template <typename Service, typename Request, typename Response, typename Stub>
-absl::StatusOr<Response> Ask(const std::string& who, const std::string& address,
-                             Role role, const std::shared_ptr<const TlsCredentials>& tls,
-                             absl::Duration timeout,
-                             grpc::Status (Stub::*method)(grpc::ClientContext*,
-                                                          const Request&, Response*),
-                             const Request& request = Request()) {
-  const std::unique_ptr<typename Service::Stub> stub =
-      Service::NewStub(MakeChannel(address, tls, role));
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
-  Response response;
-  const grpc::Status status = (stub.get()->*method)(&context, request, &response);
-  if (status.ok()) return response;
-  const std::string peer = absl::StrCat(who, " at ", address);
-  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) {
-    RETURN_IF_ERROR(Annotate(CheckConnection(address, tls, role, timeout),
-                             absl::StrCat("can't reach ", peer)));
-    return FromGrpcStatus(status, absl::StrCat("can't reach ", peer));
+absl::StatusOr<Response> Ask(
+    const std::string& who, const std::vector<std::string>& addresses, Role role,
+    const std::shared_ptr<const TlsCredentials>& tls, absl::Duration timeout,
+    grpc::Status (Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+    const Request& request = Request()) {
+  std::vector<std::string> reasons;
+  absl::StatusCode code = absl::StatusCode::kUnavailable;
+  for (const std::string& address : addresses) {
+    const std::unique_ptr<typename Service::Stub> stub =
+        Service::NewStub(MakeChannel(address, tls, role));
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+    Response response;
+    const grpc::Status status = (stub.get()->*method)(&context, request, &response);
+    if (status.ok()) return response;
+    const std::string peer = absl::StrCat(who, " at ", address);
+    if (status.error_code() != grpc::StatusCode::UNAVAILABLE) {
+      return FromGrpcStatus(status, peer);
+    }
+    absl::Status why = CheckConnection(address, tls, role, timeout);
+    if (why.ok()) {
+      why = FromGrpcStatus(status, absl::StrCat("can't reach ", peer));
+    } else {
+      why = Annotate(why, absl::StrCat("can't reach ", peer));
+      code = why.code();
+    }
+    reasons.emplace_back(why.message());
   }
-  return FromGrpcStatus(status, peer);
+  return absl::Status(code, absl::StrJoin(reasons, "; "));
 }
 
 // The servers that host shards.
@@ -61,35 +72,35 @@ std::vector<v1::ServerAddress> Hosts(const v1::ClusterState& state) {
 
 absl::StatusOr<v1::GetClusterStatusResponse> StatusClient::GetClusterStatus(
     const std::string& coordinator) const {
-  return Ask<v1::ClusterStatusService>("the coordinator", coordinator, Role::kCoordinator,
-                                       tls_, timeout_,
+  return Ask<v1::ClusterStatusService>("the coordinator", SplitAddresses(coordinator),
+                                       Role::kCoordinator, tls_, timeout_,
                                        &v1::ClusterStatusService::Stub::GetClusterStatus);
 }
 
 absl::StatusOr<v1::TakeCheckpointResponse> StatusClient::TakeCheckpoint(
     const std::string& coordinator) const {
-  return Ask<v1::OperatorService>("the coordinator", coordinator, Role::kCoordinator,
-                                  tls_, timeout_,
+  return Ask<v1::OperatorService>("the coordinator", SplitAddresses(coordinator),
+                                  Role::kCoordinator, tls_, timeout_,
                                   &v1::OperatorService::Stub::TakeCheckpoint);
 }
 
 absl::StatusOr<v1::ScaleResponse> StatusClient::Scale(
     const std::string& coordinator, const v1::ScaleRequest& request) const {
-  return Ask<v1::OperatorService>("the coordinator", coordinator, Role::kCoordinator,
-                                  tls_, timeout_, &v1::OperatorService::Stub::Scale,
-                                  request);
+  return Ask<v1::OperatorService>("the coordinator", SplitAddresses(coordinator),
+                                  Role::kCoordinator, tls_, timeout_,
+                                  &v1::OperatorService::Stub::Scale, request);
 }
 
 absl::StatusOr<v1::GetServerStatusResponse> StatusClient::GetServerStatus(
     const v1::ServerAddress& server) const {
-  return Ask<v1::ServerStatusService>(server.server(), server.address(), Role::kServer,
+  return Ask<v1::ServerStatusService>(server.server(), {server.address()}, Role::kServer,
                                       tls_, timeout_,
                                       &v1::ServerStatusService::Stub::GetServerStatus);
 }
 
 absl::StatusOr<v1::GetTensorDigestsResponse> StatusClient::GetTensorDigests(
     const v1::ServerAddress& server) const {
-  return Ask<v1::ServerStatusService>(server.server(), server.address(), Role::kServer,
+  return Ask<v1::ServerStatusService>(server.server(), {server.address()}, Role::kServer,
                                       tls_, timeout_,
                                       &v1::ServerStatusService::Stub::GetTensorDigests);
 }

@@ -34,8 +34,10 @@ ABSL_FLAG(
     std::string, advertise, "",
     "Address at which workers reach this server, if it isn't the one it listens on, as "
     "for 0.0.0.0 or behind a NAT. Empty: --listen with the real port.");
-ABSL_FLAG(std::string, coordinator, "",
-          "Address of the coordinator: host:port or unix:path. Required.");
+ABSL_FLAG(
+    std::string, coordinator, "",
+    "Address of the coordinator: host:port or unix:path; or of several of which one "
+    "leads: a:7070,b:7070. Required.");
 ABSL_FLAG(int, threads, 0,
           "Threads that compute. 0: as many as the machine has. Never changes a result.");
 ABSL_FLAG(

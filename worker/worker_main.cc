@@ -20,7 +20,9 @@
 
 ABSL_FLAG(std::string, name, "w0",
           "Name of this worker, unique among the job's workers.");
-ABSL_FLAG(std::string, coordinator, "127.0.0.1:7070", "host:port of the coordinator.");
+ABSL_FLAG(
+    std::string, coordinator, "127.0.0.1:7070",
+    "host:port of the coordinator, or of several of which one leads: a:7070,b:7070.");
 ABSL_FLAG(std::string, data, "", "Folder with the prepared text (see prepare_text).");
 ABSL_FLAG(int, threads, 1,
           "Threads that compute; no more than the replicas it owns are of use.");

@@ -39,9 +39,8 @@ void ClusterCommand::AddFlags(FlagSet& flags) {
   flags.Add({.name = "coordinator",
              .value = &coordinator_,
              .placeholder = "HOST:PORT",
-             .help =
-                 "The coordinator. The environment variable MOE_COORDINATOR sets another "
-                 "default."});
+             .help = "The coordinator; or several of which one leads, a:7070,b:7070. The "
+                     "environment variable MOE_COORDINATOR sets another default."});
   flags.Add({.name = "timeout",
              .value = &timeout_,
              .placeholder = "TIME",

@@ -20,9 +20,8 @@
 #include "common/base/available_memory.h"
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
+#include "common/membership/coordinator_stub.h"
 #include "common/membership/report_queue.h"
-#include "common/net/channel.h"
-#include "common/net/connection_check.h"
 #include "common/net/grpc_status.h"
 #include "proto/moe/v1/coordinator.grpc.pb.h"
 
@@ -78,7 +77,7 @@ std::chrono::system_clock::time_point DeadlineIn(absl::Duration duration) {
 
 class GrpcMember final : public Member {
  public:
-  GrpcMember(Options options, std::unique_ptr<v1::CoordinatorService::Stub> stub,
+  GrpcMember(Options options, std::unique_ptr<CoordinatorStub> stub,
              const v1::RegisterResponse& registered)
       : options_(std::move(options)),
         stub_(std::move(stub)),
@@ -225,7 +224,9 @@ class GrpcMember final : public Member {
       v1::FailJobResponse response;
       grpc::ClientContext context;
       context.set_deadline(DeadlineIn(kParting));
-      const grpc::Status status = stub_->FailJob(&context, request, &response);
+      const auto stub = stub_->get();
+      const grpc::Status status = stub->FailJob(&context, request, &response);
+      stub_->NoteAnswer(stub, status);
       absl::MutexLock lock(&mutex_);
       if (status.ok()) {
         // What failed here came of that.
@@ -338,7 +339,7 @@ class GrpcMember final : public Member {
     v1::LeaveResponse response;
     grpc::ClientContext context;
     context.set_deadline(DeadlineIn(kParting));
-    const grpc::Status status = stub_->Leave(&context, request, &response);
+    const grpc::Status status = stub_->get()->Leave(&context, request, &response);
     absl::MutexLock lock(&mutex_);
     // A coordinator whose job is over needn't be there any more.
     if (!status.ok() && health_.ok() && !IsOver(state_.phase())) {
@@ -435,11 +436,16 @@ class GrpcMember final : public Member {
       }
       Response response;
       grpc::Status status;
+      bool moved = false;
       {
         grpc::ClientContext context;
         context.set_deadline(DeadlineIn(kHeldCall));
+        const auto stub = stub_->get();
         const RunningCall running(*this, &context);
-        status = (*stub_.*method)(&context, request, &response);
+        status = (stub.get()->*method)(&context, request, &response);
+        stub_->NoteAnswer(stub, status);
+        // The heartbeat has found that nobody answers there.
+        moved = status.error_code() == grpc::StatusCode::CANCELLED && !stub_->Is(stub);
       }
       if (status.ok()) return response;
       absl::MutexLock lock(&mutex_);
@@ -449,19 +455,13 @@ class GrpcMember final : public Member {
       if (status.error_code() == grpc::StatusCode::ABORTED) {
         return absl::AbortedError(status.error_message());
       }
-      if (!IsTransient(status)) {
+      if (!IsTransient(status) && !moved) {
         return FromGrpcStatus(status, absl::StrCat("coordinator ", options_.coordinator));
       }
-      if (status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) {
+      if (status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED && !moved) {
         changed_.WaitWithTimeout(&mutex_, kRetryPause);
       }
     }
-  }
-
-  std::string WhyUnreachable(const grpc::Status& status) const {
-    const absl::Status checked =
-        CheckConnection(options_.coordinator, options_.tls, Role::kCoordinator);
-    return checked.ok() ? status.error_message() : std::string(checked.message());
   }
 
   void HeartbeatNow() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -548,13 +548,21 @@ class GrpcMember final : public Member {
     heartbeat_call_ = &context;
     mutex_.Unlock();
     if (options_.step) request.set_step(options_.step());
-    const grpc::Status status = stub_->Heartbeat(&context, request, &response);
+    const auto stub = stub_->get();
+    const grpc::Status status = stub->Heartbeat(&context, request, &response);
+    // A heartbeat is answered within its deadline by any coordinator that lives.
+    const bool silent = status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED;
+    const bool moved = silent ? stub_->Move(stub) : stub_->NoteAnswer(stub, status);
     std::string why;
     if (!status.ok() && absl::Now() - *last_answer > options_.coordinator_timeout) {
-      why = WhyUnreachable(status);
+      const absl::Status checked = stub_->CheckConnections();
+      why = checked.ok() ? status.error_message() : std::string(checked.message());
     }
     mutex_.Lock();
     heartbeat_call_ = nullptr;
+    if (moved) {
+      for (grpc::ClientContext* call : calls_) call->TryCancel();
+    }
     if (left_) return;
 
     if (status.ok()) {
@@ -613,8 +621,10 @@ class GrpcMember final : public Member {
     v1::RegisterResponse response;
     const v1::RegisterRequest registration = registration_;
     mutex_.Unlock();
+    const auto stub = stub_->get();
     const grpc::Status status =
-        Register(*stub_, registration, absl::Now() + kRegisterAttempt, &response);
+        Register(*stub, registration, absl::Now() + kRegisterAttempt, &response);
+    stub_->NoteAnswer(stub, status);
     mutex_.Lock();
     if (status.ok()) {
       incarnation_ = response.incarnation();
@@ -633,7 +643,7 @@ class GrpcMember final : public Member {
   }
 
   const Options options_;
-  const std::unique_ptr<v1::CoordinatorService::Stub> stub_;
+  const std::unique_ptr<CoordinatorStub> stub_;
   const std::string id_;
   const absl::Duration heartbeat_;
   const absl::Duration lease_;
@@ -683,8 +693,7 @@ bool IsLostPeer(const absl::Status& cause) {
 }
 
 absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
-  std::unique_ptr<v1::CoordinatorService::Stub> stub = v1::CoordinatorService::NewStub(
-      MakeChannel(options.coordinator, options.tls, Role::kCoordinator));
+  auto stub = std::make_unique<CoordinatorStub>(options.coordinator, options.tls);
   if (options.registration.host().empty()) options.registration.set_host(HostName());
   if (options.registration.pid() == 0) options.registration.set_pid(getpid());
   options.registration.set_nonce(RandomNonce());
@@ -702,9 +711,15 @@ absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
       return absl::CancelledError("this process was told to stop");
     }
     v1::RegisterResponse response;
+    const auto asked = stub->get();
     const grpc::Status status =
-        Register(*stub, options.registration,
+        Register(*asked, options.registration,
                  std::min(deadline, absl::Now() + kRegisterAttempt), &response);
+    if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED) {
+      stub->Move(asked);
+    } else {
+      stub->NoteAnswer(asked, status);
+    }
     if (status.ok()) {
       return std::make_unique<GrpcMember>(std::move(options), std::move(stub), response);
     }
@@ -712,8 +727,7 @@ absl::StatusOr<std::unique_ptr<Member>> Member::Join(Options options) {
       return FromGrpcStatus(status, absl::StrCat("coordinator ", options.coordinator));
     }
     if (!std::exchange(checked, true) || absl::Now() >= next_notice) {
-      RETURN_IF_ERROR(
-          CheckConnection(options.coordinator, options.tls, Role::kCoordinator));
+      RETURN_IF_ERROR(stub->CheckConnections());
     }
     const absl::Time now = absl::Now();
     if (now + kRegisterPause >= deadline) {

@@ -22,7 +22,7 @@ bool IsLostPeer(const absl::Status& cause);
 class Member {
  public:
   struct Options {
-    // host:port of the coordinator.
+    // host:port of the coordinator, or of several of which one leads: "a:1,b:2".
     std::string coordinator;
     // Join fills in the nonce, and where they are not set this process's host and pid and the
     // memory that its machine has available.

@@ -5,6 +5,7 @@
 #include <grpcpp/support/channel_arguments.h>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_split.h"
 
 namespace moe {
 
@@ -43,6 +44,10 @@ std::shared_ptr<grpc::Channel> MakeChannel(
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address) {
   return MakeChannel(address, nullptr, Role::kServer);
+}
+
+std::vector<std::string> SplitAddresses(const std::string& addresses) {
+  return absl::StrSplit(addresses, ',', absl::SkipEmpty());
 }
 
 }  // namespace moe

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "common/net/roles.h"
 #include "common/net/tls_credentials.h"
@@ -25,5 +26,8 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address);
 
 // Whether the address is unix:path.
 bool IsUnixAddress(const std::string& address);
+
+// The parts of "a:1,b:2", the addresses of several coordinators of which one leads.
+std::vector<std::string> SplitAddresses(const std::string& addresses);
 
 }  // namespace moe

@@ -139,16 +139,17 @@ absl::StatusOr<std::optional<Adoption>> FindAdoption(Store& store, const AskedRu
   ASSIGN_OR_RETURN(const bool found, Load(store, kRunning, &running));
   ASSIGN_OR_RETURN(const std::string generation, Text(store, "job/generation"));
   ASSIGN_OR_RETURN(const std::string phase, Text(store, "job/phase"));
-  if (!found || phase != v1::Phase_Name(v1::PHASE_RUNNING) ||
-      generation != absl::StrCat(running.generation())) {
-    *why_not = absl::StrCat("generation ", generation, " was ",
-                            phase.substr(phase.find('_') + 1));
-    return std::optional<Adoption>();
-  }
   const auto differs = [&](const std::string& what) {
     *why_not = what;
     return std::optional<Adoption>();
   };
+  if (phase != v1::Phase_Name(v1::PHASE_RUNNING)) {
+    return differs(absl::StrCat("generation ", generation, " was ",
+                                phase.substr(phase.find('_') + 1)));
+  }
+  if (!found || generation != absl::StrCat(running.generation())) {
+    return differs(absl::StrCat("generation ", generation, " had just been opened"));
+  }
   ASSIGN_OR_RETURN(const std::string size, Text(store, "job/asked_size"));
   const std::string asked_size = AskedSize(asked.servers, asked.workers);
   if (size != asked_size) {

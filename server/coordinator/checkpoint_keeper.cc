@@ -47,7 +47,14 @@ absl::Status DeleteSuperseded(const std::string& checkpoint_dir, uint64_t step,
 absl::Status RemoveUncommitted(const std::string& checkpoint_dir) {
   ASSIGN_OR_RETURN(const std::vector<StepFolder> uncommitted,
                    ListUncommitted(checkpoint_dir));
-  for (const StepFolder& folder : uncommitted) RETURN_IF_ERROR(RemoveTree(folder.path));
+  // A coordinator that was deposed, and doesn't know, may be about to give one its name as a
+  // checkpoint: of the two renames one fails, before a file is gone.
+  const std::string discarded = absl::StrCat(checkpoint_dir, "/discarded");
+  RETURN_IF_ERROR(RemoveTree(discarded));
+  for (const StepFolder& folder : uncommitted) {
+    RETURN_IF_ERROR(RenameFolder(folder.path, discarded));
+    RETURN_IF_ERROR(RemoveTree(discarded));
+  }
   return absl::OkStatus();
 }
 

@@ -73,10 +73,14 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
 
   auto coordinator = std::unique_ptr<Coordinator>(new Coordinator(options));
   // First of all: it keeps a second coordinator off the folders below.
-  if (options.state_dir.empty()) {
-    coordinator->store_ = std::make_unique<MemoryStore>();
-  } else {
-    ASSIGN_OR_RETURN(coordinator->store_, FileStore::Open(options.state_dir));
+  coordinator->store_ = options.store;
+  if (options.store == nullptr) {
+    if (options.state_dir.empty()) {
+      coordinator->own_store_ = std::make_unique<MemoryStore>();
+    } else {
+      ASSIGN_OR_RETURN(coordinator->own_store_, FileStore::Open(options.state_dir));
+    }
+    coordinator->store_ = coordinator->own_store_.get();
   }
 
   std::optional<RestorePoint> restore;
@@ -152,11 +156,11 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
                    JobController::Create(std::move(controller), *coordinator->store_));
 
   coordinator->coordinator_service_ =
-      std::make_unique<CoordinatorServiceImpl>(*coordinator->controller_);
-  coordinator->status_service_ =
-      std::make_unique<ClusterStatusServiceImpl>(*coordinator->controller_);
+      std::make_unique<CoordinatorServiceImpl>(*coordinator->controller_, options.leads);
+  coordinator->status_service_ = std::make_unique<ClusterStatusServiceImpl>(
+      *coordinator->controller_, options.leads);
   coordinator->operator_service_ =
-      std::make_unique<OperatorServiceImpl>(*coordinator->controller_);
+      std::make_unique<OperatorServiceImpl>(*coordinator->controller_, options.leads);
   grpc::Service* const services[] = {coordinator->coordinator_service_.get(),
                                      coordinator->status_service_.get(),
                                      coordinator->operator_service_.get()};
@@ -226,7 +230,7 @@ void Coordinator::Tick() {
   const absl::Duration period = std::min(options_.heartbeat / 2, absl::Milliseconds(100));
   absl::MutexLock lock(&mutex_);
   while (!mutex_.AwaitWithTimeout(absl::Condition(&stop_ticking_), period)) {
-    controller_->Tick();
+    if (!options_.leads || options_.leads()) controller_->Tick();
   }
 }
 

@@ -2,6 +2,7 @@
 // they need.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <ostream>
 #include <string>
@@ -31,6 +32,11 @@ class Coordinator {
     RpcServer::Options rpc;
     // Folder of the FileStore; empty: state is kept in memory.
     std::string state_dir;
+    // Instead of that; outlives the coordinator.
+    Store* store = nullptr;
+    // Whether this coordinator may act at present. While it may not, it answers UNAVAILABLE, and for
+    // members that time doesn't count. Any thread; null: always.
+    std::function<bool()> leads;
     // Folder that all members share. Training only.
     std::string checkpoint_dir;
     int servers = 1;
@@ -82,7 +88,8 @@ class Coordinator {
 
   const Options options_;
   LinePrinter printer_;
-  std::unique_ptr<Store> store_;
+  std::unique_ptr<Store> own_store_;
+  Store* store_ = nullptr;
   std::unique_ptr<JobController> controller_;
   std::unique_ptr<CoordinatorServiceImpl> coordinator_service_;
   std::unique_ptr<ClusterStatusServiceImpl> status_service_;

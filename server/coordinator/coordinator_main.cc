@@ -12,16 +12,20 @@
 #include <string>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/cleanup/cleanup.h"
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "common/base/program.h"
 #include "common/base/service_notifier.h"
 #include "common/base/signals.h"
+#include "common/base/status_macros.h"
 #include "common/io/file.h"
 #include "common/job/job_file.h"
 #include "common/net/rpc_server_flags.h"
+#include "server/coordinator/candidate.h"
 #include "server/coordinator/coordinator.h"
 #include "server/coordinator/finished_run.h"
 #include "server/coordinator/restore.h"
@@ -47,6 +51,31 @@ ABSL_FLAG(
     std::string, state_dir, "",
     "Folder for the coordinator's own state. Default: `coordinator` in --checkpoint_dir; "
     "without either, memory.");
+ABSL_FLAG(
+    std::string, store, "",
+    "etcd://HOST:PORT[,HOST:PORT...]/PREFIX: keep that state in etcd (3.5 or later), "
+    "under a "
+    "prefix of the job's own. Several coordinators that are started with the same "
+    "command, "
+    "but for --listen, then stand by for the one that leads. Default: --state_dir.");
+ABSL_FLAG(
+    std::string, advertise, "",
+    "Address of this coordinator as the others name it, with --store. Default: --listen "
+    "with the real port.");
+ABSL_FLAG(
+    int32_t, leader_lease_s, 5,
+    "With --store: another coordinator takes over when the one that leads hasn't been "
+    "heard by etcd for so many seconds; at least 2.");
+ABSL_FLAG(
+    int32_t, store_timeout_s, 120,
+    "With --store: how many seconds a write may wait for etcd before the job fails.");
+ABSL_FLAG(
+    std::string, etcd_ca, "",
+    "File with the certificates (PEM) by which etcd is known. Default: no TLS to etcd.");
+ABSL_FLAG(
+    std::string, etcd_certificate, "",
+    "With --etcd_ca: file with this coordinator's certificate (PEM), if etcd wants one.");
+ABSL_FLAG(std::string, etcd_key, "", "With --etcd_certificate: file with its key (PEM).");
 ABSL_FLAG(bool, resume, false,
           "Go on from the last checkpoint in --checkpoint_dir, or from --checkpoint.");
 ABSL_FLAG(
@@ -103,6 +132,9 @@ constexpr char kUsage[] =
 Start it, then N expert servers and N workers that are given its address, in any order. It prints the
 progress and ends when the job does: with status 0 if the job finished, 1 with the cause if it failed,
 2 if the command line makes no sense.
+
+With --store=etcd://..., further coordinators stand by for the one that leads; members are given the
+addresses of all.
 
 Example, training on one machine:
   coordinator --job deploy/configs/kjv-moe.textproto --checkpoint_dir /tmp/run/checkpoints &
@@ -206,18 +238,37 @@ absl::Status WriteResult(const RunSummary& summary) {
   return path.empty() ? absl::OkStatus() : WriteFileAtomically(path, ToJson(summary));
 }
 
-// Leaves the job as a kill would: members wait for the next start, which goes on with it.
-[[noreturn]] void LeaveToNextStart(ServiceNotifier& notifier) {
+// What the process does before there is a job, for people. Thread-safe.
+class Doing {
+ public:
+  std::string Get() const {
+    absl::MutexLock lock(&mutex_);
+    return line_;
+  }
+  void Set(const std::string& line) {
+    absl::MutexLock lock(&mutex_);
+    line_ = line;
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  std::string line_ ABSL_GUARDED_BY(mutex_) = "looks where the job is to go on";
+};
+
+// Leaves the job as a kill would: members wait for the next start, or for another coordinator, which
+// goes on with it.
+[[noreturn]] void LeaveToNextStart(ServiceNotifier& notifier, Candidate* candidate) {
   LOG(INFO) << "told to stop; the job waits for this command to be started again";
-  notifier.Stop();
+  // Without etcd both could wait for it; the lease then ends by itself.
+  if (candidate == nullptr || candidate->sure()) {
+    notifier.Stop();
+    if (candidate != nullptr) candidate->Resign();
+  }
   std::_Exit(0);
 }
 
 // In the place of a run that is finished.
-absl::Status SayFinished(const Coordinator::Options& options, const RestorePoint& last,
-                         ServiceNotifier& notifier) {
-  std::cout << "the job " << options.job.name() << " is finished: " << last.folder
-            << "  digest " << last.manifest.digest() << std::endl;
+absl::Status Linger(const Coordinator::Options& options, ServiceNotifier& notifier) {
   if (!absl::GetFlag(FLAGS_linger)) {
     notifier.Ready();
     return absl::OkStatus();
@@ -231,6 +282,101 @@ absl::Status SayFinished(const Coordinator::Options& options, const RestorePoint
   return LingerUntil(told_to_stop, options.listen, options.rpc);
 }
 
+void SayFinished(const std::string& job, const RestorePoint& last) {
+  std::cout << "the job " << job << " is finished: " << last.folder << "  digest "
+            << last.manifest.digest() << std::endl;
+}
+
+absl::StatusOr<std::string> ReadIfNamed(const std::string& path) {
+  return path.empty() ? std::string() : ReadFile(path);
+}
+
+absl::Status WritePortFile(const std::string& address) {
+  const std::string path = absl::GetFlag(FLAGS_port_file);
+  return path.empty() ? absl::OkStatus()
+                      : WriteFileAtomically(path, absl::StrCat(address, "\n"));
+}
+
+absl::StatusOr<Candidate::Options> CandidateOptions(const Coordinator::Options& options) {
+  if (options.mode == v1::RUN_MODE_EVALUATE) {
+    ExitWithUsageError("--store is for training; an evaluation has nothing to keep");
+  }
+  if (absl::GetFlag(FLAGS_leader_lease_s) < 2) {
+    ExitWithUsageError("--leader_lease_s must be at least 2");
+  }
+  if (absl::GetFlag(FLAGS_store_timeout_s) < 1) {
+    ExitWithUsageError("--store_timeout_s must be at least 1");
+  }
+  const absl::StatusOr<EtcdAddress> address =
+      ParseEtcdAddress(absl::GetFlag(FLAGS_store));
+  if (!address.ok()) ExitWithUsageError(std::string(address.status().message()));
+  Candidate::Options candidate;
+  candidate.etcd.endpoints = address->endpoints;
+  candidate.prefix = address->prefix;
+  candidate.listen = options.listen;
+  candidate.rpc = options.rpc;
+  candidate.advertise = absl::GetFlag(FLAGS_advertise);
+  candidate.lease = absl::Seconds(absl::GetFlag(FLAGS_leader_lease_s));
+  candidate.timeout = absl::Seconds(absl::GetFlag(FLAGS_store_timeout_s));
+  ASSIGN_OR_RETURN(candidate.etcd.ca, ReadIfNamed(absl::GetFlag(FLAGS_etcd_ca)));
+  ASSIGN_OR_RETURN(candidate.etcd.certificate,
+                   ReadIfNamed(absl::GetFlag(FLAGS_etcd_certificate)));
+  ASSIGN_OR_RETURN(candidate.etcd.key, ReadIfNamed(absl::GetFlag(FLAGS_etcd_key)));
+  return candidate;
+}
+
+// Waits until this process leads; CANCELLED if it is told to stop before.
+absl::StatusOr<std::unique_ptr<Candidate>> AwaitLeadership(Candidate::Options options,
+                                                           Doing& doing,
+                                                           std::atomic<bool>& leaving,
+                                                           ServiceNotifier& notifier) {
+  options.print = [&](const std::string& said) {
+    std::cout << said << std::endl;
+    doing.Set(said);
+  };
+  options.listening = [&](const std::string& listening) {
+    LOG(INFO) << "listening on " << listening;
+    if (const absl::Status written = WritePortFile(listening); !written.ok()) {
+      LOG(ERROR) << written.message();
+    }
+    // Standing by is all that it has to do.
+    notifier.Ready();
+  };
+  // At once: whatever this process would still say to a member is no longer the leader's word.
+  options.on_deposed = [&](const std::string& cause) {
+    if (leaving) std::_Exit(0);
+    std::cerr << "coordinator: " << cause << std::endl;
+    std::_Exit(1);
+  };
+  std::atomic<bool> told_to_stop = false;
+  options.cancelled = [&] { return told_to_stop.load(); };
+  const TerminationHandler handler([&](int) {
+    notifier.Stopping();
+    told_to_stop = true;
+  });
+  return Candidate::Await(std::move(options));
+}
+
+// None if the job goes on to be led by this process; else how it ended under another.
+absl::StatusOr<std::optional<absl::Status>> EndUnderAnother(Candidate& candidate,
+                                                            const std::string& job) {
+  if (!candidate.was_standby()) return std::optional<absl::Status>();
+  ASSIGN_OR_RETURN(const auto name, candidate.store().Get("job/name"));
+  ASSIGN_OR_RETURN(const auto phase, candidate.store().Get("job/phase"));
+  if (!name.has_value() || !phase.has_value() || name->value != job) {
+    return std::optional<absl::Status>();
+  }
+  if (phase->value == v1::Phase_Name(v1::PHASE_FINISHED)) {
+    std::cout << "the job is finished" << std::endl;
+    return std::optional<absl::Status>(absl::OkStatus());
+  }
+  if (phase->value == v1::Phase_Name(v1::PHASE_FAILED)) {
+    return std::optional<absl::Status>(
+        absl::AbortedError("the job failed under the coordinator that led it"));
+  }
+  return std::optional<absl::Status>();
+}
+
 absl::Status Run() {
   Coordinator::Options options = OptionsFromFlags();
   absl::StatusOr<RpcServer::Options> rpc =
@@ -242,18 +388,48 @@ absl::Status Run() {
   options.job = *std::move(job);
 
   const bool supervised = absl::GetFlag(FLAGS_supervised);
+  Doing doing;
+  std::atomic<bool> leaving = false;
+  std::unique_ptr<Candidate> candidate;
   std::atomic<Coordinator*> started = nullptr;
   absl::Notification told_to_stop;
   ServiceNotifier notifier([&] {
     Coordinator* const coordinator = started;
-    return coordinator == nullptr ? "looks where the job is to go on"
-                                  : coordinator->Describe();
+    if (coordinator == nullptr) return doing.Get();
+    // What waits for etcd may hold the locks.
+    if (candidate != nullptr && !candidate->sure()) return std::string("waits for etcd");
+    return coordinator->Describe();
   });
+  if (!absl::GetFlag(FLAGS_store).empty()) {
+    ASSIGN_OR_RETURN(Candidate::Options candidacy, CandidateOptions(options));
+    absl::StatusOr<std::unique_ptr<Candidate>> elected =
+        AwaitLeadership(std::move(candidacy), doing, leaving, notifier);
+    if (supervised && absl::IsCancelled(elected.status())) return absl::OkStatus();
+    if (!elected.ok()) return elected.status();
+    candidate = *std::move(elected);
+    options.listen = candidate->address();
+    options.store = &candidate->store();
+    options.leads = [&] { return candidate->sure(); };
+    if (!supervised) {
+      ASSIGN_OR_RETURN(const std::optional<absl::Status> end,
+                       EndUnderAnother(*candidate, options.job.name()));
+      if (end.has_value()) {
+        candidate.reset();
+        return end->ok() ? Linger(options, notifier) : *end;
+      }
+    }
+  }
   if (supervised) {
-    absl::StatusOr<std::optional<RestorePoint>> last =
-        FindFinishedRun(options.job, options.state_dir, options.checkpoint_dir);
-    if (!last.ok()) return last.status();
-    if (last->has_value()) return SayFinished(options, **last, notifier);
+    ASSIGN_OR_RETURN(
+        const std::optional<RestorePoint> last,
+        candidate == nullptr
+            ? FindFinishedRun(options.job, options.state_dir, options.checkpoint_dir)
+            : FindFinishedRun(options.job, candidate->store(), options.checkpoint_dir));
+    if (last.has_value()) {
+      SayFinished(options.job.name(), *last);
+      candidate.reset();
+      return Linger(options, notifier);
+    }
   }
   absl::StatusOr<std::unique_ptr<Coordinator>> coordinator =
       Coordinator::Start(std::move(options));
@@ -264,14 +440,16 @@ absl::Status Run() {
   const TerminationHandler handler([&](int) {
     notifier.Stopping();
     told_to_stop.Notify();
-    if (supervised && (*coordinator)->IsUnderWay()) LeaveToNextStart(notifier);
+    const bool sure = candidate == nullptr || candidate->sure();
+    if (supervised && (!sure || (*coordinator)->IsUnderWay())) {
+      leaving = true;
+      LeaveToNextStart(notifier, candidate.get());
+    }
+    // What waits for an etcd that is away would hold up the end.
+    if (!sure) candidate->GiveUp();
     (*coordinator)->Stop();
   });
-  if (const std::string path = absl::GetFlag(FLAGS_port_file); !path.empty()) {
-    absl::Status written =
-        WriteFileAtomically(path, absl::StrCat((*coordinator)->address(), "\n"));
-    if (!written.ok()) return written;
-  }
+  RETURN_IF_ERROR(WritePortFile((*coordinator)->address()));
   notifier.Ready();
   absl::Status status = (*coordinator)->WaitUntilOver();
   status.Update(WriteResult((*coordinator)->summary()));

@@ -3,6 +3,9 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <functional>
+#include <utility>
+
 #include "proto/moe/v1/coordinator.grpc.pb.h"
 #include "proto/moe/v1/operator.grpc.pb.h"
 #include "proto/moe/v1/status.grpc.pb.h"
@@ -10,10 +13,14 @@
 
 namespace moe {
 
+// Whether the coordinator may act; null: always. While it may not, every call is UNAVAILABLE.
+using Leads = std::function<bool()>;
+
 class CoordinatorServiceImpl final : public v1::CoordinatorService::Service {
  public:
   // controller outlives this object.
-  explicit CoordinatorServiceImpl(JobController& controller) : controller_(controller) {}
+  explicit CoordinatorServiceImpl(JobController& controller, Leads leads = {})
+      : controller_(controller), leads_(std::move(leads)) {}
 
   grpc::Status Register(grpc::ServerContext* context, const v1::RegisterRequest* request,
                         v1::RegisterResponse* response) override;
@@ -45,13 +52,14 @@ class CoordinatorServiceImpl final : public v1::CoordinatorService::Service {
 
  private:
   JobController& controller_;
+  const Leads leads_;
 };
 
 class ClusterStatusServiceImpl final : public v1::ClusterStatusService::Service {
  public:
   // controller outlives this object.
-  explicit ClusterStatusServiceImpl(JobController& controller)
-      : controller_(controller) {}
+  explicit ClusterStatusServiceImpl(JobController& controller, Leads leads = {})
+      : controller_(controller), leads_(std::move(leads)) {}
 
   grpc::Status GetClusterStatus(grpc::ServerContext* context,
                                 const v1::GetClusterStatusRequest* request,
@@ -59,12 +67,14 @@ class ClusterStatusServiceImpl final : public v1::ClusterStatusService::Service 
 
  private:
   JobController& controller_;
+  const Leads leads_;
 };
 
 class OperatorServiceImpl final : public v1::OperatorService::Service {
  public:
   // controller outlives this object.
-  explicit OperatorServiceImpl(JobController& controller) : controller_(controller) {}
+  explicit OperatorServiceImpl(JobController& controller, Leads leads = {})
+      : controller_(controller), leads_(std::move(leads)) {}
 
   grpc::Status TakeCheckpoint(grpc::ServerContext* context,
                               const v1::TakeCheckpointRequest* request,
@@ -74,6 +84,7 @@ class OperatorServiceImpl final : public v1::OperatorService::Service {
 
  private:
   JobController& controller_;
+  const Leads leads_;
 };
 
 }  // namespace moe

@@ -11,10 +11,9 @@
 namespace moe {
 
 absl::StatusOr<std::optional<RestorePoint>> FindFinishedRun(
-    const v1::Job& job, const std::string& state_dir, const std::string& checkpoint_dir) {
-  ASSIGN_OR_RETURN(const std::unique_ptr<Store> store, FileStore::Open(state_dir));
-  ASSIGN_OR_RETURN(const std::optional<Store::Entry> name, store->Get("job/name"));
-  ASSIGN_OR_RETURN(const std::optional<Store::Entry> phase, store->Get("job/phase"));
+    const v1::Job& job, Store& state, const std::string& checkpoint_dir) {
+  ASSIGN_OR_RETURN(const std::optional<Store::Entry> name, state.Get("job/name"));
+  ASSIGN_OR_RETURN(const std::optional<Store::Entry> phase, state.Get("job/phase"));
   if (!name.has_value() || name->value != job.name()) return std::nullopt;
   if (!phase.has_value() || phase->value != v1::Phase_Name(v1::PHASE_FINISHED)) {
     return std::nullopt;
@@ -28,6 +27,12 @@ absl::StatusOr<std::optional<RestorePoint>> FindFinishedRun(
   if (!CheckSameJob(*last, job).ok()) return std::nullopt;
   if (now.steps() != then.steps() || now.epochs() != then.epochs()) return std::nullopt;
   return *std::move(last);
+}
+
+absl::StatusOr<std::optional<RestorePoint>> FindFinishedRun(
+    const v1::Job& job, const std::string& state_dir, const std::string& checkpoint_dir) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Store> store, FileStore::Open(state_dir));
+  return FindFinishedRun(job, *store, checkpoint_dir);
 }
 
 }  // namespace moe

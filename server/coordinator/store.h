@@ -1,7 +1,7 @@
 // Where the coordinator keeps what must outlive it: a small map from keys to values with
 // versions.
 //
-// The interface is what a replicated store offers with linearizable operations: in etcd,
+// The interface is what a replicated store offers with linearizable operations: in etcd (EtcdStore),
 // Get is a range of one key, CompareAndSwap a transaction on the key's `version`, and
 // List a range over a prefix. FileStore is the one for a single machine.
 //

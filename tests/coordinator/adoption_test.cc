@@ -23,6 +23,8 @@ class AdoptionTest : public ControllerFixture {
   void SetUp() override {
     ControllerFixture::SetUp();
     options_.rejoin_timeout = absl::Seconds(20);
+    // Heartbeats are answered at once.
+    options_.heartbeat = absl::Milliseconds(1);
   }
   AskedRun Asked() {
     return {.job = options_.job,
@@ -61,8 +63,7 @@ class AdoptionTest : public ControllerFixture {
     return request;
   }
   absl::StatusOr<v1::HeartbeatResponse> Send(const v1::HeartbeatRequest& request) {
-    options_.heartbeat = absl::Milliseconds(1);
-    return controller_->Heartbeat(request, [] { return false; });
+    return controller_->Heartbeat(request, NeverCancelled());
   }
   void HearAll(uint64_t step) {
     for (const char* id : {"server/a", "server/b", "worker/a", "worker/b"}) {

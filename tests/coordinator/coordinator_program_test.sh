@@ -29,7 +29,7 @@ train=(--job "$dir/job.textproto" --checkpoint_dir "$dir/checkpoints" --listen 1
 
 expect 0 "coordinator --job FILE" --help
 for flag in job listen servers workers checkpoint_dir state_dir resume supervised linger evaluate checkpoint \
-  heartbeat_ms lease_ms report_timeout_s port_file result_json; do
+  heartbeat_ms lease_ms report_timeout_s port_file result_json store leader_lease_s; do
   expect 0 "--$flag" --help
 done
 expect 2 "job is missing" --checkpoint_dir "$dir/checkpoints"
@@ -38,6 +38,14 @@ expect 2 "validation or test, not train" --evaluate train --checkpoint "$dir"
 expect 2 "needs a --checkpoint" --evaluate test
 expect 2 "goes with --resume" "${train[@]}" --checkpoint "$dir"
 expect 2 "unexpected argument" "${train[@]}" argument
+for store in elsewhere etcd://a:1 etcd://a/jobs; do
+  expect 2 "isn't of the form etcd://host:port" "${train[@]}" --store "$store"
+done
+expect 2 "leader_lease_s must be at least 2" "${train[@]}" --store etcd://a:1/jobs --leader_lease_s 1
+expect 2 "store_timeout_s must be at least 1" "${train[@]}" --store etcd://a:1/jobs --store_timeout_s 0
+expect 2 "store is for training" --evaluate test --checkpoint "$dir" --store etcd://a:1/jobs --job \
+  "$dir/job.textproto"
+expect 1 "nowhere.pem" "${train[@]}" --store etcd://a:1/jobs --etcd_ca "$dir/nowhere.pem"
 expect 1 "nowhere.textproto" --job "$dir/nowhere.textproto" --checkpoint_dir "$dir/checkpoints"
 expect 1 "holds no checkpoint" "${train[@]}" --resume
 expect 1 "holds no checkpoint" --evaluate test --checkpoint "$dir/checkpoints"

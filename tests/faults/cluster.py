@@ -214,15 +214,15 @@ class Cluster:
         return self
 
     def start_coordinator(self, servers=1, workers=1, listen="127.0.0.1:0", flags=(), wait=True,
-                          **options):
-        port_file = os.path.join(self.folder, "port")
+                          name="coordinator", **options):
+        port_file = os.path.join(self.folder, name + ".port")
         if os.path.exists(port_file):
             os.remove(port_file)
         command = [COORDINATOR, "--job", self.job_path, "--listen", listen, "--servers", servers,
                    "--workers", workers, "--checkpoint_dir", self.checkpoint_dir, "--state_dir",
                    os.path.join(self.folder, "state"), "--port_file", port_file, "--result_json",
                    self.result_path]
-        process = self._launch("coordinator", command + list(flags), **options)
+        process = self._launch(name, command + list(flags), **options)
         if wait:
             self.await_that(lambda: os.path.exists(port_file), "the coordinator listens")
             self.address = read(port_file).strip()
@@ -241,7 +241,7 @@ class Cluster:
         assert name not in self.processes, name
         # Of several processes of one name each keeps its output.
         self._launched += 1
-        log = name if name == "coordinator" else "{}.{}".format(name, self._launched)
+        log = name if "coordinator" in name else "{}.{}".format(name, self._launched)
         process = self.processes[name] = Process(name, command, self.folder, log, **options)
         return process
 

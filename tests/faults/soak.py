@@ -2,11 +2,11 @@
 """Random faults on a job of hundreds of steps, again and again; every run must end with the digest of the
 one that nothing disturbed.
 
-  tests/faults/soak.py [--minutes N] [--seed N] [--results FILE]
+  tests/faults/soak.py [--minutes N] [--seed N] [--coordinator_away N] [--results FILE]
 
 Each round is a run of the same job on servers behind proxies, disturbed every few seconds by what
 FAULTS lists, in an order that follows from the seed and the round's number. Processes that fail are started
-again, as a supervisor would. The first difference or hang ends it with the round's seed, its
+again, as a supervisor would; the coordinator after up to --coordinator_away seconds. The first difference or hang ends it with the round's seed, its
 schedule and what every process said. --results: write the counts to this file, as Markdown. Needs the
 programs below bazel-bin.
 """
@@ -41,7 +41,8 @@ ROUND = 300  # seconds in which a round must end
 
 
 class Round:
-    def __init__(self, folder, data, seed, counts):
+    def __init__(self, folder, data, seed, counts, away):
+        self.away = away
         self.random = random.Random(seed)
         self.counts = counts
         self.schedule = []
@@ -100,7 +101,8 @@ class Round:
             return
         self.stopped.pop(name, None)
         self.cluster.kill(name)
-        self.restarts[name] = time.monotonic() + self.random.uniform(0, 1.5)
+        longest = self.away if name == "coordinator" else 1.5
+        self.restarts[name] = time.monotonic() + self.random.uniform(0, longest)
 
     def stop(self, kind, longest):
         names = ["coordinator"] if kind == "coordinator" else self.members(kind)
@@ -280,7 +282,7 @@ def undisturbed(folder, data):
         cluster.close()
 
 
-def soak(root, data, seconds, seed):
+def soak(root, data, seconds, seed, away=1.5):
     """(rounds, counts of faults, recoveries). Raises on the first difference."""
     expected = undisturbed(os.path.join(root, "undisturbed"), data)
     counts = collections.Counter()
@@ -289,7 +291,7 @@ def soak(root, data, seconds, seed):
     rounds = 0
     while rounds == 0 or time.monotonic() - begin < seconds:
         folder = os.path.join(root, "round%d" % rounds)
-        one = Round(folder, data, "%d/%d" % (seed, rounds), counts)
+        one = Round(folder, data, "%d/%d" % (seed, rounds), counts, away)
         try:
             result = one.run()
             for key in ("digest", "test_perplexity"):
@@ -325,6 +327,7 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--coordinator_away", type=float, default=1.5)
     parser.add_argument("--results")
     args = parser.parse_args()
     results = args.results and os.path.abspath(args.results)
@@ -332,7 +335,8 @@ def main():
     root = tempfile.mkdtemp(prefix="soak-")
     try:
         data = c.prepare_text(os.path.join(root, "text"))
-        rounds, counts, recoveries = soak(root, data, 60 * args.minutes, args.seed)
+        rounds, counts, recoveries = soak(root, data, 60 * args.minutes, args.seed,
+                                          args.coordinator_away)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     if results:

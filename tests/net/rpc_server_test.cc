@@ -1,6 +1,5 @@
 #include "common/net/rpc_server.h"
 
-#include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -21,6 +20,7 @@
 #include "common/net/grpc_status.h"
 #include "gmock/gmock.h"
 #include "proto/moe/v1/coordinator.grpc.pb.h"
+#include "tests/net/raw_call.h"
 
 namespace moe {
 namespace {
@@ -63,29 +63,6 @@ absl::Status Call(const std::shared_ptr<grpc::Channel>& channel, const std::stri
       "call");
 }
 
-// One message to a method of a service whose protos aren't installed, and one back.
-absl::StatusOr<std::string> CallRaw(const std::shared_ptr<grpc::Channel>& channel,
-                                    const std::string& method, const std::string& bytes) {
-  grpc::ClientContext context;
-  context.set_deadline(InSeconds(30));
-  const grpc::Slice slice(bytes);
-  const grpc::ByteBuffer request(&slice, 1);
-  grpc::ByteBuffer response;
-  absl::Notification done;
-  grpc::Status status;
-  grpc::GenericStub stub(channel);
-  stub.UnaryCall(&context, method, grpc::StubOptions(), &request, &response,
-                 [&](grpc::Status result) {
-                   status = std::move(result);
-                   done.Notify();
-                 });
-  done.WaitForNotification();
-  if (!status.ok()) return FromGrpcStatus(status, method);
-  grpc::Slice all;
-  EXPECT_TRUE(response.DumpToSingleSlice(&all).ok());
-  return std::string(reinterpret_cast<const char*>(all.begin()), all.size());
-}
-
 class RpcServerTest : public ::testing::Test {
  protected:
   absl::StatusOr<std::unique_ptr<RpcServer>> Start(const std::string& listen) {
@@ -123,13 +100,6 @@ TEST_F(RpcServerTest, LargeMessagesPass) {
             absl::StatusCode::kAborted);
 }
 
-std::string HealthRequest(const std::string& service) {
-  return absl::StrCat(std::string(1, '\x0a'),
-                      std::string(1, static_cast<char>(service.size())), service);
-}
-constexpr char kServing[] = "\x08\x01";
-constexpr char kNotServing[] = "\x08\x02";
-constexpr char kCheck[] = "/grpc.health.v1.Health/Check";
 constexpr char kReflect[] =
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
 constexpr char kServers[] = "/grpc.channelz.v1.Channelz/GetServers";
@@ -142,19 +112,17 @@ TEST_F(RpcServerTest, HealthOfEachService) {
   ASSERT_TRUE(server.ok()) << server.status();
   const auto probes = MakeChannel((*server)->health_address());
   for (const auto& channel : {MakeChannel((*server)->address()), probes}) {
-    EXPECT_EQ(CallRaw(channel, kCheck, "").value(), kServing);
+    EXPECT_EQ(CheckHealth(channel).value(), kServing);
     for (const std::string& name : options.health_of) {
-      EXPECT_EQ(CallRaw(channel, kCheck, HealthRequest(name)).value(), kServing);
+      EXPECT_EQ(CheckHealth(channel, name).value(), kServing);
     }
-    EXPECT_EQ(CallRaw(channel, kCheck, HealthRequest("moe.v1.Other")).status().code(),
+    EXPECT_EQ(CheckHealth(channel, "moe.v1.Other").status().code(),
               absl::StatusCode::kNotFound);
     (*server)->SetServing("moe.v1.OperatorService", false);
-    EXPECT_EQ(CallRaw(channel, kCheck, HealthRequest("moe.v1.OperatorService")).value(),
-              kNotServing);
-    EXPECT_EQ(CallRaw(channel, kCheck, "").value(), kServing);
+    EXPECT_EQ(CheckHealth(channel, "moe.v1.OperatorService").value(), kNotServing);
+    EXPECT_EQ(CheckHealth(channel).value(), kServing);
     (*server)->SetServing("moe.v1.OperatorService", true);
-    EXPECT_EQ(CallRaw(channel, kCheck, HealthRequest("moe.v1.OperatorService")).value(),
-              kServing);
+    EXPECT_EQ(CheckHealth(channel, "moe.v1.OperatorService").value(), kServing);
   }
   // Nothing else is to be had there.
   EXPECT_EQ(Call(probes, "abc").code(), absl::StatusCode::kUnimplemented);
@@ -162,9 +130,8 @@ TEST_F(RpcServerTest, HealthOfEachService) {
             absl::StatusCode::kUnimplemented);
   (*server)->StopServing();
   (*server)->SetServing("moe.v1.OperatorService", true);
-  EXPECT_EQ(CallRaw(probes, kCheck, "").value(), kNotServing);
-  EXPECT_EQ(CallRaw(probes, kCheck, HealthRequest("moe.v1.OperatorService")).value(),
-            kNotServing);
+  EXPECT_EQ(CheckHealth(probes).value(), kNotServing);
+  EXPECT_EQ(CheckHealth(probes, "moe.v1.OperatorService").value(), kNotServing);
   // Calls go on.
   EXPECT_EQ(Call(MakeChannel((*server)->address()), "abc").message(), "call: 3");
 }
@@ -185,11 +152,11 @@ TEST_F(RpcServerTest, StopsServingBeforeCallsAreCut) {
   });
   coordinator_.waiting.WaitForNotification();
   std::thread stopper([&] { (*server)->Shutdown(absl::Seconds(60)); });
-  while (CallRaw(probes, kCheck, "").value() == kServing) {
+  while (CheckHealth(probes).value() == kServing) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   // The call still runs, with a minute to end.
-  EXPECT_EQ(CallRaw(probes, kCheck, "").value(), kNotServing);
+  EXPECT_EQ(CheckHealth(probes).value(), kNotServing);
   context.TryCancel();
   caller.join();
   stopper.join();
