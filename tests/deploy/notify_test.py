@@ -127,6 +127,8 @@ class NotifyTest(c.TestCase):
                     self.await_line(cluster, name, "^WATCHDOG=1$")
                 process.send(signal.SIGSTOP)
                 self.addCleanup(lambda p=process: p.status is None and p.send(signal.SIGCONT))
+                # What it had said before it stood still.
+                time.sleep(0.5)
                 manager.drain()
                 before = len(manager.lines)
                 time.sleep(1)
