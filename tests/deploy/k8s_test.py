@@ -319,7 +319,7 @@ class PodsTest(c.TestCase):
             if source != "hosts":
                 script += "mkdir -p o/r{} && ".format(target)
             script += "mount --bind {} o/r{} && ".format(source, target)
-        return ["unshare", "--mount", "bash", "-c", script + 'exec chroot o/r "$@"', "bash"] + command
+        return ["unshare", "--mount", "bash", "-c", script + 'exec /usr/sbin/chroot o/r "$@"', "bash"] + command
 
     def start(self, component, number=0):
         name = "%s-%d" % (component, number)

@@ -145,10 +145,10 @@ class CapacityTierTest(c.TestCase):
             server = self.run_program([c.EXPERT_SERVER, "--name", "s", "--coordinator", "x:1"] + flags)
             self.assertEqual(server.status, 2)
             self.assertIn(said, server.stderr)
-        cluster = self.new_cluster(self.job)
-        cluster.start(server_flags=["--disk_dir", "/no/folder", "--disk_gib", "1"])
-        self.assert_failed(cluster, time.monotonic() + 5,
-                           "can't load its shards: cannot create a file in /no/folder: No such file")
+        server = self.run_program([c.EXPERT_SERVER, "--name", "s", "--coordinator", "x:1",
+                                   "--disk_dir", "/no/folder", "--disk_gib", "1"])
+        self.assertEqual(server.status, 1)
+        self.assertIn("cannot create a file in /no/folder: No such file", server.stderr)
 
 
 if __name__ == "__main__":
