@@ -4,6 +4,7 @@
 #include <grpcpp/security/auth_metadata_processor.h>
 #include <grpcpp/security/tls_certificate_verifier.h>
 #include <grpcpp/security/tls_credentials_options.h>
+#include <openssl/crypto.h>
 
 #include <functional>
 #include <vector>
@@ -75,6 +76,8 @@ absl::StatusOr<std::shared_ptr<const TlsCredentials>> TlsCredentials::Load(
   (files.certificate.empty() ? missing : given).push_back("--tls_cert");
   (files.key.empty() ? missing : given).push_back("--tls_key");
   if (given.empty()) return nullptr;
+  // gRPC's threads may still shake hands while the process ends, when OpenSSL would free what they use.
+  OPENSSL_init_crypto(OPENSSL_INIT_NO_ATEXIT, nullptr);
   if (!missing.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat(absl::StrJoin(given, " and "), " without ",

@@ -18,6 +18,8 @@ TEST_F(ConcurrentControllerTest, AJobToItsEnd) {
   constexpr uint64_t kSteps = 4;  // of the job
   options_.heartbeat = absl::Milliseconds(1);
   options_.report_timeout = absl::InfiniteDuration();
+  // A thread may wait for its turn while the clock goes on.
+  options_.lease = absl::Hours(1);
   StartJob();
   // Made here: the fixture isn't for several threads.
   std::map<std::string, v1::HeartbeatRequest> beats;

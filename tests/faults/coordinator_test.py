@@ -240,7 +240,7 @@ class StandbyTest(EtcdCase):
         self.assertEqual(first.wait(c.FAULT), 0, first.report())
         self.assertIn("the job waits for this command to be started again", first.stderr)
         cluster.await_line("^generation 1 goes on: all are back$")
-        self.assert_went_on(cluster, reports=0)
+        self.assert_undisturbed(cluster, generations=1)
 
     def test_a_supervised_standby_is_ready_and_may_be_stopped(self):
         manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
