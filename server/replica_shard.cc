@@ -2,7 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "server/shard_file.h"
+#include "server/shard_cut.h"
 
 namespace moe {
 
@@ -12,22 +12,23 @@ absl::Status ReplicaShard::Restore(const SafetensorsFile& file) {
     return absl::FailedPreconditionError(
         absl::StrCat(file.path(), ": state is not a row of bytes"));
   }
-  content_.assign(static_cast<const char*>(entry.data), entry.bytes);
+  content_ = std::make_shared<const std::string>(static_cast<const char*>(entry.data),
+                                                 entry.bytes);
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::ShardFile> ReplicaShard::Write(const Cut& cut) const {
-  const SafetensorsEntry entry = {"state",
-                                  "U8",
-                                  {static_cast<int64_t>(content_.size())},
-                                  content_.data(),
-                                  content_.size()};
-  return WriteShardFile(cut, spec_.id, std::span(&entry, 1), {});
+std::shared_ptr<ShardCut> ReplicaShard::BeginCut(CopyBudget& copies) {
+  const auto bytes = static_cast<int64_t>(content_->size());
+  ShardCut::Entry entry = {"state", "U8", {bytes}, content_->data(), bytes};
+  entry.on_host = true;
+  entry.owner = content_;
+  return std::make_shared<ShardCut>(backend_, copies, spec_.id,
+                                    std::vector<ShardCut::Entry>{std::move(entry)});
 }
 
 void ReplicaShard::FillStatus(v1::ShardStatus* status) const {
   status->set_shard(spec_.id);
-  status->set_parameter_bytes(content_.size());
+  status->set_parameter_bytes(content_->size());
 }
 
 }  // namespace moe

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/job/copy_memory.h"
 #include "glog/logging.h"
 #include "server/shard_file.h"
 
@@ -33,8 +34,10 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
     ASSIGN_OR_RETURN(set->tier_, CapacityTier::Create(*limits.tier, bytes));
   }
   std::map<MixtureId, std::vector<std::unique_ptr<ExpertShard>>> groups;
+  std::vector<ShardSpec> hosted;
   for (const ShardSpec& spec : plan.shards) {
     if (mine.erase(spec.id) == 0) continue;
+    hosted.push_back(spec);
     switch (spec.kind) {
       case ShardKind::kDense: {
         auto shard = std::make_unique<DenseShard>(backend, plan, spec, job);
@@ -61,7 +64,7 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
         break;
       }
       case ShardKind::kReplica: {
-        auto shard = std::make_unique<ReplicaShard>(spec);
+        auto shard = std::make_unique<ReplicaShard>(backend, spec);
         set->all_.push_back(shard.get());
         set->replica_[spec.id] = std::move(shard);
         break;
@@ -73,6 +76,8 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(Backend& backend,
         absl::StrCat("placement ", state.placement().version(), " gives ", server,
                      " shard ", *mine.begin(), ", which the job doesn't have"));
   }
+  set->copies_ = std::make_unique<CopyBudget>(
+      CopyBytes(job, plan, hosted, limits.tier.has_value(), limits.copy_bytes));
   for (const Mixture& mixture : MixturesOf(job)) {
     const auto shards = groups.find(mixture.id);
     if (shards == groups.end()) continue;
@@ -176,12 +181,9 @@ void ShardSet::Apply(double rate, double scale) {
   for (const auto& [id, shard] : replica_) shard->Apply();
 }
 
-absl::StatusOr<std::vector<v1::ShardFile>> ShardSet::Write(const Cut& cut) const {
-  std::vector<v1::ShardFile> files;
-  for (const Shard* shard : all_) {
-    ASSIGN_OR_RETURN(v1::ShardFile file, shard->Write(cut));
-    files.push_back(std::move(file));
-  }
+std::vector<std::shared_ptr<ShardCut>> ShardSet::BeginCut() {
+  std::vector<std::shared_ptr<ShardCut>> files;
+  for (Shard* shard : all_) files.push_back(shard->BeginCut(*copies_));
   return files;
 }
 

@@ -20,11 +20,13 @@
 #include "proto/moe/v1/status.pb.h"
 #include "server/activation_budget.h"
 #include "server/capacity_tier.h"
+#include "server/copy_budget.h"
 #include "server/dense_shard.h"
 #include "server/expert_layer.h"
 #include "server/frames.h"
 #include "server/replica_shard.h"
 #include "server/shard.h"
+#include "server/shard_cut.h"
 #include "server/table_frames.h"
 #include "server/table_shard.h"
 
@@ -37,6 +39,8 @@ class ShardSet {
     std::optional<CapacityTier::Options> tier;
     // As ActivationBudget's.
     int64_t activation_bytes = 0;
+    // Of copies for a cut that is being written; as CopyBytes() takes it.
+    int64_t copy_bytes = 0;
   };
 
   // The shards that state.placement gives to `server`: restored, or with initial values
@@ -62,6 +66,8 @@ class ShardSet {
   bool Pullable(const std::string& shard) const;
   // Null if experts are in memory.
   const CapacityTier* tier() const { return tier_.get(); }
+  // For cuts that are being written.
+  CopyBudget& copies() const { return *copies_; }
   int64_t d_model() const { return d_model_; }
   int64_t vocabulary() const { return vocabulary_; }
   // The shards of the softmax's table, by rows.
@@ -80,8 +86,8 @@ class ShardSet {
   std::vector<v1::TensorSquareSum> SquareSums();
   void Apply(double rate, double scale);
 
-  // Writes a file for each shard.
-  absl::StatusOr<std::vector<v1::ShardFile>> Write(const Cut& cut) const;
+  // As Shard's; of each shard.
+  std::vector<std::shared_ptr<ShardCut>> BeginCut();
   // shard: below size().
   std::vector<v1::TensorDigest> Digests(int64_t shard) const {
     return all_[shard]->Digests();
@@ -98,6 +104,7 @@ class ShardSet {
   // First, so that they outlive the shards.
   std::unique_ptr<CapacityTier> tier_;
   ActivationBudget activations_;
+  std::unique_ptr<CopyBudget> copies_;
   // In the plan's order.
   std::vector<Shard*> all_;
   std::map<std::string, std::unique_ptr<DenseShard>> dense_;

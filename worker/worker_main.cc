@@ -31,8 +31,8 @@ ABSL_FLAG(absl::Duration, start_timeout, absl::Minutes(10),
 ABSL_FLAG(absl::Duration, step_timeout, absl::Seconds(60),
           "How long to wait for any answer of a server before giving up.");
 ABSL_FLAG(absl::Duration, cut_timeout, absl::Hours(1),
-          "How much longer to wait at a checkpoint, while the servers write their shards "
-          "to disk.");
+          "How much longer to wait while a checkpoint is being written, as servers may have "
+          "to wait for their disks.");
 ABSL_FLAG(
     std::string, contexts_file, "",
     "In an evaluation: write to this file, as JSON, the places of the text at which the "

@@ -7,7 +7,7 @@ namespace moe {
 
 // Raised when a message or its meaning changes: the coordinator refuses members that
 // differ.
-inline constexpr int32_t kProtocolVersion = 6;
+inline constexpr int32_t kProtocolVersion = 7;
 
 // Tokens of one ScoreRequest, all its frames together.
 inline constexpr int kMaxScoreTokens = 512;

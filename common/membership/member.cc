@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <random>
 #include <set>
 #include <thread>
@@ -227,8 +228,8 @@ class GrpcMember final : public Member {
 
   absl::Status ReportShardFile(v1::ReportShardFileRequest request) override {
     return Call<v1::ReportShardFileResponse>(
-               std::move(request), "the coordinator",
-               &v1::CoordinatorService::Stub::ReportShardFile)
+               // Its steps go on.
+               std::move(request), "", &v1::CoordinatorService::Stub::ReportShardFile)
         .status();
   }
 
@@ -274,7 +275,7 @@ class GrpcMember final : public Member {
   }
 
  private:
-  // Shows `reason` in status, then what was there before.
+  // Shows `reason`, unless it is empty, in status, then what was there before.
   class WaitingFor {
    public:
     WaitingFor(GrpcMember& member, const std::string& reason) : member_(member) {
@@ -318,7 +319,8 @@ class GrpcMember final : public Member {
       absl::MutexLock lock(&mutex_);
       request.set_generation(entered_);
     }
-    const WaitingFor waiting(*this, waiting_for);
+    std::optional<WaitingFor> waiting;
+    if (!waiting_for.empty()) waiting.emplace(*this, waiting_for);
     while (true) {
       RETURN_IF_ERROR(generation_health());
       Response response;

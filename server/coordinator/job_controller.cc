@@ -32,7 +32,16 @@ absl::StatusOr<std::unique_ptr<JobController>> JobController::Create(RunOptions 
                      DescribeCheckpoints(kept.checkpoint_dir));
     controller->checkpoints_.set_present(std::move(present));
   }
+  controller->committer_ = std::thread([&parts = *controller] { parts.Commit(); });
   return controller;
+}
+
+JobController::~JobController() {
+  {
+    absl::MutexLock lock(&mutex_);
+    ends_ = true;
+  }
+  if (committer_.joinable()) committer_.join();
 }
 
 JobController::JobController(RunOptions options, Store& store)
@@ -124,11 +133,24 @@ absl::StatusOr<v1::ReportStepResponse> JobController::ReportStep(
     const v1::ReportStepRequest& request) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
+  const uint64_t before = record_.steps_taken();
   const absl::Status status = record_.AddStep(request, options_.now());
   if (absl::IsAborted(status)) life_.Fail(std::string(status.message()));
   RETURN_IF_ERROR(status);
   life_.NoteStep(record_.steps_taken());
+  const uint64_t taken = request.step() + 1;
+  if (request.cut() && checkpoints_.BeginCut(taken, request.evaluates(),
+                                             life_.WaitsToScale(), options_.now())) {
+    record_.CutBegun(taken);
+    last_cut_ = options_.now();
+  }
+  if (record_.steps_taken() > before) {
+    VLOG(1) << "step " << record_.steps_taken() << " is complete"
+            << (checkpoints_.under_way() ? ", while a checkpoint is under way" : "");
+  }
   v1::ReportStepResponse response;
+  response.set_cut_under_way(checkpoints_.under_way());
+  response.set_cut_holds(checkpoints_.Holds(taken));
   if (const std::optional<uint64_t> cut = record_.requested_cut()) {
     response.set_cut(true);
     response.set_cut_step(*cut);
@@ -142,6 +164,9 @@ absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
   ASSIGN_OR_RETURN(const ReplicaJoin* const join,
                    record_.AddEvaluation(request, options_.now()));
+  if (join->complete() && request.split() == v1::SPLIT_VALIDATION) {
+    checkpoints_.Evaluated(request.step());
+  }
   RETURN_IF_ERROR(HoldReport(cancelled, [join] { return join->complete(); }));
   v1::ReportEvaluationResponse response;
   response.set_perplexity(join->perplexity());
@@ -151,17 +176,13 @@ absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
 absl::Status JobController::ReportShardFile(const v1::ReportShardFileRequest& request) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_SERVER));
-  RETURN_IF_ERROR(checkpoints_.AddShard(request));
-  CommitReady();
-  return absl::OkStatus();
+  return checkpoints_.AddShard(request, options_.now());
 }
 
 absl::StatusOr<v1::AwaitCheckpointResponse> JobController::AwaitCheckpoint(
     const v1::AwaitCheckpointRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
-  checkpoints_.AddWaiter(request.member(), request.step(), options_.now());
-  CommitReady();
   RETURN_IF_ERROR(HoldReport(
       cancelled, [&] { return checkpoints_.Find(request.step()) != nullptr; }));
   v1::AwaitCheckpointResponse response;
@@ -192,6 +213,9 @@ v1::GetClusterStatusResponse JobController::GetClusterStatus() {
   *response.mutable_progress() = progress_.progress();
   const std::vector<v1::CheckpointStatus>& present = checkpoints_.present();
   response.mutable_checkpoints()->Assign(present.begin(), present.end());
+  if (std::optional<v1::CutStatus> cut = checkpoints_.UnderWay(options_.now())) {
+    *response.mutable_cut() = *std::move(cut);
+  }
   return response;
 }
 
@@ -201,7 +225,8 @@ absl::StatusOr<v1::TakeCheckpointResponse> JobController::TakeCheckpoint(
   if (options_.mode != v1::RUN_MODE_TRAIN || life_.phase() != v1::PHASE_RUNNING) {
     return absl::FailedPreconditionError("the job isn't training now");
   }
-  const uint64_t steps = record_.RequestCut() + 1;
+  const uint64_t steps = record_.WishCut();
+  RequestCutIfDue();
   // The last step ends with a checkpoint in any case.
   const auto found = [&]() -> const v1::CheckpointStatus* {
     const uint64_t total = progress_.progress().total_steps();
@@ -227,11 +252,11 @@ absl::StatusOr<v1::ScaleResponse> JobController::Scale(const v1::ScaleRequest& r
 }
 
 void JobController::RequestCutIfDue() {
-  if (life_.phase() != v1::PHASE_RUNNING) return;
+  if (life_.phase() != v1::PHASE_RUNNING || checkpoints_.under_way()) return;
   const double minutes = options_.job.checkpointing().every_minutes();
   const bool overdue =
-      minutes > 0 && options_.now() - last_checkpoint_ >= absl::Minutes(minutes);
-  if (overdue || life_.WaitsToScale()) record_.RequestCut();
+      minutes > 0 && options_.now() - last_cut_ >= absl::Minutes(minutes);
+  if (overdue || record_.wishes_cut() || life_.WaitsToScale()) record_.RequestCut();
 }
 
 void JobController::Tick() {
@@ -346,7 +371,19 @@ void JobController::Advance() {
   record_.Begin(layout.replicas, life_.start_step(), layout.data.train_tokens(),
                 options_.now());
   checkpoints_.Begin(layout, life_.generation());
-  last_checkpoint_ = options_.now();
+  last_cut_ = options_.now();
+}
+
+void JobController::Commit() {
+  absl::MutexLock lock(&mutex_);
+  const auto due = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+    return ends_ || checkpoints_.ready();
+  };
+  while (true) {
+    mutex_.Await(absl::Condition(&due));
+    if (ends_) return;
+    CommitReady();
+  }
 }
 
 void JobController::CommitReady() {
@@ -355,6 +392,8 @@ void JobController::CommitReady() {
   const uint64_t generation = recorded_generation_;
   v1::Manifest manifest = checkpoints_.MakeManifest(*step);
   manifest.set_validation_perplexity(record_.ValidationPerplexity(*step).value_or(0));
+  const absl::Time begun = checkpoints_.BegunAt(*step);
+  const bool holds = checkpoints_.Holds(*step);
 
   // Heartbeats go on while the disk works. A generation that opens meanwhile begins with this
   // checkpoint.
@@ -371,13 +410,12 @@ void JobController::CommitReady() {
     return;
   }
   checkpoints_.Committed(*step, *std::move(present));
-  progress_.Checkpoint(*checkpoints_.Find(*step), options_.now());
-  last_checkpoint_ = options_.now();
+  progress_.Checkpoint(*checkpoints_.Find(*step), options_.now() - begun);
   if (recorded_generation_ != generation) return;
-  record_.CutTaken(*step);
-  // All workers wait for this checkpoint, so that nobody's work is lost.
-  life_.Committed();
+  // If all workers wait for this checkpoint nobody's work is lost.
+  if (holds) life_.Committed();
   Advance();
+  RequestCutIfDue();
 }
 
 void JobController::FindRestorePointOfGeneration() {

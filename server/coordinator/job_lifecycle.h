@@ -62,7 +62,7 @@ class JobLifecycle {
   absl::StatusOr<std::string> Scale(const v1::ScaleRequest& request);
   // Whether a checkpoint is all that is needed to change over to those members.
   bool WaitsToScale() const;
-  // A checkpoint has been committed: changes over, if it waits for that.
+  // A checkpoint has been committed for which all workers wait: changes over, if it waits for that.
   void Committed();
   // A member has left or was lost.
   void Lose(const std::string& id, const std::string& how);

@@ -42,7 +42,8 @@ absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
     limits[server] = {
         .threads = static_cast<int>(registration.threads()),
         .tier = registration.disk_bytes() > 0,
-        .activation_bytes = static_cast<int64_t>(registration.activation_bytes())};
+        .activation_bytes = static_cast<int64_t>(registration.activation_bytes()),
+        .copy_bytes = static_cast<int64_t>(registration.copy_bytes())};
   }
   std::map<std::string, int> threads;
   for (const std::string& worker : layout.workers) {

@@ -14,6 +14,7 @@ void RunRecord::Begin(const std::vector<v1::ReplicaAssignment>& replicas,
   steps_taken_ = start_step;
   unreported_step_ = start_step;
   requested_cut_.reset();
+  wished_cut_.reset();
   progress_.Begin(start_step, words_per_epoch, now);
   NoteSign(now);
 }
@@ -44,14 +45,20 @@ absl::Status RunRecord::AddStep(const v1::ReportStepRequest& request, absl::Time
   return absl::OkStatus();
 }
 
-uint64_t RunRecord::RequestCut() {
-  // The first unreported step may have begun; its report brings the answer.
-  if (!requested_cut_.has_value()) requested_cut_ = unreported_step_ + 1;
-  return *requested_cut_;
+uint64_t RunRecord::WishCut() {
+  // Any cut that is still to begin has the steps that are reported, and one more.
+  wished_cut_ = unreported_step_ + 1;
+  return *wished_cut_;
 }
 
-void RunRecord::CutTaken(uint64_t steps) {
+void RunRecord::RequestCut() {
+  // The first unreported step may have begun; its report brings the answer.
+  if (!requested_cut_.has_value()) requested_cut_ = unreported_step_ + 1;
+}
+
+void RunRecord::CutBegun(uint64_t steps) {
   if (requested_cut_.has_value() && *requested_cut_ < steps) requested_cut_.reset();
+  if (wished_cut_.has_value() && *wished_cut_ <= steps) wished_cut_.reset();
 }
 
 absl::StatusOr<const ReplicaJoin*> RunRecord::AddEvaluation(

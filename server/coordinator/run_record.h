@@ -36,12 +36,15 @@ class RunRecord {
   // ABORTED with the cause if the step shows that the job can't go on. A repetition
   // changes nothing.
   absl::Status AddStep(const v1::ReportStepRequest& request, absl::Time now);
-  // Asks for a cut in the close of a step that no worker has begun; returns which. The same one
-  // until it is taken.
-  uint64_t RequestCut();
+  // Somebody wants a checkpoint of what is now, or later; returns of how many steps it is at least.
+  uint64_t WishCut();
+  // Until a cut begins that does.
+  bool wishes_cut() const { return wished_cut_.has_value(); }
+  // Asks for a cut in the close of a step that no worker has begun; the same one until a cut begins.
+  void RequestCut();
   std::optional<uint64_t> requested_cut() const { return requested_cut_; }
-  // There is a checkpoint of so many steps.
-  void CutTaken(uint64_t steps);
+  // A cut has begun in the close after which so many steps are taken.
+  void CutBegun(uint64_t steps);
   // The evaluation that the report is of, which stays valid until End.
   absl::StatusOr<const ReplicaJoin*> AddEvaluation(
       const v1::ReportEvaluationRequest& request, absl::Time now);
@@ -71,6 +74,9 @@ class RunRecord {
   uint64_t steps_taken_ = 0;
   // The first step that no worker has reported.
   uint64_t unreported_step_ = 0;
+  // Of so many steps at least.
+  std::optional<uint64_t> wished_cut_;
+  // In the close of this step.
   std::optional<uint64_t> requested_cut_;
   Evaluations evaluations_;
   std::vector<v1::BalanceStatus> balance_;

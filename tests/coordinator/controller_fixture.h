@@ -195,6 +195,20 @@ class ControllerFixture : public ::testing::Test {
     report.mutable_balance(0)->set_cv_load(0.5);
     return report;
   }
+  // Both workers have closed a step with a cut, after which so many are taken.
+  void BeginCut(uint64_t steps, bool evaluates = false) {
+    for (const char* worker : {"worker/a", "worker/b"})
+      ReportCut(worker, steps, evaluates);
+  }
+  v1::ReportStepResponse ReportCut(const std::string& worker, uint64_t steps,
+                                   bool evaluates = false) {
+    v1::ReportStepRequest report = StepReport(worker, steps - 1);
+    report.set_cut(true);
+    report.set_evaluates(evaluates);
+    const auto response = controller_->ReportStep(report);
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response.ok() ? *response : v1::ReportStepResponse();
+  }
   v1::ReportEvaluationRequest EvaluationReport(const std::string& worker, uint64_t step,
                                                v1::Split split) {
     auto report = WithLosses<v1::ReportEvaluationRequest>(worker, step);

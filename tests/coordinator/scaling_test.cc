@@ -35,6 +35,10 @@ class ScalingTest : public ControllerFixture {
     return response.ok() && response->cut() ? response->cut_step() : 0;
   }
   void Commit(uint64_t steps) {
+    BeginCut(steps);
+    CommitBegun(steps);
+  }
+  void CommitBegun(uint64_t steps) {
     for (const v1::ReportShardFileRequest& report : WriteShards(steps)) {
       ASSERT_TRUE(controller_->ReportShardFile(report).ok());
     }
@@ -70,6 +74,47 @@ TEST_F(ScalingTest, ACutIsAskedForInTimeForEveryWorker) {
   for (const char* worker : {"worker/a", "worker/b"}) EXPECT_EQ(Report(worker, 3), 3);
   Commit(4);
   waiting.join();
+}
+
+TEST_F(ScalingTest, ACheckpointOnDemandWaitsForTheOneUnderWay) {
+  StartJob();
+  BeginCut(1);
+  std::thread waiting([this] {
+    const auto taken = controller_->TakeCheckpoint(NeverCancelled());
+    ASSERT_TRUE(taken.ok()) << taken.status();
+    // Not the one that was under way when it was asked for.
+    EXPECT_EQ(taken->checkpoint().step(), 4);
+  });
+  absl::SleepFor(absl::Milliseconds(50));
+  controller_->Tick();
+  for (const char* worker : {"worker/a", "worker/b"}) EXPECT_EQ(Report(worker, 1), 0);
+  CommitBegun(1);
+  while (Report("worker/b", 1) == 0) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(Report("worker/a", 2), 3);
+  EXPECT_EQ(Report("worker/b", 2), 3);
+  BeginCut(4);
+  // It was for this one.
+  EXPECT_EQ(Report("worker/b", 4), 0);
+  CommitBegun(4);
+  waiting.join();
+}
+
+TEST_F(ScalingTest, WhatWorkersDontWaitForIsNoChangeOver) {
+  StartJob();
+  BeginCut(1);
+  EXPECT_EQ(Scale(3, 0), "3 servers and 2 workers, once 1 of 3 servers have joined");
+  ASSERT_TRUE(Join("server/c").ok());
+  for (const char* worker : {"worker/a", "worker/b"}) Report(worker, 1);
+  CommitBegun(1);
+  // Steps after it would be lost.
+  EXPECT_EQ(State().generation(), 1);
+  EXPECT_EQ(Report("worker/a", 2), 3);
+  EXPECT_EQ(Report("worker/b", 2), 3);
+  EXPECT_TRUE(ReportCut("worker/a", 4).cut_holds());
+  EXPECT_TRUE(ReportCut("worker/b", 4).cut_holds());
+  CommitBegun(4);
+  EXPECT_EQ(State().generation(), 2);
+  EXPECT_EQ(State().recovery(), "scaled to 3 servers and 2 workers");
 }
 
 TEST_F(ScalingTest, CheckpointsByTheClock) {

@@ -16,10 +16,13 @@ WORKER_FLAGS = ["--step_timeout=%ds" % TIMEOUT]
 
 
 class UndisturbedCase(c.TestCase):
+    # Of the job's text.
+    edits = None
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.job = c.job(steps=STEPS, every_steps=EVERY)
+        cls.job = c.job(steps=STEPS, every_steps=EVERY, edits=cls.edits)
         run = c.Cluster(os.path.join(cls.root, "undisturbed"), cls.data, cls.job)
         cls.addClassCleanup(run.close)
         run.start(servers=1, workers=1)

@@ -84,14 +84,26 @@ absl::Status Trainer::Train(uint64_t start) {
     const uint64_t taken = step + 1;
     const bool cut = taken == total_steps_ || (cut_every > 0 && taken % cut_every == 0) ||
                      requested_cut_ == step;
+    // One at a time: what servers copy for it, and what is lost with a member, stay bounded.
+    if (cut) RETURN_IF_ERROR(AwaitCut());
     RETURN_IF_ERROR(Step(step, cut));
     const bool evaluate = cut || (evaluate_every > 0 && taken % evaluate_every == 0);
     if (evaluate && Has(v1::SPLIT_VALIDATION)) {
       RETURN_IF_ERROR(Evaluate(v1::SPLIT_VALIDATION, taken));
     }
-    if (cut) RETURN_IF_ERROR(member_.AwaitCheckpoint(taken).status());
+    if (cut_holds_) RETURN_IF_ERROR(AwaitCut());
   }
-  return Has(v1::SPLIT_TEST) ? Evaluate(v1::SPLIT_TEST, total_steps_) : absl::OkStatus();
+  if (Has(v1::SPLIT_TEST)) RETURN_IF_ERROR(Evaluate(v1::SPLIT_TEST, total_steps_));
+  // The job ends with its last checkpoint.
+  return AwaitCut();
+}
+
+absl::Status Trainer::AwaitCut() {
+  if (!last_cut_.has_value()) return absl::OkStatus();
+  RETURN_IF_ERROR(member_.AwaitCheckpoint(*last_cut_).status());
+  last_cut_.reset();
+  cut_under_way_ = false;
+  return absl::OkStatus();
 }
 
 bool Trainer::Has(v1::Split split) const {
@@ -139,9 +151,12 @@ absl::Status Trainer::Step(uint64_t step, bool cut) {
   ASSIGN_OR_RETURN(StepClosed closed, cluster_.parameters().Close(MakeClose(step, cut)));
   member_.SetTimes(clock_.Times());
   ASSIGN_OR_RETURN(const v1::ReportStepResponse reported,
-                   member_.ReportStep(Report(step, pass, closed.gradient_norm)));
+                   member_.ReportStep(Report(step, cut, pass, closed.gradient_norm)));
   requested_cut_.reset();
   if (reported.cut()) requested_cut_ = reported.cut_step();
+  if (cut) last_cut_ = step + 1;
+  cut_under_way_ = reported.cut_under_way();
+  cut_holds_ = reported.cut_holds();
   return absl::OkStatus();
 }
 
@@ -162,6 +177,7 @@ StepClose Trainer::MakeClose(uint64_t step, bool cut) {
   close.step = step;
   close.learning_rate = RateOf(step);
   close.cut = cut;
+  close.cut_under_way = cut_under_way_;
   for (size_t i = 0; i < runner_.owned().size(); ++i) {
     const uint32_t replica = runner_.owned()[i];
     auto& gradients = close.gradients[replica];
@@ -182,10 +198,12 @@ double Trainer::RateOf(uint64_t step) const {
   return LearningRate(job_.optimizer().schedule(), step, training_.steps_per_epoch());
 }
 
-v1::ReportStepRequest Trainer::Report(uint64_t step, const PassResult& pass,
+v1::ReportStepRequest Trainer::Report(uint64_t step, bool cut, const PassResult& pass,
                                       double gradient_norm) const {
   v1::ReportStepRequest report;
   report.set_step(step);
+  report.set_cut(cut);
+  report.set_evaluates(cut && Has(v1::SPLIT_VALIDATION));
   report.set_total_steps(total_steps_);
   report.set_learning_rate(RateOf(step));
   report.set_gradient_norm(gradient_norm);

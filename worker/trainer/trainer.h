@@ -51,10 +51,12 @@ class Trainer {
   absl::Status RestoreStates(uint64_t version);
   absl::Status Pull(uint64_t version);
   absl::Status Step(uint64_t step, bool cut);
+  // Waits until the last cut, if there was one, is committed.
+  absl::Status AwaitCut();
   // Fills micro_batches_ from one batch of the text.
   template <typename Batches>
   void Fill(const Batches& batches, int64_t batch);
-  v1::ReportStepRequest Report(uint64_t step, const PassResult& pass,
+  v1::ReportStepRequest Report(uint64_t step, bool cut, const PassResult& pass,
                                double gradient_norm) const;
   StepClose MakeClose(uint64_t step, bool cut);
   double RateOf(uint64_t step) const;
@@ -75,6 +77,11 @@ class Trainer {
   std::optional<uint64_t> pulled_;
   // The step of which the coordinator wants a cut.
   std::optional<uint64_t> requested_cut_;
+  // Steps taken at the last cut, unless it is known to be committed.
+  std::optional<uint64_t> last_cut_;
+  // As the coordinator answered the last report.
+  bool cut_under_way_ = false;
+  bool cut_holds_ = false;
   std::vector<std::vector<float>> pull_buffer_;
   // Numbers evaluation frames; the same on every worker, since all evaluate the same batches.
   uint64_t evaluation_batches_ = 0;
