@@ -20,9 +20,9 @@
 #include "common/base/service_notifier.h"
 #include "common/base/signals.h"
 #include "common/io/file.h"
-#include "common/net/linger.h"
 #include "common/net/rpc_server_flags.h"
 #include "server/expert_server.h"
+#include "server/linger.h"
 
 ABSL_FLAG(std::string, name, "",
           "Name of this server, unique among the servers of the cluster. Required.");

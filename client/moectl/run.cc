@@ -22,8 +22,11 @@ std::string Help(const std::vector<std::unique_ptr<Command>>& commands) {
       &help,
       "  help       this text; `moectl COMMAND --help` tells more about one command\n"
       "\nThe coordinator is found by --coordinator HOST:PORT, else by the environment "
-      "variable\nMOE_COORDINATOR, else at 127.0.0.1:7070. Every command has --json for "
-      "scripts.\n\nExit status: 0 done, 1 failed, 2 wrong command line.\n");
+      "variable\nMOE_COORDINATOR, else at 127.0.0.1:7070. Where it has TLS, --tls_ca,\n"
+      "--tls_cert and --tls_key, or MOE_TLS_CA, MOE_TLS_CERT and MOE_TLS_KEY, name the "
+      "files. Every\n"
+      "command has --json for scripts.\n\nExit status: 0 done, 1 failed, 2 wrong command "
+      "line.\n");
   return help;
 }
 

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -91,6 +92,32 @@ int Connect(const std::string& address, absl::Time deadline) {
   }
   return -1;
 }
+
+// OpenSSL writes to sockets in a way that ends the process when the peer has hung up.
+class NoBrokenPipes {
+ public:
+  NoBrokenPipes() {
+    sigemptyset(&pipe_);
+    sigaddset(&pipe_, SIGPIPE);
+    sigset_t pending;
+    sigpending(&pending);
+    was_pending_ = sigismember(&pending, SIGPIPE) == 1;
+    pthread_sigmask(SIG_BLOCK, &pipe_, &before_);
+  }
+  ~NoBrokenPipes() {
+    const timespec now = {};
+    while (!was_pending_ && sigtimedwait(&pipe_, nullptr, &now) == SIGPIPE) {
+    }
+    pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+  }
+  NoBrokenPipes(const NoBrokenPipes&) = delete;
+  NoBrokenPipes& operator=(const NoBrokenPipes&) = delete;
+
+ private:
+  sigset_t pipe_ = {};
+  sigset_t before_ = {};
+  bool was_pending_ = false;
+};
 
 // One attempt to speak TLS.
 class Handshake {
@@ -217,6 +244,7 @@ absl::Status CheckConnection(const std::string& address,
   const int fd = Connect(address, deadline);
   if (fd < 0) return absl::OkStatus();
   const absl::Cleanup closer = [fd] { close(fd); };
+  const NoBrokenPipes no_broken_pipes;
   if (tls != nullptr) return CheckTls(address, tls->files(), peer, fd, deadline);
   // Speaks TLS to find out whether the other end does.
   Handshake handshake(fd, deadline);

@@ -21,11 +21,11 @@
 #include "common/base/signals.h"
 #include "common/io/file.h"
 #include "common/job/job_file.h"
-#include "common/net/linger.h"
 #include "common/net/rpc_server_flags.h"
 #include "server/coordinator/coordinator.h"
 #include "server/coordinator/finished_run.h"
 #include "server/coordinator/restore.h"
+#include "server/linger.h"
 
 ABSL_FLAG(std::string, job, "",
           "Job file (protobuf text format). With --evaluate it may be left out: the "

@@ -23,6 +23,7 @@ sys.path.insert(0, ROOT)
 from tests.faults import cluster as c
 
 SERVERS = 3
+WORDS_A_STEP = 2048  # of that job
 
 
 class Watched(c.Cluster):
@@ -36,6 +37,11 @@ class Watched(c.Cluster):
     def generations(self):
         """How many have begun to train."""
         return self.output.count("training kjv-moe")
+
+    def words_per_second(self, generation):
+        """As last printed in that generation."""
+        lines = self.output.split("training kjv-moe")[generation]
+        return float(re.findall(r"^step .*words/s ([\d,]+)", lines, re.M)[-1].replace(",", ""))
 
     def trains_in(self, generation):
         """Whether a step of that generation is complete."""
@@ -77,8 +83,12 @@ def main():
         cluster.await_line("^scaled to ")
         begin = time.monotonic()
         cluster.wait_for(lambda: cluster.trains_in(generation))
-        print("from the checkpoint at which a server is taken in to the next completed step: %.2f s" %
-              (time.monotonic() - begin))
+        seconds = time.monotonic() - begin
+        # Without the step itself.
+        step = WORDS_A_STEP / cluster.words_per_second(generation - 1)
+        print("from the step after which a server is taken in to the next completed one: %.2f s; a step "
+              "takes %.2f s, so the pause is that of %.1f steps" %
+              (seconds, step, seconds / step - 1))
     finally:
         cluster.close()
         shutil.rmtree(folder)

@@ -289,7 +289,7 @@ class Cluster:
         if not os.path.isdir(self.checkpoint_dir):
             return []
         return sorted(int(name[5:]) for name in os.listdir(self.checkpoint_dir)
-                      if name.startswith("step-") and os.path.exists(
+                      if re.fullmatch("step-[0-9]+", name) and os.path.exists(
                           os.path.join(self.checkpoint_dir, name, "manifest.json")))
 
     def report(self):

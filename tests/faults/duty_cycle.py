@@ -9,6 +9,7 @@ class DutyCycle:
 
     def __init__(self, process, period=0.1, share=0.1):
         self._process, self._run, self._stand = process, period * share, period * (1 - share)
+        self.stops = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._cycle, daemon=True)
         self._thread.start()
@@ -17,6 +18,7 @@ class DutyCycle:
         while self._process.status is None and not self._over.is_set():
             try:
                 self._process.send(signal.SIGSTOP)
+                self.stops += 1
                 self._over.wait(self._stand)
                 self._process.send(signal.SIGCONT)
             except (AssertionError, ProcessLookupError):  # it has ended

@@ -50,13 +50,11 @@ class FlowControlTest(UndisturbedCase):
         super().setUpClass()
         run = c.Cluster(cls.root + "/in_their_shape", cls.data, cls.job)
         cls.addClassCleanup(run.close)
-        begin = time.monotonic()
         run.start(3, 2)
         watch = MemoryWatch(run)
         run.wait_all(c.PATIENCE)
         watch.close()
         cls.usual = watch.peak
-        cls.usual_seconds = time.monotonic() - begin
         assert run.result["digest"] == cls.undisturbed["digest"], run.report()
 
     def watched(self, cluster):
@@ -75,15 +73,13 @@ class FlowControlTest(UndisturbedCase):
         return cluster
 
     def test_a_server_ten_times_slower(self):
-        begin = time.monotonic()
         cluster = self.start_three()
         watch = self.watched(cluster)
         cluster.await_training()
         slow = DutyCycle(cluster["s1"])
         self.addCleanup(slow.close)
         self.assert_undisturbed(cluster, generations=1)
-        # It did hold the others up.
-        self.assertGreater(time.monotonic() - begin, 1.5 * self.usual_seconds)
+        self.assertGreater(slow.stops, 10)
         self.assert_usual(watch)
 
     def test_all_links_clogged_in_turn(self):

@@ -37,7 +37,7 @@ JOB = c.job(steps=600, every_steps=20, edits={
     "hidden: 64 groups": "hidden: 256 groups", "lanes: 4 unroll: 8": "lanes: 16 unroll: 16"})
 MOST = {"s": 3, "w": 4}
 FIRST = ["s0", "s1", "w0", "w1"]
-ROUND = 240  # seconds in which a round must end
+ROUND = 300  # seconds in which a round must end
 
 
 class Round:

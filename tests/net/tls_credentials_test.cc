@@ -1,6 +1,8 @@
 #include "common/net/tls_credentials.h"
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -8,6 +10,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -227,6 +230,34 @@ TEST_F(TlsCredentialsTest, PlaintextServer) {
   EXPECT_THAT(Refusal(address, Load(certificates_, "operator")),
               HasSubstr(address + " doesn't speak TLS as this process does"));
   EXPECT_TRUE(CheckConnection(address, nullptr, Role::kCoordinator).ok());
+}
+
+// Whatever it does the process lives.
+TEST_F(TlsCredentialsTest, PeersThatHangUp) {
+  const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in here = {};
+  here.sin_family = AF_INET;
+  here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(here);
+  ASSERT_EQ(bind(listener, reinterpret_cast<sockaddr*>(&here), size), 0);
+  ASSERT_EQ(getsockname(listener, reinterpret_cast<sockaddr*>(&here), &size), 0);
+  ASSERT_EQ(listen(listener, 16), 0);
+  const std::string address = absl::StrCat("127.0.0.1:", ntohs(here.sin_port));
+  std::thread peer([&] {
+    // At once, and with a reset.
+    for (int i = 0; i < 20; ++i) {
+      const int fd = accept(listener, nullptr, nullptr);
+      const linger reset = {.l_onoff = 1, .l_linger = 0};
+      if (i % 2 == 1) setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
+      close(fd);
+    }
+  });
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_TRUE(CheckConnection(address, nullptr, Role::kServer).ok());
+    (void)CheckConnection(address, Load(certificates_, "worker"), Role::kServer);
+  }
+  peer.join();
+  close(listener);
 }
 
 TEST_F(TlsCredentialsTest, NobodyThere) {

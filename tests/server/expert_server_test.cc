@@ -383,7 +383,7 @@ TEST_F(ExpertServerTest, AStreamIsTakenUpAndWhatComesAgainCountsOnce) {
     const uint64_t sequence = workers_[w1]->sequence() + 1;
     workers_[w1]->Send(request);
     workers_[w1]->Break();
-    workers_[w1] = std::make_unique<Conversation>(*server_);
+    workers_[w1] = std::make_unique<Conversation>(*server_, w1);
     const absl::StatusOr<uint64_t> received = workers_[w1]->Return(w1, sequence);
     ASSERT_TRUE(received.ok()) << received.status();
     // It may have broken before it was read.
@@ -449,7 +449,7 @@ TEST_F(ExpertServerTest, OnlyWhoBeganMayTakeUpAStream) {
   Start(testing::MadeState(testing::MadeJob()));
   Connect();
   const auto returned = [&](uint64_t sent, uint64_t incarnation) {
-    Conversation stream(*server_);
+    Conversation stream(*server_, "worker/w1");
     return std::string(stream.Return("worker/w1", sent, incarnation).status().message());
   };
   workers_["worker/w1"]->Send(testing::PullOf({"dense/0"}, 0));
@@ -465,7 +465,7 @@ TEST_F(ExpertServerTest, OnlyWhoBeganMayTakeUpAStream) {
 
 TEST_F(ExpertServerTest, AServerThatHasForgottenSaysSo) {
   Start(testing::MadeState(testing::MadeJob()));
-  Conversation stream(*server_);
+  Conversation stream(*server_, "worker/w1");
   const absl::Status status = stream.Return("worker/w1", 7).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(status.message(), HasSubstr("knows nothing of the 7 messages"));

@@ -286,6 +286,26 @@ TEST_F(ShardHostTest, GoesOnWithTheSameBitsAfterAHandover) {
   EXPECT_EQ(DigestsOf(), undisturbed);
 }
 
+TEST_F(ShardHostTest, ExpertsOnDiskAreHandedOverToo) {
+  for (uint64_t step = 0; step < 4; ++step) Step(step);
+  const Digests undisturbed = DigestsOf();
+  host_ = nullptr;
+  home_ = *ShardHome::Create(
+      *backend_, {.tier = CapacityTier::Options{.folder = ::testing::TempDir(),
+                                                .disk_bytes = int64_t{1} << 24}});
+  ShardStock none;
+  LoadWith(testing::MadeState(job_), none);
+  Step(0);
+  const int64_t allocated = home_->tier()->allocated();
+  EXPECT_GT(allocated, 0);
+  MoveShardsDuringStep(1);
+  Step(2);
+  Step(3);
+  EXPECT_EQ(DigestsOf(), undisturbed);
+  host_ = nullptr;
+  EXPECT_EQ(home_->tier()->allocated(), 0);
+}
+
 TEST_F(ShardHostTest, AHandoverNeverMakesAShardAnew) {
   v1::ClusterState state = testing::MadeState(job_);
   state.mutable_handover()->set_step(7);

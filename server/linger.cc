@@ -1,4 +1,4 @@
-#include "common/net/linger.h"
+#include "server/linger.h"
 
 #include <memory>
 #include <utility>
