@@ -125,20 +125,6 @@ bool CheckpointKeeper::BeginCut(uint64_t step, absl::Time now) {
   return true;
 }
 
-}
-
-bool CheckpointKeeper::BeginCut(uint64_t step, bool evaluates, bool holds,
-                                absl::Time now) {
-  if (committed_.contains(step)) return false;
-  Cut& cut = cuts_[step];
-  if (cut.begun != absl::InfiniteFuture()) return false;
-  cut.begun = now;
-  cut.sign = now;
-  cut.evaluates = evaluates;
-  cut.holds = holds;
-  return true;
-}
-
 absl::Status CheckpointKeeper::AddShard(const v1::ReportShardFileRequest& request,
                                         absl::Time now) {
   const std::string& shard = request.file().shard();
