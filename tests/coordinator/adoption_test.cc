@@ -273,7 +273,7 @@ TEST_F(AdoptionTest, KeepsTheEvaluationOfTheCutUnderWay) {
   Report(files, 0, files.size());
   Await(1);
   EXPECT_NEAR(controller_->GetClusterStatus().checkpoints(0).validation_perplexity(),
-              std::exp(2.5), 1e-9);
+              std::exp(7.0 / 3), 1e-9);
 }
 
 TEST_F(AdoptionTest, FilesOfACheckpointThatIsSupersededAreNoCut) {
