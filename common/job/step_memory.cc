@@ -218,7 +218,7 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   need.optimizer = (dense.optimizer + table.optimizer + expert.optimizer).size();
   need.activations = most.activations.size();
   need.messages = most.messages;
-  if (training_) {
+  if (training_ && !shards.empty()) {
     // Beside copies a piece of a file as it is written, and states that steps have replaced.
     need.copies = CopyBytes(job_, plan_, shards, limits.tier, limits.copy_bytes) +
                   kCutChunk + states;
