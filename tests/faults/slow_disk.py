@@ -2,7 +2,7 @@
 
 import os
 
-LIBRARY = "tests/faults/slow_disk.so"
+LIBRARY = "tests/faults/slow_disk_shim.so"
 
 
 class SlowDisk:
