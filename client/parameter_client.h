@@ -20,6 +20,8 @@ struct StepClose {
   double learning_rate = 0;
   // This worker wants one; it is taken if all do.
   bool cut = false;
+  // Servers may have to write some of a cut before this one before they apply the step.
+  bool cut_under_way = false;
   // For each owned replica, ascending: for each dense shard (in the plan's order) the
   // gradients of its tensors, concatenated. Consumed.
   std::map<uint32_t, std::vector<std::vector<float>>> gradients;

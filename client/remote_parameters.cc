@@ -178,10 +178,11 @@ absl::StatusOr<StepClosed> RemoteParameters::Close(StepClose close) {
   const uint64_t step = close.step;
   const double learning_rate = close.learning_rate;
   const bool cut = close.cut;
+  const bool patient = close.cut_under_way;
   std::vector<v1::CloseRequest> requests = MakeCloseRequests(std::move(close));
   const bool clips = clip_norm_ > 0;
-  // Whoever applies the step writes the cut.
-  absl::Time deadline = cut && !clips ? servers_.CutDeadline() : servers_.Deadline();
+  // Whoever applies the step may have to wait for its disk.
+  absl::Time deadline = patient && !clips ? servers_.CutDeadline() : servers_.Deadline();
   for (size_t s = 0; s < requests.size(); ++s) {
     v1::ExchangeRequest request;
     *request.mutable_close() = std::move(requests[s]);
@@ -217,7 +218,7 @@ absl::StatusOr<StepClosed> RemoteParameters::Close(StepClose close) {
   if (!clips) return closed;
 
   ASSIGN_OR_RETURN(closed.gradient_norm, GradientNorm(responses));
-  deadline = closed.cut ? servers_.CutDeadline() : servers_.Deadline();
+  deadline = patient ? servers_.CutDeadline() : servers_.Deadline();
   for (int32_t s = 0; s < count; ++s) {
     v1::ExchangeRequest request;
     request.mutable_apply()->set_step(step);

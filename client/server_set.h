@@ -21,7 +21,7 @@ struct ServerSet {
   // [map.servers]
   std::vector<std::unique_ptr<ShardStream>> streams;
   absl::Duration timeout;
-  // More, for what is answered only when a server has written its shards to disk.
+  // More, for what a server may answer only when it has written some of its shards to disk.
   absl::Duration cut_timeout;
   std::function<void(const std::string& reason)> on_wait;
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -40,8 +41,8 @@ class DenseShard : public Shard {
   absl::Status Restore(const SafetensorsFile& file) override {
     return parameters_.Restore(file);
   }
-  absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const override {
-    return parameters_.Write(cut);
+  std::shared_ptr<ShardCut> BeginCut(CopyBudget& copies) override {
+    return parameters_.BeginCut(copies);
   }
   std::vector<v1::TensorDigest> Digests() const override { return parameters_.Digests(); }
   void FillStatus(v1::ShardStatus* status) const override;

@@ -100,6 +100,7 @@ Member::Options ExpertServer::Registration() const {
   const ShardHome::Limits& limits = options_.limits;
   if (limits.tier.has_value()) registration.set_disk_bytes(limits.tier->disk_bytes);
   registration.set_activation_bytes(limits.activation_bytes);
+  registration.set_copy_bytes(limits.copy_bytes);
   return member;
 }
 
@@ -285,6 +286,9 @@ absl::StatusOr<std::unique_ptr<ShardHost>> ExpertServer::Load(
   };
   options.events.failed = [this, generation = state.generation()](
                               const absl::Status& cause) { OnFailed(generation, cause); };
+  options.events.waiting = [this](const std::string& for_what) {
+    member_->SetWaitingFor(for_what);
+  };
   options.events.idle = [this](const std::string& waiting_for,
                                const v1::MemberTimes& times) {
     member_->SetWaitingFor(waiting_for);

@@ -58,6 +58,13 @@ ABSL_FLAG(
     "Memory for hidden activations of experts, in GiB. Those for which there is no room "
     "are "
     "computed again when they are needed, which changes no result. 0: all are kept.");
+ABSL_FLAG(
+    double, copy_gib, 0,
+    "Memory for copies while a checkpoint is being written, in GiB: before a step "
+    "changes "
+    "what isn't written yet, that is copied. A step for whose copies there is no room "
+    "waits for the disk. 0: a quarter of what the server keeps of its shards in memory, "
+    "but at least 64 MiB.");
 ABSL_FLAG(absl::Duration, join_timeout, absl::Seconds(60),
           "How long to wait for a coordinator that isn't there yet.");
 ABSL_FLAG(
@@ -143,6 +150,8 @@ int main(int argc, char** argv) {
   }
   options.limits.activation_bytes = static_cast<int64_t>(
       moe::BytesOfGib("activation_gib", absl::GetFlag(FLAGS_activation_gib)));
+  options.limits.copy_bytes =
+      static_cast<int64_t>(moe::BytesOfGib("copy_gib", absl::GetFlag(FLAGS_copy_gib)));
   options.join_timeout = absl::GetFlag(FLAGS_join_timeout);
   options.coordinator_timeout = absl::GetFlag(FLAGS_coordinator_timeout);
   options.rendezvous_timeout = absl::GetFlag(FLAGS_rendezvous_timeout);

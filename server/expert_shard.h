@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -70,8 +71,8 @@ class ExpertShard : public Shard {
   absl::Status Restore(const SafetensorsFile& file) override {
     return parameters_.Restore(file);
   }
-  absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const override {
-    return parameters_.Write(cut);
+  std::shared_ptr<ShardCut> BeginCut(CopyBudget& copies) override {
+    return parameters_.BeginCut(copies);
   }
   std::vector<v1::TensorDigest> Digests() const override { return parameters_.Digests(); }
   std::vector<v1::UntouchedTensors> Untouched() const override {

@@ -131,6 +131,9 @@ int64_t ParameterBlock::AddressBytes(const ModelPlan& plan, const ShardSpec& sha
 }
 
 OptimizerStep ParameterBlock::NextUpdate(int i, double rate, double scale) {
+  if (const std::shared_ptr<ShardCut> cut = cut_.lock()) {
+    for (int32_t e = cut_entry_[i]; e < cut_entry_[i + 1]; ++e) cut->Keep(e);
+  }
   Held& tensor = tensors_[i];
   const bool own = tensor.spec.own_rate > 0;
   OptimizerStep step =
@@ -268,43 +271,37 @@ std::vector<int> ParameterBlock::Updated() const {
   return updated;
 }
 
-absl::StatusOr<v1::ShardFile> ParameterBlock::Write(const Cut& cut) const {
-  std::vector<std::vector<char>> copies;
-  std::vector<SafetensorsEntry> entries;
-  std::vector<int> tensor_of;  // by entry
-  std::map<std::string, std::string> metadata;
+std::shared_ptr<ShardCut> ParameterBlock::BeginCut(CopyBudget& copies) {
+  std::vector<ShardCut::Entry> entries;
+  std::vector<int64_t> counts;
+  cut_entry_.clear();
   for (int i = 0; i < tensors(); ++i) {
-    metadata[tensor(i).name + "#count"] = absl::StrCat(count(i));
-  }
-  for (int i : Updated()) {
+    cut_entry_.push_back(static_cast<int32_t>(entries.size()));
+    counts.push_back(count(i));
+    if (IsUntouched(tensors_[i])) continue;
     for (Part& part : PartsOf(i)) {
-      const std::span<const char> bytes = OnHost(i, part, &copies.emplace_back());
-      entries.push_back({std::move(part.name), part.dtype(), std::move(part.shape),
-                         bytes.data(), bytes.size()});
-      tensor_of.push_back(i);
+      ShardCut::Entry& entry = entries.emplace_back();
+      if (part.data == tensors_[i].parameters()) entry.parameters = &tensor(i);
+      if (tensors_[i].slot != nullptr) entry.tier = tier_;
+      entry.name = std::move(part.name);
+      entry.dtype = part.dtype();
+      entry.bytes = static_cast<int64_t>(part.bytes());
+      entry.shape = std::move(part.shape);
+      entry.data = part.data;
     }
   }
-  // What is in the tier is read once, a little ahead: it may be more than memory holds.
-  std::map<int, v1::TensorDigest> digests;
-  SafetensorsWatch watch;
-  watch.soon = [&](size_t e) {
-    if (tensors_[tensor_of[e]].slot == nullptr) return;
-    tier_->Prefetch(static_cast<const char*>(entries[e].data),
-                    static_cast<int64_t>(entries[e].bytes));
+  cut_entry_.push_back(static_cast<int32_t>(entries.size()));
+  const auto metadata = [this, counts = std::move(counts)] {
+    std::map<std::string, std::string> texts;
+    for (int i = 0; i < tensors(); ++i) {
+      texts[tensor(i).name + "#count"] = absl::StrCat(counts[i]);
+    }
+    return texts;
   };
-  watch.now = [&](size_t e) {
-    const int i = tensor_of[e];
-    if (entries[e].name != tensor(i).name) return;
-    digests[i] =
-        DigestOf(i, {static_cast<const char*>(entries[e].data), entries[e].bytes});
-  };
-  ASSIGN_OR_RETURN(v1::ShardFile file,
-                   WriteShardFile(cut, shard_, entries, std::move(metadata), watch));
-  for (auto& [i, digest] : digests) *file.add_tensors() = std::move(digest);
-  for (v1::UntouchedTensors& range : Untouched()) {
-    *file.add_untouched() = std::move(range);
-  }
-  return file;
+  auto cut = std::make_shared<ShardCut>(backend_, copies, shard_, std::move(entries),
+                                        metadata, Untouched());
+  cut_ = cut;
+  return cut;
 }
 
 std::vector<v1::TensorDigest> ParameterBlock::Digests() const {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -23,7 +24,8 @@
 #include "proto/moe/v1/job.pb.h"
 #include "proto/moe/v1/status.pb.h"
 #include "server/capacity_tier.h"
-#include "server/shard.h"
+#include "server/copy_budget.h"
+#include "server/shard_cut.h"
 
 namespace moe {
 
@@ -54,7 +56,8 @@ class ParameterBlock {
   int64_t begin(int i) const { return tensors_[i].begin; }
   // Updates applied to tensor i.
   int64_t count(int i) const { return tensors_[i].count; }
-  // The optimizer's step number count(i) + 1 for tensor i; counts it.
+  // The optimizer's step number count(i) + 1 for tensor i, which may be changed from here on; counts
+  // it. May wait for a cut that is being written.
   OptimizerStep NextUpdate(int i, double rate, double scale);
 
   bool has_memory(int i) const { return tensors_[i].has_memory; }
@@ -69,7 +72,8 @@ class ParameterBlock {
   // The state before the first step.
   void Initialize();
   absl::Status Restore(const SafetensorsFile& file);
-  absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const;
+  // As Shard's.
+  std::shared_ptr<ShardCut> BeginCut(CopyBudget& copies);
   // Of all tensors but the untouched ones.
   std::vector<v1::TensorDigest> Digests() const;
   // Ascending.
@@ -142,6 +146,10 @@ class ParameterBlock {
   Array<Bfloat16> w16_;
   Array<float> m_;
   Array<float> v_;
+  // The cut that is being written, if any, and the first of its entries that is of each tensor, and
+  // the end.
+  std::weak_ptr<ShardCut> cut_;
+  std::vector<int32_t> cut_entry_;  // [tensors() + 1]
 };
 
 }  // namespace moe

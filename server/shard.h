@@ -3,27 +3,20 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "common/io/safetensors.h"
 #include "common/job/model_plan.h"
 #include "proto/moe/v1/checkpoint.pb.h"
 #include "proto/moe/v1/status.pb.h"
+#include "server/copy_budget.h"
+#include "server/shard_cut.h"
 
 namespace moe {
-
-// Where a cut goes, and what its files say about themselves.
-struct Cut {
-  // Folder of the cut; exists.
-  std::string folder;
-  std::string job;
-  // Version of the shards in it.
-  uint64_t step = 0;
-};
 
 class Shard {
  public:
@@ -35,8 +28,9 @@ class Shard {
   // The state in a file that Write made; an error names the file and what doesn't fit, or
   // is CapacityTier::Allocate's.
   virtual absl::Status Restore(const SafetensorsFile& file) = 0;
-  // Writes <folder>/<shard file>; an error names the file and the system's text.
-  virtual absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const = 0;
+  // The state as it is now, to be written by another thread while steps go on. The one before has
+  // been written, or is void. The shard outlives it.
+  virtual std::shared_ptr<ShardCut> BeginCut(CopyBudget& copies) = 0;
   // Of its parameters but the untouched ones, in logical order.
   virtual std::vector<v1::TensorDigest> Digests() const = 0;
   // Ascending.

@@ -13,9 +13,18 @@
 #include "common/io/safetensors.h"
 #include "common/io/sha256.h"
 #include "common/job/model_plan.h"
-#include "server/shard.h"
+#include "proto/moe/v1/checkpoint.pb.h"
 
 namespace moe {
+
+// Where a cut goes, and what its files say about themselves.
+struct Cut {
+  // Folder of the cut; exists.
+  std::string folder;
+  std::string job;
+  // Version of the shards in it.
+  uint64_t step = 0;
+};
 
 // `metadata` is added to the job's name, the step and the shard's id. watch: without `written`, for
 // the file is hashed as it is written. The result has no tensors yet.

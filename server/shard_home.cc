@@ -4,6 +4,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/job/copy_memory.h"
 #include "server/dense_shard.h"
 #include "server/expert_shard.h"
 #include "server/parameter_block.h"
@@ -36,9 +37,15 @@ absl::StatusOr<std::unique_ptr<Shard>> ShardHome::Make(const ModelPlan& plan,
       return std::make_unique<ExpertShard>(backend_, plan, spec, job,
                                            ExpertShard::Host{tier_.get(), &activations_});
     case ShardKind::kReplica:
-      return std::make_unique<ReplicaShard>(spec);
+      return std::make_unique<ReplicaShard>(backend_, spec);
   }
   return absl::InternalError(absl::StrCat(spec.id, " is of no kind"));
+}
+
+std::unique_ptr<CopyBudget> ShardHome::MakeCopyBudget(
+    const v1::Job& job, const ModelPlan& plan, std::span<const ShardSpec> shards) const {
+  return std::make_unique<CopyBudget>(
+      CopyBytes(job, plan, shards, tier_ != nullptr, copy_bytes_));
 }
 
 }  // namespace moe

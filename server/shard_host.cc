@@ -7,10 +7,10 @@
 #include "absl/strings/str_format.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "common/base/human.h"
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
-#include "common/io/file.h"
 #include "common/net/checksum.h"
 #include "glog/logging.h"
 
@@ -88,14 +88,23 @@ ShardHost::ShardHost(Backend& backend, Options options, std::unique_ptr<ShardSet
               .worker_of = worker_of_},
              options_.trace),
       status_(std::make_shared<const std::vector<v1::ShardStatus>>(shards_->Status())),
+      writer_(shards_->copies(),
+              {.written = options_.events.shard_written,
+               .failed = [this](const absl::Status& cause) { Fail(cause); }}),
       engine_([this] { OnIdle(); }) {
+  shards_->copies().OnWait(
+      [this](bool waits) { options_.events.waiting(waits ? TheDisk() : ""); });
   if (options_.trace == nullptr) return;
   options_.trace->Begin(
       TraceHeadOf(options_.state, options_.server, options_.incarnation, *shards_),
       worker_of_);
 }
 
-ShardHost::~ShardHost() { engine_.Stop(); }
+ShardHost::~ShardHost() {
+  // The engine may wait for it.
+  writer_.Cancel();
+  engine_.Stop();
+}
 
 bool ShardHost::IsWorker(const std::string& member, uint64_t nonce) const {
   const auto& replicas = options_.state.replicas();
@@ -225,7 +234,7 @@ absl::Status ShardHost::ApplyStep(double scale) {
   if (options_.trace != nullptr) {
     RETURN_IF_ERROR(options_.trace->StepTaken(inbox_.version()));
   }
-  if (closed_.cut) RETURN_IF_ERROR(WriteCut(inbox_.version() + 1));
+  if (closed_.cut) BeginCut(inbox_.version() + 1);
   {
     // Made, and its predecessor dropped, without the lock: messages need it.
     auto status = std::make_shared<const std::vector<v1::ShardStatus>>(shards_->Status());
@@ -236,18 +245,28 @@ absl::Status ShardHost::ApplyStep(double scale) {
   return absl::OkStatus();
 }
 
-absl::Status ShardHost::WriteCut(uint64_t version) const {
+void ShardHost::BeginCut(uint64_t version) {
+  // Workers close a step with a cut when the one before is committed, so that its last file has been
+  // reported: this is but for a moment.
+  while (true) {
+    const uint64_t seen = shards_->copies().progress();
+    if (writer_.idle()) break;
+    // It is over with the generation.
+    if (!shards_->copies().Await(seen)) return;
+  }
   Cut cut;
   cut.folder = absl::StrCat(options_.state.checkpoint_dir(), "/",
                             CutFolderName(version, generation()));
   cut.job = options_.state.job().name();
   cut.step = version;
-  RETURN_IF_ERROR(MakeDirs(cut.folder));
-  ASSIGN_OR_RETURN(const std::vector<v1::ShardFile> files, shards_->Write(cut));
-  for (const v1::ShardFile& file : files) {
-    RETURN_IF_ERROR(options_.events.shard_written(version, file));
-  }
-  return absl::OkStatus();
+  writer_.Begin(std::move(cut), shards_->BeginCut());
+}
+
+std::string ShardHost::TheDisk() const {
+  return absl::StrCat(
+      "the disk to take ", writer_.UnderWay(),
+      ": copies of what steps have changed since may take up no more than ",
+      FormatBytes(shards_->copies().limit()), " (--copy_gib)");
 }
 
 void ShardHost::AnswerPull(const Inbox::Pull& pull, ReplySink& sink) {
@@ -354,6 +373,14 @@ v1::GetServerStatusResponse ShardHost::Status() const {
     response.set_waiting_for(Describe(*oldest, worker_of_));
     response.set_waiting_seconds(absl::ToDoubleSeconds(now - oldest->since));
   }
+  const CopyBudget& copies = shards_->copies();
+  if (const std::optional<absl::Time> since = copies.waiting_since()) {
+    response.set_waiting_for(TheDisk());
+    response.set_waiting_seconds(absl::ToDoubleSeconds(now - *since));
+  }
+  response.set_writing(writer_.UnderWay());
+  response.set_copied_bytes(copies.used());
+  response.set_copy_limit_bytes(copies.limit());
   if (const CapacityTier* tier = shards_->tier()) {
     response.set_disk_bytes(tier->allocated());
     response.set_disk_limit_bytes(tier->options().disk_bytes);
@@ -444,7 +471,11 @@ absl::Status ShardHost::RunTask(std::function<absl::Status()> task) {
 }
 
 ShardStock ShardHost::Release() {
+  // The engine may wait for it.
+  writer_.Cancel();
   engine_.Stop();
+  // It reads the shards.
+  writer_.Stop();
   return shards_->Release();
 }
 

@@ -23,6 +23,7 @@
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/expert.pb.h"
 #include "proto/moe/v1/status.pb.h"
+#include "server/cut_writer.h"
 #include "server/engine.h"
 #include "server/inbox.h"
 #include "server/rendezvous.h"
@@ -36,14 +37,17 @@ namespace moe {
 
 class ShardHost : private Inbox::Work {
  public:
-  // Called by the engine's thread; must be set.
+  // Must be set.
   struct Events {
-    // A shard's file of a cut is on disk.
+    // A shard's file of a cut is on disk. Called by the thread that writes it.
     std::function<absl::Status(uint64_t step, const v1::ShardFile& file)> shard_written;
-    // The job can't go on; once. The cause doesn't name the server.
+    // The job can't go on; once. The cause doesn't name the server. Called by the engine's thread or
+    // the one that writes cuts.
     std::function<void(const absl::Status& cause)> failed;
-    // A few times a second while the engine is idle. waiting_for: whom it waits for, and
-    // in what; empty if for nobody.
+    // A step waits for the disk; empty: it doesn't any more. Called with locks held: only notes it.
+    std::function<void(const std::string& for_what)> waiting;
+    // A few times a second while the engine, whose thread calls it, is idle. waiting_for: whom it waits
+    // for, and in what; empty if for nobody.
     std::function<void(const std::string& waiting_for, const v1::MemberTimes& times)>
         idle;
   };
@@ -97,7 +101,8 @@ class ShardHost : private Inbox::Work {
   absl::StatusOr<PieceBatch> ReadPiecesOf(const std::string& shard,
                                           std::span<const uint64_t> have, int64_t first,
                                           size_t bytes);
-  // Ends the work; the shards are as the last step left them. Only the destructor may follow.
+  // Ends the work, and a cut that is being written; the shards are as the last step left them. Only the
+  // destructor may follow.
   ShardStock Release();
 
  private:
@@ -146,14 +151,17 @@ class ShardHost : private Inbox::Work {
   // For the trace, if there is one: all replicas' parts were joined.
   void NoteApplied(RendezvousKind kind, const RendezvousKey& key);
   absl::Status RunClose(const RendezvousKey& key, const Inbox::Closes::Parts& parts);
-  // Applies closed_ with this gradient scale, and takes the cut.
+  // Applies closed_ with this gradient scale, and begins the cut.
   absl::Status ApplyStep(double scale);
-  absl::Status WriteCut(uint64_t version) const;
+  void BeginCut(uint64_t version);
   void AnswerPull(const Inbox::Pull& pull, ReplySink& sink);
   // One frame by one shard. What other workers want comes before the next.
   void WorkOnScore(const std::shared_ptr<ScoreWork>& work);
   void OnIdle();
+  // ---- any thread
   void Fail(const absl::Status& cause);
+  // What a step waits for that the writer keeps waiting.
+  std::string TheDisk() const;
 
   const Options options_;
   const std::vector<std::string> worker_of_;  // [R]
@@ -170,7 +178,8 @@ class ShardHost : private Inbox::Work {
   // As of the last step.
   std::shared_ptr<const std::vector<v1::ShardStatus>> status_ ABSL_GUARDED_BY(mutex_);
 
-  // Last, so that its thread ends before what it uses.
+  // Last, so that their threads end before what they use.
+  CutWriter writer_;
   Engine engine_;
 };
 

@@ -41,9 +41,9 @@ absl::Status Complete(ShardHome& home, const v1::ClusterState& state,
       shard->Initialize();
       continue;
     }
-    ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file,
-                     OpenShardFile(state.restore_from(), manifest, spec->id,
-                                   state.start_step()));
+    ASSIGN_OR_RETURN(
+        const std::unique_ptr<SafetensorsFile> file,
+        OpenShardFile(state.restore_from(), manifest, spec->id, state.start_step()));
     RETURN_IF_ERROR(shard->Restore(*file));
   }
   return absl::OkStatus();
@@ -76,7 +76,9 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(std::shared_ptr<ShardHo
   set->d_model_ = job.model().d_model();
   set->vocabulary_ = job.model().vocabulary();
   std::map<MixtureId, std::vector<std::unique_ptr<ExpertShard>>> groups;
+  std::vector<ShardSpec> hosted;
   for (const ShardSpec* spec : mine) {
+    hosted.push_back(*spec);
     std::unique_ptr<Shard> shard = std::move(stock.extract(spec->id).mapped());
     set->all_.push_back(shard.get());
     switch (spec->kind) {
@@ -102,6 +104,7 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(std::shared_ptr<ShardHo
         break;
     }
   }
+  set->copies_ = set->home_->MakeCopyBudget(job, plan, hosted);
   Backend& backend = set->home_->backend();
   for (const Mixture& mixture : MixturesOf(job)) {
     const auto shards = groups.find(mixture.id);
@@ -228,12 +231,9 @@ void ShardSet::Apply(double rate, double scale) {
   for (const auto& [id, shard] : replica_) shard->Apply();
 }
 
-absl::StatusOr<std::vector<v1::ShardFile>> ShardSet::Write(const Cut& cut) const {
-  std::vector<v1::ShardFile> files;
-  for (const Shard* shard : all_) {
-    ASSIGN_OR_RETURN(v1::ShardFile file, shard->Write(cut));
-    files.push_back(std::move(file));
-  }
+std::vector<std::shared_ptr<ShardCut>> ShardSet::BeginCut() {
+  std::vector<std::shared_ptr<ShardCut>> files;
+  for (Shard* shard : all_) files.push_back(shard->BeginCut(*copies_));
   return files;
 }
 

@@ -21,11 +21,13 @@
 #include "proto/moe/v1/parameter.pb.h"
 #include "proto/moe/v1/status.pb.h"
 #include "server/capacity_tier.h"
+#include "server/copy_budget.h"
 #include "server/dense_shard.h"
 #include "server/expert_layer.h"
 #include "server/frames.h"
 #include "server/replica_shard.h"
 #include "server/shard.h"
+#include "server/shard_cut.h"
 #include "server/shard_home.h"
 #include "server/table_frames.h"
 #include "server/table_shard.h"
@@ -60,6 +62,8 @@ class ShardSet {
   bool Pullable(const std::string& shard) const;
   // Null if experts are in memory.
   const CapacityTier* tier() const { return home_->tier(); }
+  // For cuts that are being written.
+  CopyBudget& copies() const { return *copies_; }
   int64_t d_model() const { return d_model_; }
   int64_t vocabulary() const { return vocabulary_; }
   // The shards of the softmax's table, by rows.
@@ -81,8 +85,8 @@ class ShardSet {
   std::vector<v1::TensorSquareSum> SquareSums();
   void Apply(double rate, double scale);
 
-  // Writes a file for each shard.
-  absl::StatusOr<std::vector<v1::ShardFile>> Write(const Cut& cut) const;
+  // As Shard's; of each shard.
+  std::vector<std::shared_ptr<ShardCut>> BeginCut();
   // Null if it isn't here.
   const Shard* Find(const std::string& id) const;
   // shard: below size().
@@ -98,8 +102,9 @@ class ShardSet {
   explicit ShardSet(std::shared_ptr<ShardHome> home) : home_(std::move(home)) {}
   TableShard& table(const std::string& shard) const;
 
-  // First, so that it outlives the shards.
+  // First, so that they outlive the shards.
   const std::shared_ptr<ShardHome> home_;
+  std::unique_ptr<CopyBudget> copies_;
   // In the plan's order.
   std::vector<Shard*> all_;
   std::map<std::string, std::unique_ptr<DenseShard>> dense_;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <map>
 #include <numeric>
 #include <utility>
 
@@ -23,6 +22,9 @@ namespace {
 constexpr int64_t kRowBlock = kScoreBlockRows;
 // Rows of a piece: few, since one that is touched moves them all.
 constexpr int64_t kPieceRows = 64;
+// Bytes of rows that are copied together for a cut, where a row has fewer: a note of each copy takes
+// memory, too.
+constexpr int64_t kCopiedTogether = 4096;
 
 std::vector<float> Downloaded(const Tensor& tensor) {
   std::vector<float> host(tensor.size());
@@ -163,8 +165,18 @@ void TableShard::AppendSquareSums(std::vector<v1::TensorSquareSum>* sums) {
   }
 }
 
+void TableShard::Keep(std::span<const int32_t> rows) const {
+  const std::shared_ptr<ShardCut> cut = cut_.lock();
+  if (cut == nullptr) return;
+  for (size_t e = 0; e < cut_row_bytes_.size(); ++e) {
+    const int64_t bytes = cut_row_bytes_[e];
+    for (const int32_t row : rows) cut->Keep(e, row * bytes, (row + 1) * bytes);
+  }
+}
+
 void TableShard::Apply(double rate, double scale) {
   const Gradient& gradient = StepGradient();
+  Keep(gradient.row);
   std::vector<int64_t> count;
   for (const int32_t row : gradient.row) {
     count.push_back(++count_[row]);
@@ -244,31 +256,28 @@ absl::Status TableShard::Restore(const SafetensorsFile& file) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::ShardFile> TableShard::Write(const Cut& cut) const {
-  std::vector<std::vector<float>> host;
-  std::vector<SafetensorsEntry> entries;
-  std::vector<v1::TensorDigest> digests;
+std::shared_ptr<ShardCut> TableShard::BeginCut(CopyBudget& copies) {
+  std::vector<ShardCut::Entry> entries;
+  cut_row_bytes_.clear();
+  const auto add = [&](ShardCut::Entry entry, int64_t row_bytes) {
+    entry.bytes = spec_.rows * row_bytes;
+    entry.unit = std::max(kCopiedTogether / row_bytes, int64_t{1}) * row_bytes;
+    entries.push_back(std::move(entry));
+    cut_row_bytes_.push_back(row_bytes);
+  };
   for (const auto& [name, tensor, parameters] : Entries()) {
-    const std::vector<float>& values = host.emplace_back(Downloaded(*tensor));
-    if (parameters != nullptr) {
-      Sha256 sha;
-      sha.Update(values.data(), values.size() * sizeof(float));
-      digests.push_back(MakeTensorDigest(*parameters, sha));
-    }
-    entries.push_back({name,
-                       "F32",
-                       {tensor->rows(), tensor->cols()},
-                       values.data(),
-                       values.size() * sizeof(float)});
+    ShardCut::Entry entry = {name, "F32", {tensor->rows(), tensor->cols()}};
+    entry.data = tensor->data();
+    entry.parameters = parameters;
+    add(std::move(entry), tensor->cols() * static_cast<int64_t>(sizeof(float)));
   }
-  entries.push_back({spec_.id + "#count",
-                     "I64",
-                     {spec_.rows},
-                     count_.data(),
-                     count_.size() * sizeof(int64_t)});
-  ASSIGN_OR_RETURN(v1::ShardFile file, WriteShardFile(cut, spec_.id, entries, {}));
-  for (v1::TensorDigest& digest : digests) *file.add_tensors() = std::move(digest);
-  return file;
+  ShardCut::Entry counts = {spec_.id + "#count", "I64", {spec_.rows}};
+  counts.data = count_.data();
+  counts.on_host = true;
+  add(std::move(counts), sizeof(int64_t));
+  auto cut = std::make_shared<ShardCut>(backend_, copies, spec_.id, std::move(entries));
+  cut_ = cut;
+  return cut;
 }
 
 std::vector<v1::TensorDigest> TableShard::Digests() const {

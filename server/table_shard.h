@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -44,12 +45,13 @@ class TableShard : public Shard {
   absl::Status AddGradient(TreeNode node, SparseRows gradient);
   bool complete() const { return tree_->complete(); }
   void AppendSquareSums(std::vector<v1::TensorSquareSum>* sums);
+  // May wait for a cut that is being written.
   void Apply(double rate, double scale);
 
   const ShardSpec& spec() const override { return spec_; }
   void Initialize() override;
   absl::Status Restore(const SafetensorsFile& file) override;
-  absl::StatusOr<v1::ShardFile> Write(const Cut& cut) const override;
+  std::shared_ptr<ShardCut> BeginCut(CopyBudget& copies) override;
   std::vector<v1::TensorDigest> Digests() const override;
   void FillStatus(v1::ShardStatus* status) const override;
   // A piece is a block of rows.
@@ -95,6 +97,8 @@ class TableShard : public Shard {
   const Gradient& StepGradient();
   // Parameters and moments.
   std::vector<Entry> Entries() const;
+  // These rows, ascending, are about to change.
+  void Keep(std::span<const int32_t> rows) const;
 
   Backend& backend_;
   const ShardSpec spec_;
@@ -112,6 +116,9 @@ class TableShard : public Shard {
   uint64_t rows_pushed_ = 0;
   // With a count greater than 0.
   uint64_t rows_touched_ = 0;
+  // The cut that is being written, if any, and the bytes of a row in each of its entries.
+  std::weak_ptr<ShardCut> cut_;
+  std::vector<int64_t> cut_row_bytes_;
 };
 
 }  // namespace moe

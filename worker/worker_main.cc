@@ -43,9 +43,10 @@ ABSL_FLAG(
     absl::Duration, reconnect_timeout, moe::kReconnectTimeout,
     "How long to try to take up a stream to a server that broke. Then the job goes on "
     "from its last checkpoint. 0: at once.");
-ABSL_FLAG(absl::Duration, cut_timeout, absl::Hours(1),
-          "How much longer to wait at a checkpoint, while the servers write their shards "
-          "to disk.");
+ABSL_FLAG(
+    absl::Duration, cut_timeout, absl::Hours(1),
+    "How much longer to wait while a checkpoint is being written, as servers may have "
+    "to wait for their disks.");
 ABSL_FLAG(bool, linger, false,
           "Once the job is finished don't end until SIGINT or SIGTERM: for a supervisor "
           "that starts again what ends well, too.");

@@ -45,7 +45,7 @@ class DescribeCommand final : public Command {
            "takes of each member, as the coordinator computes it at start.\n\n"
            "Usage: moectl describe --job FILE [--vocabulary N] [--json]\n"
            "           [--servers N] [--workers N] [--threads N]\n"
-           "           [--disk] [--activation_gib N]\n\n"
+           "           [--disk] [--activation_gib N] [--copy_gib N]\n\n"
            "Example: moectl describe --job deploy/configs/tiny.textproto\n";
   }
   void AddFlags(FlagSet& flags) override {
@@ -81,6 +81,13 @@ class DescribeCommand final : public Command {
                .placeholder = "N",
                .help = "The servers keep at most so much of hidden activations "
                        "(expert_server --activation_gib). 0: all."});
+    flags.Add({.name = "copy_gib",
+               .value = &copy_gib_,
+               .placeholder = "N",
+               .help =
+                   "The servers copy at most so much for a checkpoint that they write "
+                   "while training goes on (expert_server --copy_gib). 0: what they "
+                   "do by default."});
     flags.Add({.name = "json", .value = &json_, .help = "Print JSON, for scripts."});
   }
   absl::Status Run(std::ostream& out) override {
@@ -97,7 +104,8 @@ class DescribeCommand final : public Command {
     if (servers_ == 0 && workers_ == 0) {
       for (const auto& [flag, given] :
            {std::pair("disk", disk_), std::pair("threads", threads_ != 0),
-            std::pair("activation_gib", activation_gib_ > 0)}) {
+            std::pair("activation_gib", activation_gib_ > 0),
+            std::pair("copy_gib", copy_gib_ > 0)}) {
         if (!given) continue;
         return absl::InvalidArgumentError(
             absl::StrCat("--", flag,
@@ -150,10 +158,15 @@ class DescribeCommand final : public Command {
     }
     const std::vector<std::string> servers = Ids("server/s", std::max(servers_, 1));
     const std::vector<std::string> workers = Ids("worker/w", std::max(workers_, 1));
-    const auto budget = static_cast<int64_t>(std::ldexp(activation_gib_, 30));
+    const auto bytes = [](double gib) {
+      return static_cast<int64_t>(std::ldexp(gib, 30));
+    };
     std::map<std::string, ServerLimits> limits;
     for (const std::string& server : servers) {
-      limits[server] = {.threads = threads_, .tier = disk_, .activation_bytes = budget};
+      limits[server] = {.threads = threads_,
+                        .tier = disk_,
+                        .activation_bytes = bytes(activation_gib_),
+                        .copy_bytes = bytes(copy_gib_)};
     }
     std::map<std::string, int> worker_threads;
     for (const std::string& worker : workers) worker_threads[worker] = threads_;
@@ -173,6 +186,7 @@ class DescribeCommand final : public Command {
                          {"gradients", need.gradients},
                          {"activations", need.activations},
                          {"messages", need.messages},
+                         {"copies", need.copies},
                          {"total", need.total()}});
     }
     return members;
@@ -186,6 +200,7 @@ class DescribeCommand final : public Command {
                                                    {"GRADIENTS", kRight},
                                                    {"ACTIVATIONS", kRight},
                                                    {"MESSAGES", kRight},
+                                                   {"COPIES", kRight},
                                                    {"PROGRAM", kRight},
                                                    {"TOTAL", kRight}});
     const auto bytes = [](int64_t count) {
@@ -194,7 +209,7 @@ class DescribeCommand final : public Command {
     for (const auto& [member, need] : memory) {
       table.AddRow({member, bytes(need.parameters), bytes(need.optimizer),
                     bytes(need.gradients), bytes(need.activations), bytes(need.messages),
-                    bytes(need.program), bytes(need.total())});
+                    bytes(need.copies), bytes(need.program), bytes(need.total())});
     }
     return table.ToString();
   }
@@ -287,6 +302,7 @@ class DescribeCommand final : public Command {
   int threads_ = 0;
   bool disk_ = false;
   double activation_gib_ = 0;
+  double copy_gib_ = 0;
   bool json_ = false;
 };
 

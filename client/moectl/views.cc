@@ -126,8 +126,15 @@ std::string StatusView(const v1::GetClusterStatusResponse& status) {
     servers += member.kind() == v1::MEMBER_KIND_SERVER;
     workers += member.kind() == v1::MEMBER_KIND_WORKER;
   }
-  Line(&text, "members", absl::StrFormat("%d server%s, %d worker%s", servers, servers == 1 ? "" : "s", workers,
-                       workers == 1 ? "" : "s"));
+  Line(&text, "members",
+       absl::StrFormat("%d server%s, %d worker%s", servers, servers == 1 ? "" : "s",
+                       workers, workers == 1 ? "" : "s"));
+  if (status.has_cut()) {
+    Line(&text, "checkpoint",
+         absl::StrCat("of step ", status.cut().step(), " under way for ",
+                      FormatTimeSpan(absl::Seconds(status.cut().seconds())),
+                      ", waits for ", status.cut().waiting_for()));
+  }
   if (status.checkpoints().empty()) return text;
 
   TextTable table(std::vector<Column>{{"CHECKPOINT"},
@@ -226,6 +233,13 @@ std::string ShardsView(std::span<const ServerReport> reports) {
                     FormatBytes(report.status->disk_bytes()), " of the ",
                     FormatBytes(report.status->disk_limit_bytes()),
                     " that experts may take of its disk\n");
+  }
+  for (const ServerReport& report : reports) {
+    if (!report.status.ok() || report.status->writing().empty()) continue;
+    absl::StrAppend(&text, report.server.server(), " writes ", report.status->writing(),
+                    ", and has ", FormatBytes(report.status->copied_bytes()), " of the ",
+                    FormatBytes(report.status->copy_limit_bytes()),
+                    " that copies of what has changed since may take\n");
   }
   return text;
 }

@@ -13,6 +13,7 @@
 #include "common/base/string_view.h"
 #include "common/io/file.h"
 #include "common/io/sha256.h"
+#include "glog/logging.h"
 #include "nlohmann/json.hpp"
 
 static_assert(std::endian::native == std::endian::little);
@@ -72,6 +73,24 @@ absl::Status CheckEntries(const std::string& path,
   }
   return absl::OkStatus();
 }
+
+class WatchedSink : public FileSink {
+ public:
+  WatchedSink(FileSink& sink, const SafetensorsWatch& watch)
+      : sink_(sink), watch_(watch) {}
+  absl::Status Append(std::string_view bytes) override {
+    bytes_ += bytes.size();
+    if (watch_.written) watch_.written(bytes);
+    return sink_.Append(bytes);
+  }
+  // So far.
+  size_t bytes() const { return bytes_; }
+
+ private:
+  FileSink& sink_;
+  const SafetensorsWatch& watch_;
+  size_t bytes_ = 0;
+};
 
 // entry.offset is set once the offsets are checked.
 struct HeaderEntry {
@@ -190,19 +209,22 @@ absl::Status WriteSafetensors(const std::string& path,
     const uint64_t length = text.size();
     std::string head(reinterpret_cast<const char*>(&length), kLengthBytes);
     head += text;
-    const auto append = [&](std::string_view bytes) {
-      if (watch.written) watch.written(bytes);
-      return sink.Append(bytes);
-    };
-    RETURN_IF_ERROR(append(head));
+    WatchedSink watched(sink, watch);
+    RETURN_IF_ERROR(watched.Append(head));
     size_t said = 0;
     for (size_t i = 0; i < order.size(); ++i) {
       for (; said < std::min(order.size(), i + 1 + SafetensorsWatch::kAhead); ++said) {
         if (watch.soon) watch.soon(order[said] - entries.data());
       }
       const SafetensorsEntry& entry = *order[i];
-      if (watch.now) watch.now(order[i] - entries.data());
-      RETURN_IF_ERROR(append({static_cast<const char*>(entry.data), entry.bytes}));
+      if (!watch.contents) {
+        RETURN_IF_ERROR(
+            watched.Append({static_cast<const char*>(entry.data), entry.bytes}));
+        continue;
+      }
+      const size_t end = watched.bytes() + entry.bytes;
+      RETURN_IF_ERROR(watch.contents(order[i] - entries.data(), watched));
+      CHECK_EQ(watched.bytes(), end) << path << ": " << entry.name;
     }
     return absl::OkStatus();
   });

@@ -21,6 +21,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/io/file.h"
 #include "common/io/input_file.h"
 
 namespace moe {
@@ -36,14 +37,15 @@ struct SafetensorsEntry {
   uint64_t offset = 0;
 };
 
-// What a caller may follow of a file as it is written. Entries by their place in `entries`, in the
-// order of the file.
+// What a caller may follow of a file as it is written, or do for it. Entries by their place in
+// `entries`, in the order of the file.
 struct SafetensorsWatch {
   // Of each entry, kAhead entries before its turn: its data will be needed.
   std::function<void(size_t entry)> soon;
   static constexpr size_t kAhead = 8;
-  // Just before the entry is written.
-  std::function<void(size_t entry)> now;
+  // Appends the entry's bytes, all of them, instead of what its `data` is; for what isn't in memory
+  // at once. An error ends the writing.
+  std::function<absl::Status(size_t entry, FileSink& sink)> contents;
   // All bytes of the file.
   std::function<void(std::string_view bytes)> written;
 };

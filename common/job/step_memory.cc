@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "common/base/human.h"
 #include "common/base/protocol.h"
+#include "common/job/copy_memory.h"
 #include "common/job/expert_traffic.h"
 #include "common/job/placement.h"
 #include "common/job/tensor_state.h"
@@ -41,7 +42,8 @@ std::string Describe(const MemoryNeed& need) {
         std::pair("optimizer state", need.optimizer),
         std::pair("gradients", need.gradients),
         std::pair("activations of a step", need.activations),
-        std::pair("messages", need.messages), std::pair("the program", need.program)}) {
+        std::pair("messages", need.messages), std::pair("copies", need.copies),
+        std::pair("the program", need.program)}) {
     if (bytes * 100 < need.total()) continue;
     parts.push_back(absl::StrCat(what, " ", FormatBytes(bytes)));
   }
@@ -121,7 +123,6 @@ StepMemory::Sizes StepMemory::SizesOf(std::span<const ShardSpec> shards, ShardKi
     const int64_t floats = Bytes(static_cast<double>(plan_.SizeOf(shard)));
     sizes.floats += floats;
     sizes.largest = std::max(sizes.largest, floats);
-    sizes.file = std::max(sizes.file, parameter_bytes + optimizer.size());
   }
   return sizes;
 }
@@ -208,13 +209,7 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   Work most = Larger(pull.with_holes(), ServerScores(shards, owned).with_holes());
   most = Larger(most, kept + wave.with_holes());
   most = Larger(most, evaluation.with_holes());
-  if (training_) {
-    most = Larger(most, kept + close.with_holes());
-    // A cut is written before the step is over. Its arrays fit into the holes that messages leave,
-    // but for those of a table, which has more rows than a step names.
-    most = Larger(most, kept + Work{.messages = std::max(dense.file, expert.file)});
-    most.messages += table.file;
-  }
+  if (training_) most = Larger(most, kept + close.with_holes());
 
   MemoryNeed need;
   need.program = kProgram;
@@ -223,6 +218,11 @@ MemoryNeed StepMemory::OfServer(std::span<const ShardSpec> shards,
   need.optimizer = (dense.optimizer + table.optimizer + expert.optimizer).size();
   need.activations = most.activations.size();
   need.messages = most.messages;
+  if (training_ && !shards.empty()) {
+    // Beside copies a piece of a file as it is written, and states that steps have replaced.
+    need.copies = CopyBytes(job_, plan_, shards, limits.tier, limits.copy_bytes) +
+                  kCutChunk + states;
+  }
   return need;
 }
 

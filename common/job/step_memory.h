@@ -34,9 +34,11 @@ struct MemoryNeed {
   int64_t activations = 0;
   // On their way, decoded, or kept for those who ask again.
   int64_t messages = 0;
+  // Servers: copies for a checkpoint that is being written while steps go on.
+  int64_t copies = 0;
 
   int64_t total() const {
-    return program + parameters + optimizer + gradients + activations + messages;
+    return program + parameters + optimizer + gradients + activations + messages + copies;
   }
 };
 
@@ -59,6 +61,8 @@ struct ServerLimits {
   bool tier = false;
   // Of hidden activations; 0: all are kept.
   int64_t activation_bytes = 0;
+  // Of copies for a checkpoint; as CopyBytes() takes it.
+  int64_t copy_bytes = 0;
 };
 
 // What each member needs. The job is valid and has its vocabulary. servers: of every
@@ -120,7 +124,6 @@ class StepMemory {
     Footprint optimizer;   // of all
     int64_t floats = 0;    // bytes of all in messages
     int64_t largest = 0;   // of the largest
-    int64_t file = 0;      // of the largest with its optimizer state
   };
 
   static const Work& Larger(const Work& a, const Work& b) {

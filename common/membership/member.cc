@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <random>
 #include <set>
 #include <thread>
@@ -279,14 +280,14 @@ class GrpcMember final : public Member {
   }
 
   absl::Status ReportShardFile(v1::ReportShardFileRequest request) override {
+    request.set_member(id_);
     {
       absl::MutexLock lock(&mutex_);
+      RETURN_IF_ERROR(Trouble());
+      request.set_generation(entered_);
       files_.push_back(request);
     }
-    return Call<v1::ReportShardFileResponse>(
-               std::move(request), "the coordinator",
-               &v1::CoordinatorService::Stub::ReportShardFile)
-        .status();
+    return queue_.Add(std::move(request));
   }
 
   absl::StatusOr<v1::AwaitCheckpointResponse> AwaitCheckpoint(uint64_t step) override {
@@ -605,12 +606,7 @@ class GrpcMember final : public Member {
   void ReportAgain() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (entered_ == 0 || !Trouble().ok()) return;
     LOG(INFO) << "another coordinator goes on with generation " << entered_;
-    std::vector<v1::ReportShardFileRequest> files = files_;
-    for (v1::ReportShardFileRequest& file : files) {
-      file.set_member(id_);
-      file.set_generation(entered_);
-    }
-    queue_.Repeat(std::move(files));
+    queue_.Repeat(files_);
   }
 
   // The coordinator doesn't know this process: it was started again, or the lease ran out. What was

@@ -87,15 +87,15 @@ class Member {
   // Makes every wait return CANCELLED; safe from any thread. For a signal.
   virtual void Cancel() = 0;
 
-  // These two are sent in their order. While the coordinator is away they are kept, up to a bound on
+  // These three are sent in their order. While the coordinator is away they are kept, up to a bound on
   // their bytes, and sent later. One thread at a time.
   // Waits as long as the coordinator gives answers; none if it is away.
   virtual absl::StatusOr<std::optional<v1::ReportStepResponse>> ReportStep(
       v1::ReportStepRequest request) = 0;
-  // Doesn't wait.
+  // These two don't wait.
   virtual absl::Status ReportEvaluation(v1::ReportEvaluationRequest request) = 0;
-  // The others wait, also for a coordinator that is away, as long as generation_health() is OK.
   virtual absl::Status ReportShardFile(v1::ReportShardFileRequest request) = 0;
+  // The others wait, also for a coordinator that is away, as long as generation_health() is OK.
   // These two come after all that was reported before.
   virtual absl::StatusOr<v1::AwaitCheckpointResponse> AwaitCheckpoint(uint64_t step) = 0;
   // OK: training goes on as it is. ABORTED: the next generation has begun.

@@ -46,6 +46,11 @@ absl::Status ReportQueue::Add(v1::ReportEvaluationRequest report) {
   return Push(std::move(report)).status();
 }
 
+absl::Status ReportQueue::Add(v1::ReportShardFileRequest report) {
+  absl::MutexLock lock(&mutex_);
+  return Push(std::move(report)).status();
+}
+
 absl::StatusOr<uint64_t> ReportQueue::Push(Report report) {
   const auto room = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return bytes_ < options_.most_bytes || !failure_.ok();

@@ -1,4 +1,4 @@
-// What a worker reports of its generation, on its way to a coordinator that may be away: sent one
+// What a member reports of its generation, on its way to a coordinator that may be away: sent one
 // after the other, each until it is answered.
 #pragma once
 
@@ -44,6 +44,7 @@ class ReportQueue {
   // of this report or of one before. Any thread, one at a time.
   absl::StatusOr<std::optional<Answer>> Add(v1::ReportStepRequest report);
   absl::Status Add(v1::ReportEvaluationRequest report);
+  absl::Status Add(v1::ReportShardFileRequest report);
   // Waits until all reports are answered.
   absl::Status Drain();
   // Another coordinator answers now: sends the last step that was answered once more, and these.

@@ -38,8 +38,14 @@ std::map<std::string, Pool> PoolsOf(const MemoryNeeds& needs,
 
 // What would lower the need, by what is most of it.
 std::string Advice(const MemberRecord& member, const MemoryNeed& need) {
-  const bool step = need.activations + need.messages >
-                    need.parameters + need.optimizer + need.gradients;
+  const int64_t work = need.activations + need.messages;
+  const int64_t state = need.parameters + need.optimizer + need.gradients;
+  if (need.copies > std::max(work, state)) {
+    return "start servers with a smaller --copy_gib (steps may wait for their disks "
+           "then, "
+           "while a checkpoint is being written)";
+  }
+  const bool step = work > state;
   if (member.registration.kind() == v1::MEMBER_KIND_SERVER) {
     return step ? "start more servers on other hosts, start servers with "
                   "--activation_gib, "

@@ -111,37 +111,61 @@ void CheckpointKeeper::Begin(const Layout& layout, uint64_t generation) {
   for (const v1::ShardPlacement& shard : layout.placement.shards()) {
     server_of_[shard.shard()] = shard.server();
   }
-  workers_ = {layout.workers.begin(), layout.workers.end()};
   // A coordinator before may have committed one that a worker still waits for.
   for (const v1::CheckpointStatus& checkpoint : present_) {
     committed_[checkpoint.step()] = checkpoint;
   }
+  evaluates_ = layout.data.validation_tokens() > 0;
 }
 
-absl::Status CheckpointKeeper::AddShard(const v1::ReportShardFileRequest& request) {
+void CheckpointKeeper::End() {
+  cuts_.clear();
+  evaluated_.clear();
+}
+
+bool CheckpointKeeper::BeginCut(uint64_t step, absl::Time now) {
+  if (IsOld(step)) return false;
+  Cut& cut = cuts_[step];
+  if (cut.begun != absl::InfiniteFuture()) return false;
+  cut.begun = now;
+  cut.sign = now;
+  return true;
+}
+
+absl::Status CheckpointKeeper::AddShard(const v1::ReportShardFileRequest& request,
+                                        absl::Time now) {
   const std::string& shard = request.file().shard();
   const auto server = server_of_.find(shard);
   if (server == server_of_.end() || server->second != request.member()) {
     return absl::FailedPreconditionError(absl::StrCat(
         request.member(), " reported a file of shard ", shard, ", which it isn't given"));
   }
-  if (committed_.contains(request.step())) return absl::OkStatus();
-  cuts_[request.step()].shards.try_emplace(shard, request.file());
+  if (IsOld(request.step())) return absl::OkStatus();
+  Cut& cut = cuts_[request.step()];
+  cut.shards.try_emplace(shard, request.file());
+  cut.sign = now;
   return absl::OkStatus();
 }
 
-void CheckpointKeeper::AddWaiter(const std::string& worker, uint64_t step,
-                                 absl::Time now) {
-  if (committed_.contains(step)) return;
-  Cut& cut = cuts_[step];
-  cut.waiters.insert(worker);
-  cut.awaited_since = std::min(cut.awaited_since, now);
+bool CheckpointKeeper::IsOld(uint64_t step) const {
+  return committed_.contains(step) ||
+         (!present_.empty() && step <= present_.back().step());
+}
+
+bool CheckpointKeeper::Ready(uint64_t step, const Cut& cut) const {
+  return !cut.taken && cut.shards.size() == server_of_.size() &&
+         (!evaluates_ || evaluated_.contains(step));
+}
+
+bool CheckpointKeeper::ready() const {
+  return std::any_of(cuts_.begin(), cuts_.end(), [this](const auto& entry) {
+    return Ready(entry.first, entry.second);
+  });
 }
 
 std::optional<uint64_t> CheckpointKeeper::TakeReady() {
   for (auto& [step, cut] : cuts_) {
-    if (cut.taken || cut.shards.size() != server_of_.size() || cut.waiters != workers_)
-      continue;
+    if (!Ready(step, cut)) continue;
     cut.taken = true;
     return step;
   }
@@ -152,6 +176,9 @@ v1::Manifest CheckpointKeeper::MakeManifest(uint64_t step) const {
   v1::Manifest manifest = manifest_;
   manifest.set_step(step);
   for (const auto& [id, file] : cuts_.at(step).shards) *manifest.add_shards() = file;
+  if (const auto found = evaluated_.find(step); found != evaluated_.end()) {
+    manifest.set_validation_perplexity(found->second);
+  }
   manifest.set_created_at(absl::ToUnixSeconds(absl::Now()));
   return manifest;
 }
@@ -164,6 +191,7 @@ void CheckpointKeeper::Committed(uint64_t step,
   }
   CHECK(committed_.contains(step));
   cuts_.erase(step);
+  evaluated_.erase(evaluated_.begin(), evaluated_.upper_bound(step));
 }
 
 const v1::CheckpointStatus* CheckpointKeeper::Find(uint64_t step) const {
@@ -171,30 +199,45 @@ const v1::CheckpointStatus* CheckpointKeeper::Find(uint64_t step) const {
   return found == committed_.end() ? nullptr : &found->second;
 }
 
-std::string CheckpointKeeper::Missing(const Cut& cut) const {
-  std::set<std::string> missing;
+std::string CheckpointKeeper::MissingFiles(const Cut& cut) const {
+  std::map<std::string, std::vector<std::string>> missing;
   for (const auto& [shard, server] : server_of_) {
-    if (!cut.shards.contains(shard)) {
-      missing.insert(absl::StrCat(server, " to write ", shard));
-    }
+    if (!cut.shards.contains(shard)) missing[server].push_back(shard);
   }
-  for (const std::string& worker : workers_) {
-    if (!cut.waiters.contains(worker)) missing.insert(worker);
-  }
-  return absl::StrJoin(missing, ", ");
+  return absl::StrJoin(missing, ", ", [](std::string* out, const auto& of_server) {
+    absl::StrAppend(out, of_server.first, " to write ",
+                    absl::StrJoin(of_server.second, ", "));
+  });
+}
+
+std::optional<v1::CutStatus> CheckpointKeeper::UnderWay(absl::Time now) const {
+  if (cuts_.empty()) return std::nullopt;
+  const auto& [step, cut] = *cuts_.begin();
+  v1::CutStatus status;
+  status.set_step(step);
+  if (cut.begun <= now) status.set_seconds(absl::ToDoubleSeconds(now - cut.begun));
+  status.set_waiting_for(MissingFiles(cut));
+  if (!status.waiting_for().empty()) return status;
+  status.set_waiting_for(evaluates_ && !evaluated_.contains(step)
+                             ? "the evaluation of the validation text"
+                             : "its manifest to be written");
+  return status;
 }
 
 std::string CheckpointKeeper::Overdue(absl::Time now, absl::Duration timeout) const {
   for (const auto& [step, cut] : cuts_) {
-    if (cut.taken || now - cut.awaited_since < timeout) continue;
+    if (now - cut.sign < timeout) continue;
+    // Evaluations have deadlines of their own.
+    const std::string missing = MissingFiles(cut);
+    if (missing.empty()) continue;
     return absl::StrCat("the checkpoint of step ", step, " has waited ",
-                        FormatTimeSpan(timeout), " for ", Missing(cut));
+                        FormatTimeSpan(timeout), " for ", missing);
   }
   return "";
 }
 
 void CheckpointKeeper::Excuse(absl::Duration pause) {
-  for (auto& [step, cut] : cuts_) cut.awaited_since += pause;
+  for (auto& [step, cut] : cuts_) cut.sign += pause;
 }
 
 }  // namespace moe

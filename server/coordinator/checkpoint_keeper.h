@@ -1,14 +1,14 @@
 // From reported shard files to committed checkpoints.
 //
-// A checkpoint of step s is committed once every shard of the placement has reported its
-// file and every worker waits for it; a worker does so after the evaluation that belongs
-// to the cut, so that the manifest has its perplexity.
+// A cut begins with the first that is heard of it: a worker says in each report which one was the last,
+// a server reports a file. Workers go on meanwhile. Its checkpoint is committed once every shard of
+// the placement has reported its file and, if there is validation text, the evaluation after the cut
+// is complete, so that the manifest has its perplexity.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <optional>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,16 +43,27 @@ class CheckpointKeeper {
   // A generation begins to run.
   void Begin(const Layout& layout, uint64_t generation);
   // It is over: what it has cut and not committed is void.
-  void End() { cuts_.clear(); }
+  void End();
 
+  // A cut was taken in the close after which so many steps are taken. True: nobody has said so before;
+  // what comes again changes nothing.
+  bool BeginCut(uint64_t step, absl::Time now);
   // FAILED_PRECONDITION if the shard isn't the sender's. A repetition changes nothing.
-  absl::Status AddShard(const v1::ReportShardFileRequest& request);
-  void AddWaiter(const std::string& worker, uint64_t step, absl::Time now);
+  absl::Status AddShard(const v1::ReportShardFileRequest& request, absl::Time now);
+  // The evaluation of the validation text after so many steps is complete.
+  void Evaluated(uint64_t step, double perplexity) { evaluated_[step] = perplexity; }
 
+  // Whether a cut isn't committed yet. Workers see to it that it is one at a time.
+  bool under_way() const { return !cuts_.empty(); }
+  // Of the cut that is under way, for status; none: there is none.
+  std::optional<v1::CutStatus> UnderWay(absl::Time now) const;
+
+  // Whether there is a step for TakeReady.
+  bool ready() const;
   // The oldest step whose checkpoint can be committed now; the caller does so and reports
   // the result. Each step is returned once.
   std::optional<uint64_t> TakeReady();
-  // Of a step that TakeReady returned; without digest and perplexity.
+  // Of a step that TakeReady returned; without digest.
   v1::Manifest MakeManifest(uint64_t step) const;
   // present: all checkpoints, that of the step among them.
   void Committed(uint64_t step, std::vector<v1::CheckpointStatus> present);
@@ -65,8 +76,11 @@ class CheckpointKeeper {
     present_ = std::move(present);
   }
 
-  // "the checkpoint of step 2 has waited 10 min 0 s for server/s1 to write dense/0,
-  // worker/w2", of one whose first waiter has waited for `timeout`; empty if there is none.
+  // Since when the cut is known to be under way.
+  absl::Time BegunAt(uint64_t step) const { return cuts_.at(step).begun; }
+
+  // "the checkpoint of step 2 has waited 10 min 0 s for server/s1 to write dense/0, dense/1", of one
+  // for which no server has written anything for `timeout`; empty if there is none.
   std::string Overdue(absl::Time now, absl::Duration timeout) const;
   // Time that doesn't count.
   void Excuse(absl::Duration pause);
@@ -74,19 +88,23 @@ class CheckpointKeeper {
  private:
   struct Cut {
     std::map<std::string, v1::ShardFile> shards;
-    std::set<std::string> waiters;
-    // Of the first one.
-    absl::Time awaited_since = absl::InfiniteFuture();
+    absl::Time begun = absl::InfiniteFuture();
+    // When a server has last written something, or the cut has begun.
+    absl::Time sign = absl::InfiniteFuture();
     bool taken = false;
   };
 
-  // What the step's checkpoint waits for.
-  std::string Missing(const Cut& cut) const;
+  // Whether that one is committed, or so is a later one.
+  bool IsOld(uint64_t step) const;
+  bool Ready(uint64_t step, const Cut& cut) const;
+  // The files that the step's checkpoint waits for; empty: none.
+  std::string MissingFiles(const Cut& cut) const;
 
   v1::Manifest manifest_;  // what those of all checkpoints have in common
   std::map<std::string, std::string> server_of_;  // by shard
-  std::set<std::string> workers_;
-  std::map<uint64_t, Cut> cuts_;                        // by step
+  bool evaluates_ = false;                // whether an evaluation belongs to each cut
+  std::map<uint64_t, double> evaluated_;  // perplexities by step
+  std::map<uint64_t, Cut> cuts_;          // by step
   std::map<uint64_t, v1::CheckpointStatus> committed_;  // by step
   std::vector<v1::CheckpointStatus> present_;
 };

@@ -71,7 +71,9 @@ void Handover::AddStopped(const std::string& worker, uint64_t steps, absl::Time 
   stopped.since = std::min(stopped.since, now);
 }
 
-std::optional<uint64_t> Handover::StoppedInVain(absl::Time now) const {
+std::optional<uint64_t> Handover::StoppedInVain(const std::vector<std::string>& workers,
+                                                absl::Time now) const {
+  if (AllStopped(workers).has_value()) return std::nullopt;
   for (const auto& [steps, stopped] : stopped_) {
     if (now - stopped.since >= kPatience) return steps;
   }

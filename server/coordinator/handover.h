@@ -43,10 +43,11 @@ class Handover {
   void AddStopped(const std::string& worker, uint64_t steps, absl::Time now);
   // After how many steps all of these workers have; none if they haven't.
   std::optional<uint64_t> AllStopped(const std::vector<std::string>& workers) const;
-  // After how many steps some have stopped and the others haven't, for so long; none if there is no
-  // such case. A worker that had no answer to its report doesn't know that it should, and the others'
-  // wait would be in vain.
-  std::optional<uint64_t> StoppedInVain(absl::Time now) const;
+  // After how many steps some of them have stopped and the others haven't, for so long; none if there
+  // is no such case. A worker that had no answer to its report doesn't know that it should, and the
+  // others' wait would be in vain.
+  std::optional<uint64_t> StoppedInVain(const std::vector<std::string>& workers,
+                                        absl::Time now) const;
   // They may go on.
   void GoOn(uint64_t steps);
   bool MayGoOn(uint64_t steps) const { return steps <= gone_on_; }

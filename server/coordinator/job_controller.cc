@@ -37,8 +37,22 @@ absl::StatusOr<std::unique_ptr<JobController>> JobController::Create(RunOptions 
   if (kept.adoption.has_value()) {
     controller->Advance();
     controller->record_.Restore(kept.adoption->evaluations);
+    for (const v1::StoredEvaluation& kept_one :
+         kept.adoption->evaluations.evaluations()) {
+      if (kept_one.split() != v1::SPLIT_VALIDATION) continue;
+      controller->checkpoints_.Evaluated(kept_one.step(), kept_one.perplexity());
+    }
   }
+  controller->committer_ = std::thread([&parts = *controller] { parts.Commit(); });
   return controller;
+}
+
+JobController::~JobController() {
+  {
+    absl::MutexLock lock(&mutex_);
+    ends_ = true;
+  }
+  if (committer_.joinable()) committer_.join();
 }
 
 JobController::JobController(RunOptions options, Store& store)
@@ -141,11 +155,18 @@ absl::StatusOr<v1::ReportStepResponse> JobController::ReportStep(
     const v1::ReportStepRequest& request) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
+  const uint64_t before = record_.steps_taken();
   const absl::Status status = record_.AddStep(request, options_.now());
   if (absl::IsAborted(status)) life_.Fail(std::string(status.message()));
   RETURN_IF_ERROR(status);
   life_.NoteStep(record_.steps_taken());
+  if (request.last_cut() > 0) NoteCut(request.last_cut());
+  if (record_.steps_taken() > before) {
+    VLOG(1) << "step " << record_.steps_taken() << " is complete"
+            << (checkpoints_.under_way() ? ", while a checkpoint is under way" : "");
+  }
   v1::ReportStepResponse response;
+  response.set_cut_under_way(checkpoints_.under_way());
   if (const std::optional<uint64_t> cut = record_.requested_cut()) {
     response.set_cut(true);
     response.set_cut_step(*cut);
@@ -169,8 +190,13 @@ absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
   }
   ASSIGN_OR_RETURN(const ReplicaJoin* const join,
                    record_.AddEvaluation(request, options_.now()));
-  // Before anybody is told that it is complete, and so doesn't report it again.
-  if (join->complete()) life_.Keep(record_.evaluations());
+  if (join->complete()) {
+    // Before anybody is told that it is complete, and so doesn't report it again.
+    life_.Keep(record_.evaluations());
+    if (request.split() == v1::SPLIT_VALIDATION) {
+      checkpoints_.Evaluated(request.step(), join->perplexity());
+    }
+  }
   RETURN_IF_ERROR(HoldReport(cancelled, [join] { return join->complete(); }));
   response.set_perplexity(join->perplexity());
   return response;
@@ -179,17 +205,22 @@ absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
 absl::Status JobController::ReportShardFile(const v1::ReportShardFileRequest& request) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_SERVER));
-  RETURN_IF_ERROR(checkpoints_.AddShard(request));
-  CommitReady();
+  RETURN_IF_ERROR(checkpoints_.AddShard(request, options_.now()));
+  NoteCut(request.step());
   return absl::OkStatus();
+}
+
+void JobController::NoteCut(uint64_t steps) {
+  if (!checkpoints_.BeginCut(steps, options_.now())) return;
+  record_.CutBegun(steps);
+  last_cut_ = options_.now();
 }
 
 absl::StatusOr<v1::AwaitCheckpointResponse> JobController::AwaitCheckpoint(
     const v1::AwaitCheckpointRequest& request, const Cancelled& cancelled) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
-  checkpoints_.AddWaiter(request.member(), request.step(), options_.now());
-  CommitReady();
+  NoteCut(request.step());
   RETURN_IF_ERROR(HoldReport(
       cancelled, [&] { return checkpoints_.Find(request.step()) != nullptr; }));
   v1::AwaitCheckpointResponse response;
@@ -203,7 +234,6 @@ absl::StatusOr<v1::AwaitHandoverResponse> JobController::AwaitHandover(
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_WORKER));
   life_.AwaitHandover(request.member(), request.step());
-  if (life_.MayGoOn(request.step())) record_.CancelHandover();
   Advance();
   if (life_.generation() != request.generation()) {
     return absl::AbortedError(absl::StrCat("generation ", request.generation(),
@@ -246,6 +276,9 @@ v1::GetClusterStatusResponse JobController::GetClusterStatus() {
   *response.mutable_progress() = progress_.progress();
   const std::vector<v1::CheckpointStatus>& present = checkpoints_.present();
   response.mutable_checkpoints()->Assign(present.begin(), present.end());
+  if (std::optional<v1::CutStatus> cut = checkpoints_.UnderWay(options_.now())) {
+    *response.mutable_cut() = *std::move(cut);
+  }
   return response;
 }
 
@@ -255,7 +288,8 @@ absl::StatusOr<v1::TakeCheckpointResponse> JobController::TakeCheckpoint(
   if (options_.mode != v1::RUN_MODE_TRAIN || life_.phase() != v1::PHASE_RUNNING) {
     return absl::FailedPreconditionError("the job isn't training now");
   }
-  const uint64_t steps = record_.RequestCut() + 1;
+  const uint64_t steps = record_.WishCut();
+  RequestCutIfDue();
   // The last step ends with a checkpoint in any case.
   const auto found = [&]() -> const v1::CheckpointStatus* {
     const uint64_t total = progress_.progress().total_steps();
@@ -281,11 +315,11 @@ absl::StatusOr<v1::ScaleResponse> JobController::Scale(const v1::ScaleRequest& r
 }
 
 void JobController::RequestCutIfDue() {
-  if (life_.phase() != v1::PHASE_RUNNING) return;
+  if (life_.phase() != v1::PHASE_RUNNING || checkpoints_.under_way()) return;
   const double minutes = options_.job.checkpointing().every_minutes();
   const bool overdue =
-      minutes > 0 && options_.now() - last_checkpoint_ >= absl::Minutes(minutes);
-  if (overdue) record_.RequestCut();
+      minutes > 0 && options_.now() - last_cut_ >= absl::Minutes(minutes);
+  if (overdue || record_.wishes_cut()) record_.RequestCut();
 }
 
 void JobController::Tick() {
@@ -391,13 +425,14 @@ absl::Status JobController::HoldReport(const Cancelled& cancelled,
 }
 
 void JobController::Advance() {
-  if (recorded_generation_ != 0 && recorded_generation_ != life_.generation()) {
-    recorded_generation_ = 0;
-    record_.End();
-    checkpoints_.End();
-  }
+  ForgetIfOver();
   life_.Advance();
-  if (life_.ReadyToHandOver()) record_.RequestHandover();
+  // Servers give away what they still write.
+  if (life_.TryHandOver(checkpoints_.under_way())) record_.CancelHandover();
+  ForgetIfOver();
+  if (life_.ReadyToHandOver() && !checkpoints_.under_way() && !record_.wishes_cut()) {
+    record_.RequestHandover();
+  }
   if (recorded_generation_ != 0 || life_.phase() != v1::PHASE_RUNNING) return;
   recorded_generation_ = life_.generation();
   const Layout& layout = life_.layout();
@@ -406,7 +441,26 @@ void JobController::Advance() {
                 std::max(life_.start_step(), CheckpointStep()),
                 layout.data.train_tokens(), options_.now());
   checkpoints_.Begin(layout, life_.generation());
-  last_checkpoint_ = options_.now();
+  last_cut_ = options_.now();
+}
+
+void JobController::ForgetIfOver() {
+  if (recorded_generation_ == 0 || recorded_generation_ == life_.generation()) return;
+  recorded_generation_ = 0;
+  record_.End();
+  checkpoints_.End();
+}
+
+void JobController::Commit() {
+  absl::MutexLock lock(&mutex_);
+  const auto due = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+    return ends_ || checkpoints_.ready();
+  };
+  while (true) {
+    mutex_.Await(absl::Condition(&due));
+    if (ends_) return;
+    CommitReady();
+  }
 }
 
 void JobController::CommitReady() {
@@ -414,7 +468,7 @@ void JobController::CommitReady() {
   if (!step.has_value()) return;
   const uint64_t generation = recorded_generation_;
   v1::Manifest manifest = checkpoints_.MakeManifest(*step);
-  manifest.set_validation_perplexity(record_.ValidationPerplexity(*step).value_or(0));
+  const absl::Time begun = checkpoints_.BegunAt(*step);
 
   // Heartbeats go on while the disk works. A generation that opens meanwhile begins with this
   // checkpoint.
@@ -431,9 +485,11 @@ void JobController::CommitReady() {
     return;
   }
   checkpoints_.Committed(*step, *std::move(present));
-  progress_.Checkpoint(*checkpoints_.Find(*step), options_.now());
-  last_checkpoint_ = options_.now();
-  if (recorded_generation_ == generation) record_.CutTaken(*step);
+  progress_.Checkpoint(*checkpoints_.Find(*step), options_.now() - begun);
+  if (recorded_generation_ != generation) return;
+  RequestCutIfDue();
+  // A handover may have waited for it.
+  Advance();
 }
 
 void JobController::FindRestorePointOfGeneration() {

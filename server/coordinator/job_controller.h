@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -37,6 +38,8 @@ class JobController {
   // store outlives this object. Opens a new generation, or goes on with that of options.adoption.
   static absl::StatusOr<std::unique_ptr<JobController>> Create(RunOptions options,
                                                                Store& store);
+
+  ~JobController();
 
   absl::StatusOr<v1::RegisterResponse> Register(const v1::RegisterRequest& request);
   absl::StatusOr<v1::HeartbeatResponse> Heartbeat(const v1::HeartbeatRequest& request,
@@ -88,13 +91,18 @@ class JobController {
   // done() in another generation than the present one.
   absl::Status HoldReport(const Cancelled& cancelled, const std::function<bool()>& done)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Lets the job go on to the next phase, if it can, and starts the run with RUNNING. Forgets what
-  // was reported in a generation that is over.
+  // Lets the job go on to the next phase, if it can, or to other members, and starts the run with
+  // RUNNING. Forgets what was reported in a generation that is over.
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ForgetIfOver() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Finds where the generation begins. Releases the lock while the disk works.
   void FindRestorePointOfGeneration() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Asks the workers for a checkpoint if it is time.
+  // Asks the workers for a checkpoint if it is time, or somebody wants one; not while one is under way.
   void RequestCutIfDue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Somebody has said that a cut was taken after so many steps.
+  void NoteCut(uint64_t steps) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The committer's thread: commits what is ready, so that no member waits for the disk.
+  void Commit() ABSL_LOCKS_EXCLUDED(mutex_);
   // Releases the lock while the disk works.
   void CommitReady() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   RunSummary Summary() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -111,8 +119,10 @@ class JobController {
   // A checkpoint is being committed, without the lock.
   bool committing_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Time last_tick_ ABSL_GUARDED_BY(mutex_);
-  // Or the beginning of the generation, if that is later.
-  absl::Time last_checkpoint_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  // When the last cut began, or the generation, if that is later.
+  absl::Time last_cut_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  bool ends_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread committer_;
 };
 
 }  // namespace moe

@@ -298,17 +298,24 @@ void JobLifecycle::AwaitHandover(const std::string& worker, uint64_t steps) {
   // Asked again, after an answer that was lost.
   if (MayGoOn(steps)) return;
   handover_.AddStopped(worker, steps, options_.now());
+}
+
+bool JobLifecycle::TryHandOver(bool cut_under_way) {
+  if (phase_ != v1::PHASE_RUNNING) return false;
   const std::optional<uint64_t> stopped = handover_.AllStopped(layout_->workers);
-  if (!stopped.has_value()) return;
-  if (ReadyToHandOver()) {
-    HandOver(*stopped);
-  } else {
+  if (!stopped.has_value()) return false;
+  if (!ReadyToHandOver()) {
     handover_.GoOn(*stopped);
+    return true;
   }
+  if (!cut_under_way) HandOver(*stopped);
+  return false;
 }
 
 bool JobLifecycle::EndVainHandover() {
-  const std::optional<uint64_t> steps = handover_.StoppedInVain(options_.now());
+  if (phase_ != v1::PHASE_RUNNING) return false;
+  const std::optional<uint64_t> steps =
+      handover_.StoppedInVain(layout_->workers, options_.now());
   if (steps.has_value()) handover_.GoOn(*steps);
   return steps.has_value();
 }

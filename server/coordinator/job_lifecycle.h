@@ -69,9 +69,11 @@ class JobLifecycle {
   absl::StatusOr<std::string> Scale(const v1::ScaleRequest& request);
   // Whether the workers should stop after a step, to change over.
   bool ReadyToHandOver() const;
-  // The worker has stopped after so many steps, as it was asked to. When all have, the next generation
-  // goes on from there, or else they may go on.
+  // The worker has stopped after so many steps, as it was asked to.
   void AwaitHandover(const std::string& worker, uint64_t steps);
+  // If all workers have stopped, the next generation goes on from there, once no cut is under way. If
+  // there is nobody to change over to they may go on instead, and this returns true.
+  bool TryHandOver(bool cut_under_way);
   // Lets those go on that wait in vain for the others to stop. Whether there were such.
   bool EndVainHandover();
   // Whether a worker that has stopped may go on in this generation.

@@ -21,7 +21,8 @@ std::map<std::string, ServerLimits> LimitsOf(const MemberTable& members) {
     limits[server] = {
         .threads = static_cast<int>(registration.threads()),
         .tier = registration.disk_bytes() > 0,
-        .activation_bytes = static_cast<int64_t>(registration.activation_bytes())};
+        .activation_bytes = static_cast<int64_t>(registration.activation_bytes()),
+        .copy_bytes = static_cast<int64_t>(registration.copy_bytes())};
   }
   return limits;
 }

@@ -135,12 +135,10 @@ void ProgressReporter::Restore(v1::Split split, double perplexity) {
 }
 
 void ProgressReporter::Checkpoint(const v1::CheckpointStatus& checkpoint,
-                                  absl::Time now) {
-  print_(absl::StrCat("checkpoint ", checkpoint.folder(), "  digest ",
-                      checkpoint.digest().substr(0, 16),
-                      checkpoint.best() ? "  (best so far)" : "", "  (",
-                      FormatTimeSpan(now - last_event_), ")"));
-  last_event_ = now;
+                                  absl::Duration took) {
+  print_(absl::StrCat(
+      "checkpoint ", checkpoint.folder(), "  digest ", checkpoint.digest().substr(0, 16),
+      checkpoint.best() ? "  (best so far)" : "", "  (", FormatTimeSpan(took), ")"));
 }
 
 double ProgressReporter::WordsPerSecond() const {

@@ -46,10 +46,11 @@ class ProgressReporter {
   void Step(const CompletedStep& step, absl::Time now);
   // An evaluation that a coordinator before printed.
   void Restore(v1::Split split, double perplexity);
-  // Both print, and keep their own duration out of the words per second.
+  // Prints, and keeps its own duration out of the words per second.
   void Evaluation(uint64_t step, v1::Split split, double perplexity,
                   const std::vector<v1::BalanceStatus>& balance, absl::Time now);
-  void Checkpoint(const v1::CheckpointStatus& checkpoint, absl::Time now);
+  // Prints. took: from the cut to the commit, while training went on.
+  void Checkpoint(const v1::CheckpointStatus& checkpoint, absl::Duration took);
 
   const v1::Progress& progress() const { return progress_; }
   // Over the whole run, steps that were taken again included.
@@ -57,7 +58,7 @@ class ProgressReporter {
 
  private:
   struct Sample {
-    // Of training, without evaluations and checkpoints.
+    // Of training, without evaluations.
     absl::Duration time;
     uint64_t words = 0;
   };

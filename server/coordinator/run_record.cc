@@ -24,7 +24,9 @@ void RunRecord::Begin(uint64_t generation,
   steps_taken_ = start_step;
   unreported_step_ = start_step;
   requested_cut_.reset();
+  wished_cut_.reset();
   requested_handover_.reset();
+  last_cut_ = 0;
   progress_.Begin(start_step, words_per_epoch, now);
   NoteSign(now);
 }
@@ -49,13 +51,10 @@ std::optional<double> RunRecord::KeptPerplexity(uint64_t step, v1::Split split) 
 absl::Status RunRecord::AddStep(const v1::ReportStepRequest& request, absl::Time now) {
   if (request.step() < steps_taken_) return absl::OkStatus();
   unreported_step_ = std::max(unreported_step_, request.step() + 1);
-  if (requested_cut_.has_value() && request.step() >= *requested_cut_ && !cut_seen_) {
-    if (request.step() == *requested_cut_ && request.cut()) {
-      cut_seen_ = true;
-    } else {
-      // A worker that couldn't await its answers didn't know of it.
-      requested_cut_ = unreported_step_ + 1;
-    }
+  if (requested_cut_.has_value() && request.step() >= *requested_cut_ &&
+      request.last_cut() <= *requested_cut_) {
+    // A worker that couldn't await its answers didn't know of it.
+    requested_cut_ = unreported_step_ + 1;
   }
   ReplicaJoin& join = steps_.try_emplace(request.step(), *replicas_).first->second;
   RETURN_IF_ERROR(join.Add(request.member(), request.losses(), request.balance()));
@@ -80,13 +79,15 @@ absl::Status RunRecord::AddStep(const v1::ReportStepRequest& request, absl::Time
   return absl::OkStatus();
 }
 
-uint64_t RunRecord::RequestCut() {
+uint64_t RunRecord::WishCut() {
+  // Any cut that is still to begin has the steps that are reported, and one more.
+  wished_cut_ = unreported_step_ + 1;
+  return *wished_cut_;
+}
+
+void RunRecord::RequestCut() {
   // The first unreported step may have begun; its report brings the answer.
-  if (!requested_cut_.has_value()) {
-    requested_cut_ = unreported_step_ + 1;
-    cut_seen_ = false;
-  }
-  return *requested_cut_;
+  if (!requested_cut_.has_value()) requested_cut_ = unreported_step_ + 1;
 }
 
 void RunRecord::RequestHandover() {
@@ -94,8 +95,10 @@ void RunRecord::RequestHandover() {
   if (!requested_handover_.has_value()) requested_handover_ = unreported_step_;
 }
 
-void RunRecord::CutTaken(uint64_t steps) {
-  if (requested_cut_.has_value() && *requested_cut_ < steps) requested_cut_.reset();
+void RunRecord::CutBegun(uint64_t steps) {
+  last_cut_ = steps;
+  requested_cut_.reset();
+  if (wished_cut_.has_value() && *wished_cut_ <= steps) wished_cut_.reset();
 }
 
 absl::StatusOr<const ReplicaJoin*> RunRecord::AddEvaluation(
@@ -111,7 +114,9 @@ absl::StatusOr<const ReplicaJoin*> RunRecord::AddEvaluation(
     kept->set_perplexity(join.perplexity());
     kept->mutable_balance()->Assign(balance_.begin(), balance_.end());
     if (kept_.evaluations_size() > kKept) {
-      kept_.mutable_evaluations()->DeleteSubrange(0, 1);
+      // That of the last cut may still be needed for its manifest.
+      const bool of_cut = kept_.evaluations(0).step() == last_cut_;
+      kept_.mutable_evaluations()->DeleteSubrange(of_cut ? 1 : 0, 1);
     }
     progress_.Evaluation(request.step(), request.split(), join.perplexity(), balance_,
                          now);

@@ -44,24 +44,26 @@ class RunRecord {
   // ABORTED with the cause if the step shows that the job can't go on. A repetition
   // changes nothing.
   absl::Status AddStep(const v1::ReportStepRequest& request, absl::Time now);
-  // Asks for a cut in the close of a step that no worker has begun; returns which. The same one
-  // until it is taken, or another if a worker didn't learn of it in time.
-  uint64_t RequestCut();
+  // Somebody wants a checkpoint of what is now, or later; returns of how many steps it is at least.
+  uint64_t WishCut();
+  // Until a cut begins that does.
+  bool wishes_cut() const { return wished_cut_.has_value(); }
+  // Asks for a cut in the close of a step that no worker has begun; the same one until a cut begins, or
+  // another if a worker didn't learn of it in time.
+  void RequestCut();
   std::optional<uint64_t> requested_cut() const { return requested_cut_; }
+  // A cut has begun in the close after which so many steps are taken; what is asked for is asked for
+  // anew when that one is committed.
+  void CutBegun(uint64_t steps);
   // Asks the workers to stop after a step; the same one until they may go on.
   void RequestHandover();
   std::optional<uint64_t> requested_handover() const { return requested_handover_; }
   void CancelHandover() { requested_handover_.reset(); }
-  // There is a checkpoint of so many steps.
-  void CutTaken(uint64_t steps);
   // The evaluation that the report is of, which stays valid until End.
   absl::StatusOr<const ReplicaJoin*> AddEvaluation(
       const v1::ReportEvaluationRequest& request, absl::Time now);
   // None unless all workers have reported it.
   uint64_t steps_taken() const { return steps_taken_; }
-  std::optional<double> ValidationPerplexity(uint64_t step) const {
-    return KeptPerplexity(step, v1::SPLIT_VALIDATION);
-  }
   // Of the last evaluation, or of the last step if there was none.
   const std::vector<v1::BalanceStatus>& balance() const { return balance_; }
 
@@ -83,10 +85,13 @@ class RunRecord {
   uint64_t steps_taken_ = 0;
   // The first step that no worker has reported.
   uint64_t unreported_step_ = 0;
+  // Of so many steps at least.
+  std::optional<uint64_t> wished_cut_;
+  // In the close of this step.
   std::optional<uint64_t> requested_cut_;
   std::optional<uint64_t> requested_handover_;
-  // The cut that is asked for has been taken, and will be a checkpoint.
-  bool cut_seen_ = false;
+  // Steps at the last cut.
+  uint64_t last_cut_ = 0;
   Evaluations evaluations_;
   v1::StoredEvaluations kept_;
   std::vector<v1::BalanceStatus> balance_;

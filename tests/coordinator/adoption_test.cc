@@ -232,6 +232,69 @@ TEST_F(AdoptionTest, CommitsWhatWasCutBefore) {
   EXPECT_TRUE(std::filesystem::exists(dir_ + "/" + StepFolderName(1)));
 }
 
+TEST_F(AdoptionTest, KnowsTheCutUnderWayByTheNextReport) {
+  StartJob();
+  BeginCut(1);
+  TakeStep(1);
+  StartAgain();
+  HearAll(2);
+  EXPECT_FALSE(controller_->GetClusterStatus().has_cut());
+  v1::ReportStepRequest report = StepReport("worker/a", 2);
+  report.set_last_cut(1);
+  const auto response = controller_->ReportStep(report);
+  ASSERT_TRUE(response.ok()) << response.status();
+  EXPECT_TRUE(response->cut_under_way());
+  EXPECT_EQ(controller_->GetClusterStatus().cut().step(), 1);
+  const auto files = WriteShards(1);
+  Report(files, 0, files.size());
+  Await(1);
+  EXPECT_FALSE(controller_->ReportStep(report)->cut_under_way());
+}
+
+TEST_F(AdoptionTest, KeepsTheEvaluationOfTheCutUnderWay) {
+  validation_tokens_ = 100;
+  StartJob();
+  BeginCut(1);
+  // More than are kept of others.
+  for (uint64_t step = 1; step < 20; ++step) {
+    std::thread other([&] {
+      (void)controller_->ReportEvaluation(
+          EvaluationReport("worker/a", step, v1::SPLIT_VALIDATION), NeverCancelled());
+    });
+    auto report = EvaluationReport("worker/b", step, v1::SPLIT_VALIDATION);
+    for (v1::ReplicaLoss& loss : *report.mutable_losses()) {
+      loss.set_loss_sum(step == 1 ? 30 : 20);
+    }
+    ASSERT_TRUE(controller_->ReportEvaluation(report, NeverCancelled()).ok());
+    other.join();
+  }
+  StartAgain();
+  HearAll(1);
+  const auto files = WriteShards(1);
+  Report(files, 0, files.size());
+  Await(1);
+  EXPECT_NEAR(controller_->GetClusterStatus().checkpoints(0).validation_perplexity(),
+              std::exp(7.0 / 3), 1e-9);
+}
+
+TEST_F(AdoptionTest, FilesOfACheckpointThatIsSupersededAreNoCut) {
+  StartJob();
+  std::vector<v1::ReportShardFileRequest> superseded;
+  for (const uint64_t steps : {1, 2}) {
+    BeginCut(steps);
+    const auto files = WriteShards(steps);
+    if (steps == 1) superseded = files;
+    Report(files, 0, files.size());
+    Await(steps);
+  }
+  ASSERT_FALSE(std::filesystem::exists(dir_ + "/" + StepFolderName(1)));
+  StartAgain();
+  HearAll(2);
+  Report(superseded, 0, superseded.size());
+  EXPECT_FALSE(controller_->GetClusterStatus().has_cut());
+  EXPECT_EQ(State().failure(), "");
+}
+
 TEST_F(AdoptionTest, FinishesWhatSomeHadFinished) {
   StartJob();
   TakeStep(0);

@@ -88,6 +88,7 @@ TEST_F(CheckMemoryTest, HelpFitsWhatIsLarge) {
   EXPECT_THAT(help("server/a", &MemoryNeed::activations),
               AllOf(HasSubstr("training.lanes"), HasSubstr("--activation_gib")));
   EXPECT_THAT(help("server/a", &MemoryNeed::messages), HasSubstr("training.lanes"));
+  EXPECT_THAT(help("server/a", &MemoryNeed::copies), HasSubstr("--copy_gib"));
   EXPECT_THAT(help("worker/a", &MemoryNeed::gradients), HasSubstr("fewer replicas"));
   EXPECT_THAT(help("worker/a", &MemoryNeed::activations), HasSubstr("training.waves"));
 }

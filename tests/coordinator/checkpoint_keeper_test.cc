@@ -22,6 +22,7 @@ class CheckpointTest : public ControllerFixture {
  protected:
   absl::StatusOr<v1::AwaitCheckpointResponse> Cut(uint64_t step,
                                                   double validation_loss = 0) {
+    BeginCut(step);
     std::vector<std::thread> workers;
     absl::StatusOr<v1::AwaitCheckpointResponse> response;
     for (const std::string worker : {"worker/a", "worker/b"}) {
@@ -58,6 +59,7 @@ class CheckpointTest : public ControllerFixture {
 };
 
 TEST_F(CheckpointTest, CommitsWhenAllIsThere) {
+  validation_tokens_ = 100;
   StartJob();
   const auto response = Cut(2, 30);
   ASSERT_TRUE(response.ok()) << response.status();
@@ -89,6 +91,7 @@ TEST_F(CheckpointTest, CommitsWhenAllIsThere) {
 }
 
 TEST_F(CheckpointTest, KeepsBestAndLast) {
+  validation_tokens_ = 100;
   StartJob();
   ASSERT_TRUE(MakeDirs(dir_ + "/step-00000001").ok());
   ASSERT_TRUE(Cut(2, 30).ok());
@@ -99,7 +102,7 @@ TEST_F(CheckpointTest, KeepsBestAndLast) {
   ASSERT_TRUE(Cut(6, 25).ok());
   EXPECT_THAT(StepsOnDisk(), testing::ElementsAre(4, 6));
   ASSERT_TRUE(MakeDirs(dir_ + "/step-00000010").ok());
-  ASSERT_TRUE(Cut(8).ok());
+  ASSERT_TRUE(Cut(8, 28).ok());
   EXPECT_THAT(StepsOnDisk(), testing::ElementsAre(4, 8));
   EXPECT_FALSE(std::filesystem::exists(dir_ + "/step-00000006"));
   EXPECT_TRUE(std::filesystem::exists(dir_ + "/step-00000010"));
@@ -117,6 +120,7 @@ TEST_F(CheckpointTest, RefusesShardsOfOthers) {
 
 TEST_F(CheckpointTest, MissingFileFailsTheJob) {
   StartJob();
+  BeginCut(2);
   const auto reports = WriteShards(2);
   std::filesystem::remove(dir_ + "/step-00000002.generation-1/dense-0.safetensors");
   for (const auto& report : reports)
@@ -138,23 +142,98 @@ TEST_F(CheckpointTest, MissingFileFailsTheJob) {
   EXPECT_TRUE(StepsOnDisk().empty());
 }
 
+TEST_F(CheckpointTest, WorkersGoOnWhileServersWrite) {
+  validation_tokens_ = 100;
+  StartJob();
+  EXPECT_TRUE(ReportCut("worker/a", 1).cut_under_way());
+  ReportCut("worker/b", 1);
+  const auto reports = WriteShards(1);
+  ASSERT_TRUE(controller_->ReportShardFile(reports[0]).ok());
+  for (const char* worker : {"worker/a", "worker/b"}) {
+    const auto step = controller_->ReportStep(StepReport(worker, 1));
+    ASSERT_TRUE(step.ok()) << step.status();
+    EXPECT_TRUE(step->cut_under_way());
+  }
+  EXPECT_EQ(controller_->GetClusterStatus().progress().step(), 2);
+  v1::CutStatus cut = controller_->GetClusterStatus().cut();
+  EXPECT_EQ(cut.step(), 1);
+  EXPECT_THAT(cut.waiting_for(), HasSubstr("to write dense/1"));
+  EXPECT_THAT(cut.waiting_for(), Not(HasSubstr("dense/0")));
+  for (const auto& report : reports)
+    ASSERT_TRUE(controller_->ReportShardFile(report).ok());
+  EXPECT_EQ(controller_->GetClusterStatus().cut().waiting_for(),
+            "the evaluation of the validation text");
+  EXPECT_TRUE(StepsOnDisk().empty());
+
+  std::thread other([&] {
+    EXPECT_TRUE(
+        controller_
+            ->ReportEvaluation(EvaluationReport("worker/b", 1, v1::SPLIT_VALIDATION),
+                               NeverCancelled())
+            .ok());
+  });
+  EXPECT_TRUE(
+      controller_
+          ->ReportEvaluation(EvaluationReport("worker/a", 1, v1::SPLIT_VALIDATION),
+                             NeverCancelled())
+          .ok());
+  other.join();
+  const auto committed =
+      controller_->AwaitCheckpoint(Await("worker/a", 1), NeverCancelled());
+  ASSERT_TRUE(committed.ok()) << committed.status();
+  EXPECT_DOUBLE_EQ(ReadManifest(committed->folder())->validation_perplexity(),
+                   std::exp(2.0));
+  EXPECT_FALSE(controller_->GetClusterStatus().has_cut());
+  const auto after = controller_->ReportStep(StepReport("worker/a", 2));
+  ASSERT_TRUE(after.ok()) << after.status();
+  EXPECT_FALSE(after->cut_under_way());
+}
+
+// There is none of a cut that not all workers wanted.
+TEST_F(CheckpointTest, AFileIsProofOfACut) {
+  StartJob();
+  const auto reports = WriteShards(2);
+  ASSERT_TRUE(controller_->ReportShardFile(reports[0]).ok());
+  const v1::CutStatus cut = controller_->GetClusterStatus().cut();
+  EXPECT_EQ(cut.step(), 2);
+  EXPECT_THAT(cut.waiting_for(), HasSubstr("to write dense/1"));
+  for (const auto& report : reports)
+    ASSERT_TRUE(controller_->ReportShardFile(report).ok());
+  EXPECT_TRUE(controller_->AwaitCheckpoint(Await("worker/a", 2), NeverCancelled()).ok());
+  // What comes again changes nothing.
+  EXPECT_FALSE(ReportCut("worker/a", 2).cut_under_way());
+  EXPECT_THAT(StepsOnDisk(), testing::ElementsAre(2));
+}
+
 TEST_F(CheckpointTest, OverdueCheckpointNamesWhatIsMissing) {
   options_.report_timeout = absl::Seconds(2);
   StartJob();
+  BeginCut(2);
+  const auto pass = [&](int seconds) {
+    for (int i = 0; i < 4 * seconds; ++i) {
+      Advance(absl::Milliseconds(250));
+      BeatAll();
+    }
+  };
+  pass(1);
   for (const auto& report : WriteShards(2)) {
     if (report.file().shard() != "dense/1") {
       ASSERT_TRUE(controller_->ReportShardFile(report).ok());
     }
   }
-  (void)controller_->AwaitCheckpoint(Await("worker/a", 2), [] { return true; });
-  Advance(absl::Seconds(3));
+  pass(1);
+  // Training goes on, which is no sign of the checkpoint.
+  ASSERT_TRUE(controller_->ReportStep(StepReport("worker/a", 2)).ok());
+  EXPECT_EQ(State().phase(), v1::PHASE_RUNNING);
+  Advance(absl::Seconds(2));
   EXPECT_THAT(State().failure(),
-              AllOf(HasSubstr("the checkpoint of step 2 has waited 2.0 s for"),
-                    HasSubstr("to write dense/1"), HasSubstr("worker/b"),
-                    Not(HasSubstr("dense/0")), Not(HasSubstr("worker/a"))));
+              AllOf(HasSubstr("the checkpoint of step 2 has waited 2.0 s for server/"),
+                    HasSubstr("to write dense/1"), Not(HasSubstr("worker/")),
+                    Not(HasSubstr("dense/0"))));
 }
 
 TEST_F(CheckpointTest, FinishesAndGoesOn) {
+  validation_tokens_ = 100;
   StartJob();
   ASSERT_TRUE(Cut(4, 30).ok());
   ASSERT_TRUE(controller_->FinishWork(Finish("worker/a")).ok());

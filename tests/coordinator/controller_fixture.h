@@ -75,7 +75,7 @@ class ControllerFixture : public ::testing::Test {
     return printed;
   }
 
-  static v1::RegisterRequest Registration(const std::string& id) {
+  v1::RegisterRequest Registration(const std::string& id) {
     v1::RegisterRequest request;
     const bool server = id.starts_with("server/");
     request.set_kind(server ? v1::MEMBER_KIND_SERVER : v1::MEMBER_KIND_WORKER);
@@ -91,6 +91,7 @@ class ControllerFixture : public ::testing::Test {
       request.mutable_data()->set_sha256("da7a");
       request.mutable_data()->set_vocabulary(20);
       request.mutable_data()->set_train_tokens(300);
+      request.mutable_data()->set_validation_tokens(validation_tokens_);
     }
     return request;
   }
@@ -202,6 +203,17 @@ class ControllerFixture : public ::testing::Test {
     report.mutable_balance(0)->set_cv_load(0.5);
     return report;
   }
+  // Both workers have closed a step with a cut, after which so many are taken.
+  void BeginCut(uint64_t steps) {
+    for (const char* worker : {"worker/a", "worker/b"}) ReportCut(worker, steps);
+  }
+  v1::ReportStepResponse ReportCut(const std::string& worker, uint64_t steps) {
+    v1::ReportStepRequest report = StepReport(worker, steps - 1);
+    report.set_last_cut(steps);
+    const auto response = controller_->ReportStep(report);
+    EXPECT_TRUE(response.ok()) << response.status();
+    return response.ok() ? *response : v1::ReportStepResponse();
+  }
   v1::ReportEvaluationRequest EvaluationReport(const std::string& worker, uint64_t step,
                                                v1::Split split) {
     auto report = WithLosses<v1::ReportEvaluationRequest>(worker, step);
@@ -263,6 +275,8 @@ class ControllerFixture : public ::testing::Test {
   std::vector<std::string> lines_;
   MemoryStore store_;
   RunOptions options_;
+  // Of the text of all workers.
+  int64_t validation_tokens_ = 0;
   // By member.
   std::map<std::string, uint64_t> incarnations_;
   std::map<std::string, uint64_t> nonces_;

@@ -80,7 +80,7 @@ TEST_F(JobLifecycleTest, RefusesAJobThatMemoryDoesNotHold) {
   ASSERT_TRUE(Join(small).ok());
   EXPECT_EQ(State().phase(), v1::PHASE_FAILED);
   EXPECT_FALSE(State().has_job());
-  EXPECT_THAT(State().failure(), HasSubstr("the job small needs 28.0 MiB ("));
+  EXPECT_THAT(State().failure(), HasSubstr("the job small needs 29.0 MiB ("));
   EXPECT_THAT(State().failure(),
               HasSubstr("on server/b (host pid 123), which has 1.0 MiB: "));
 }

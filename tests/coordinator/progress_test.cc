@@ -45,13 +45,14 @@ TEST_F(ProgressTest, PrintsFirstAndLastAndOneASecond) {
   EXPECT_THAT(lines_[3], AllOf(HasSubstr("step 23/23"), Not(HasSubstr("ETA"))));
 }
 
-TEST_F(ProgressTest, EvaluationsAndCheckpointsDoNotCount) {
+TEST_F(ProgressTest, EvaluationsDoNotCount) {
   reporter_.Begin(0, 10000, now_);
   Step(1, 9, absl::Seconds(1));
   now_ += absl::Seconds(5);
   reporter_.Evaluation(1, v1::SPLIT_VALIDATION, 70, {}, now_);
-  now_ += absl::Seconds(5);
-  reporter_.Checkpoint({}, now_);
+  // Training went on meanwhile.
+  reporter_.Checkpoint({}, absl::Seconds(6));
+  EXPECT_THAT(lines_.back(), HasSubstr("(6.0 s)"));
   Step(2, 9, absl::Seconds(1));
   EXPECT_DOUBLE_EQ(reporter_.progress().words_per_second(), 1000);
   EXPECT_DOUBLE_EQ(reporter_.mean_words_per_second(), 1000);

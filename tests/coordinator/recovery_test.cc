@@ -39,6 +39,7 @@ class RecoveryTest : public ControllerFixture {
     }
   }
   void TakeCheckpoint(uint64_t step) {
+    BeginCut(step);
     for (const v1::ReportShardFileRequest& report : WriteShards(step)) {
       ASSERT_TRUE(controller_->ReportShardFile(report).ok());
     }
@@ -79,6 +80,34 @@ TEST_F(RecoveryTest, ALostMemberOpensAGenerationFromTheLastCheckpoint) {
   StartAgain();
   TakeStep(1);
   EXPECT_EQ(controller_->GetClusterStatus().progress().step(), 2);
+}
+
+TEST_F(RecoveryTest, ACutThatAMemberWasLostInIsGone) {
+  StartJob();
+  TakeStep(0);
+  TakeCheckpoint(1);
+  TakeStep(1);
+  BeginCut(3);
+  auto files = WriteShards(3);
+  const v1::ReportShardFileRequest last = files.back();
+  files.pop_back();
+  for (const v1::ReportShardFileRequest& report : files) {
+    ASSERT_TRUE(controller_->ReportShardFile(report).ok());
+  }
+  TakeStep(3);
+  LeaveCluster("server/b");
+  ASSERT_TRUE(Join("server/b").ok());
+  controller_->Tick();
+  EXPECT_FALSE(std::filesystem::exists(dir_ + "/" + CutFolderName(3, 1)));
+  EXPECT_FALSE(controller_->GetClusterStatus().has_cut());
+  EXPECT_EQ(controller_->ReportShardFile(last).code(), absl::StatusCode::kAborted);
+  Hear({"server/a", "worker/a", "worker/b"});
+  EXPECT_EQ(State().start_step(), 1);
+  StartAgain();
+  TakeStep(1);
+  TakeStep(2);
+  TakeCheckpoint(3);
+  EXPECT_TRUE(std::filesystem::exists(Name(3)));
 }
 
 TEST_F(RecoveryTest, WithoutACheckpointItBeginsAnew) {

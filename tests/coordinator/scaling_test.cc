@@ -33,12 +33,16 @@ class ScalingTest : public ControllerFixture {
   // Returns the step whose close shall have a cut; none: 0.
   uint64_t Report(const std::string& worker, uint64_t step, bool cut = false) {
     v1::ReportStepRequest request = StepReport(worker, step);
-    request.set_cut(cut);
+    request.set_last_cut(cut ? step + 1 : 0);
     const auto response = controller_->ReportStep(request);
     EXPECT_TRUE(response.ok()) << response.status();
     return response.ok() && response->cut() ? response->cut_step() : 0;
   }
   void Commit(uint64_t steps) {
+    BeginCut(steps);
+    CommitBegun(steps);
+  }
+  void CommitBegun(uint64_t steps) {
     for (const v1::ReportShardFileRequest& report : WriteShards(steps)) {
       ASSERT_TRUE(controller_->ReportShardFile(report).ok());
     }
@@ -106,6 +110,19 @@ class ScalingTest : public ControllerFixture {
     EXPECT_EQ(State().handover().generation(), 1);
     EXPECT_EQ(State().handover().step(), 2);
   }
+  // Up to the report of step 1, after which workers are to stop for a third server; it had a cut.
+  void StopInACut() {
+    Scale(3, 0);
+    ASSERT_TRUE(Join("server/c").ok());
+    EXPECT_EQ(StopAfter("worker/a", 0), 0);
+    Arrive("server/c");
+    EXPECT_EQ(StopAfter("worker/b", 0), 1);
+    for (const char* worker : {"worker/a", "worker/b"}) {
+      const v1::ReportStepResponse response = ReportCut(worker, 2);
+      EXPECT_TRUE(response.cut_under_way());
+      EXPECT_EQ(response.handover_step(), 1);
+    }
+  }
   // By shard.
   std::map<std::string, std::string> Places() {
     std::map<std::string, std::string> places;
@@ -132,7 +149,7 @@ TEST_F(ScalingTest, ACutIsAskedForInTimeForEveryWorker) {
   while (Report("worker/b", 1) == 0) absl::SleepFor(absl::Milliseconds(1));
   for (const char* worker : {"worker/a", "worker/b"}) EXPECT_EQ(Report(worker, 2), 3);
   for (const char* worker : {"worker/a", "worker/b"}) {
-    EXPECT_EQ(Report(worker, 3, /*cut=*/true), 3);
+    EXPECT_EQ(Report(worker, 3, /*cut=*/true), 0);
   }
   Commit(4);
   waiting.join();
@@ -152,8 +169,31 @@ TEST_F(ScalingTest, ACutThatAWorkerDidntLearnOfIsAskedForAgain) {
   for (const uint64_t step : {0, 1, 2}) Report("worker/b", step);
   EXPECT_EQ(Report("worker/a", 2), 4);
   EXPECT_EQ(Report("worker/a", 3), 4);
-  EXPECT_EQ(Report("worker/a", 4, /*cut=*/true), 4);
+  EXPECT_EQ(Report("worker/a", 4, /*cut=*/true), 0);
   Commit(5);
+  waiting.join();
+}
+
+TEST_F(ScalingTest, ACheckpointOnDemandWaitsForTheOneUnderWay) {
+  StartJob();
+  BeginCut(1);
+  std::thread waiting([this] {
+    const auto taken = controller_->TakeCheckpoint(NeverCancelled());
+    ASSERT_TRUE(taken.ok()) << taken.status();
+    // Not the one that was under way when it was asked for.
+    EXPECT_EQ(taken->checkpoint().step(), 4);
+  });
+  absl::SleepFor(absl::Milliseconds(50));
+  controller_->Tick();
+  for (const char* worker : {"worker/a", "worker/b"}) EXPECT_EQ(Report(worker, 1), 0);
+  CommitBegun(1);
+  while (Report("worker/b", 1) == 0) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(Report("worker/a", 2), 3);
+  EXPECT_EQ(Report("worker/b", 2), 3);
+  BeginCut(4);
+  // It was for this one.
+  EXPECT_EQ(Report("worker/b", 4), 0);
+  CommitBegun(4);
   waiting.join();
 }
 
@@ -279,6 +319,76 @@ TEST_F(ScalingTest, NobodyWaitsForAWorkerThatDoesNotKnow) {
   }
   waiting.join();
   EXPECT_EQ(State().generation(), 1);
+}
+
+TEST_F(ScalingTest, AHandoverIsNotAskedForWhileACutIsUnderWay) {
+  StartJob();
+  Scale(3, 0);
+  ASSERT_TRUE(Join("server/c").ok());
+  BeginCut(1);
+  Arrive("server/c");
+  for (const char* worker : {"worker/a", "worker/b"}) EXPECT_EQ(StopAfter(worker, 1), 0);
+  CommitBegun(1);
+  EXPECT_EQ(StopAfter("worker/a", 2), 2);
+  EXPECT_EQ(StopAfter("worker/b", 2), 2);
+}
+
+TEST_F(ScalingTest, ACheckpointThatSomebodyWaitsForIsTakenBeforeTheHandover) {
+  StartJob();
+  std::thread waiting([this] {
+    const auto taken = controller_->TakeCheckpoint(NeverCancelled());
+    ASSERT_TRUE(taken.ok()) << taken.status();
+    EXPECT_EQ(taken->checkpoint().step(), 4);
+  });
+  while (Report("worker/a", 0) == 0) absl::SleepFor(absl::Milliseconds(1));
+  Scale(3, 0);
+  ASSERT_TRUE(Join("server/c").ok());
+  Arrive("server/c");
+  EXPECT_EQ(StopAfter("worker/a", 2), 0);
+  BeginCut(4);
+  CommitBegun(4);
+  waiting.join();
+  EXPECT_EQ(StopAfter("worker/a", 4), 4);
+}
+
+TEST_F(ScalingTest, WorkersThatHaveStoppedWaitForACutOfThatStep) {
+  StartJob();
+  StopInACut();
+  std::vector<absl::Status> answers;
+  std::thread stopped([&] { answers = Stop(2); });
+  // For longer than others are waited for.
+  for (int i = 0; i < 8; ++i) {
+    Advance(absl::Seconds(1));
+    for (const char* id : {"server/a", "server/b", "worker/a", "worker/b"}) {
+      ASSERT_TRUE(Beat(id).ok());
+    }
+    Arrive("server/c");
+  }
+  EXPECT_EQ(State().generation(), 1);
+  for (const v1::ReportShardFileRequest& file : WriteShards(2)) {
+    ASSERT_TRUE(controller_->ReportShardFile(file).ok());
+  }
+  stopped.join();
+  for (const absl::Status& answer : answers)
+    EXPECT_TRUE(absl::IsAborted(answer)) << answer;
+  EXPECT_TRUE(std::filesystem::exists(dir_ + "/" + StepFolderName(2)));
+  EXPECT_EQ(State().generation(), 2);
+  EXPECT_EQ(State().handover().step(), 2);
+  EXPECT_FALSE(controller_->GetClusterStatus().has_cut());
+}
+
+TEST_F(ScalingTest, WorkersThatHaveStoppedInACutGoOnIfThereIsNobodyToChangeOverTo) {
+  StartJob();
+  StopInACut();
+  std::vector<absl::Status> answers;
+  std::thread stopped([&] { answers = Stop(2); });
+  absl::SleepFor(absl::Milliseconds(50));
+  LeaveCluster("server/c");
+  controller_->Tick();
+  stopped.join();
+  for (const absl::Status& answer : answers) EXPECT_TRUE(answer.ok()) << answer;
+  EXPECT_EQ(State().generation(), 1);
+  EXPECT_TRUE(controller_->GetClusterStatus().has_cut());
 }
 
 TEST_F(ScalingTest, GrowsByItselfIfItIsToldTo) {

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import socket
+import tempfile
 import time
 
 from tests.faults import cluster as c
@@ -246,7 +247,10 @@ class StandbyTest(EtcdCase):
         manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.addCleanup(manager.close)
         manager.settimeout(c.FAULT)
-        path = os.path.join(self.root, "manager")
+        # Such a path has at most 107 characters.
+        folder = tempfile.TemporaryDirectory(dir="/tmp")
+        self.addCleanup(folder.cleanup)
+        path = os.path.join(folder.name, "manager")
         manager.bind(path)
         cluster = self.start_two(flags=["--supervised"], standby={"env": {"NOTIFY_SOCKET": path}})
         said = ""

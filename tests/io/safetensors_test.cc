@@ -61,9 +61,13 @@ TEST(SafetensorsTest, AWriterSeesWhatItWrites) {
   std::string written;
   SafetensorsWatch watch;
   watch.soon = [&](size_t entry) { soon.push_back(entry); };
-  watch.now = [&](size_t entry) {
+  watch.contents = [&](size_t entry, FileSink& sink) {
     now.push_back(entry);
     EXPECT_EQ(soon.size(), std::min<size_t>(now.size() + SafetensorsWatch::kAhead, 20));
+    const std::string_view bytes(static_cast<const char*>(entries[entry].data),
+                                 entries[entry].bytes);
+    EXPECT_TRUE(sink.Append(bytes.substr(0, 1)).ok());
+    return sink.Append(bytes.substr(1));
   };
   watch.written = [&](std::string_view bytes) { written += bytes; };
   const std::string path = TestPath("watched.safetensors");
@@ -72,6 +76,15 @@ TEST(SafetensorsTest, AWriterSeesWhatItWrites) {
   for (size_t i = 1; i < 20; i += 2) expected.push_back(i);
   EXPECT_EQ(soon, expected);
   EXPECT_EQ(now, expected);
+  EXPECT_EQ(written, *ReadFile(path));
+  // As if the data were written in one piece.
+  const std::string at_once = TestPath("at_once.safetensors");
+  ASSERT_TRUE(WriteSafetensors(at_once, entries, {{"a", "b"}}).ok());
+  EXPECT_EQ(written, *ReadFile(at_once));
+  watch.written = nullptr;
+  watch.contents = [](size_t, FileSink&) { return absl::CancelledError("no more"); };
+  const absl::Status ended = WriteSafetensors(path, entries, {}, watch);
+  EXPECT_EQ(ended.message(), "no more");
   EXPECT_EQ(written, *ReadFile(path));
 }
 

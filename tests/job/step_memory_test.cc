@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/job/copy_memory.h"
 #include "common/job/placement.h"
 #include "common/job/table_traffic.h"
 #include "tests/job/job_of.h"
@@ -98,8 +99,8 @@ TEST(StepMemoryTest, OneServerByHand) {
   // Messages: replies of both passes, which are kept; dense gradients of two workers, states.
   ExpectStep(need, {2 * x + 2 * hidden + 4 * 5 * 24, 4 * (2 * 20 * 4 + 24)},
              {2 * 2 * x + 2 * hidden + kLargestDense, 3 * 2 * kDense + 2 * kState});
-  EXPECT_EQ(need.total(),
-            need.program + need.parameters + need.activations + need.messages);
+  EXPECT_EQ(need.total(), need.program + need.parameters + need.activations +
+                              need.messages + need.copies);
 }
 
 TEST(StepMemoryTest, OneWorkerByHand) {
@@ -167,38 +168,54 @@ TEST(StepMemoryTest, AdamHasTwoMoments) {
   FillDefaults(&job);
   const MemoryNeed need = Planned(job).OneServer();
   EXPECT_EQ(need.optimizer, 2 * (kDense + kExperts));
-  // A dense shard's file is larger for it, but fits where its gradients were.
   EXPECT_EQ(need.messages, Small().OneServer().messages);
 }
 
-// Experts' parameters and moments are more than all that a wave or the end of a step needs.
-TEST(StepMemoryTest, ACheckpointsLargestFileIsBesideWhatIsKept) {
-  v1::Job job = JobOf(
-      "d_model: 4 vocabulary: 10 layers { moe { experts: 64 k: 1 hidden: 8 groups: 2 "
-      "gating: GATING_NOISY_TOP_K } }",
-      "replicas: 2");
+TEST(StepMemoryTest, CopiesForACheckpoint) {
+  v1::Job job = JobOf(kModel, "replicas: 2");
   job.mutable_optimizer()->mutable_adam();
   FillDefaults(&job);
-  // 12 rows, pairs and rows to go back.
-  const int64_t kept = 2 * (4 * 12 * 4) + 2 * (4 * 12 * 8) + 4 * 5 * 12;
-  const int64_t replies = 4 * (2 * 12 * 4 + 12);
-  const int64_t file = 3 * 4 * (32 * 2 * 4 * 8);
-  ExpectStep(Planned(job).ExpertServer(), {kept, replies + file}, {});
+  // All that steps can change; a piece of a file, and the states before.
+  const int64_t rest = kCutChunk + 2 * kState;
+  EXPECT_EQ(Planned(job).OneServer().copies, 3 * (kDense + kExperts) + rest);
+  const auto copies = [](const v1::Job& job, const ServerLimits& limits,
+                         bool training = true) {
+    const ModelPlan plan = MakeModelPlan(job);
+    return StepMemory(job, plan, training)
+        .OfServer(plan.shards, std::vector<std::vector<uint32_t>>{{0}, {1}}, limits)
+        .copies;
+  };
+  EXPECT_EQ(copies(job, {.copy_bytes = 100}), 100 + rest);
+  EXPECT_EQ(copies(job, {.copy_bytes = int64_t{1} << 40}),
+            3 * (kDense + kExperts) + rest);
+  EXPECT_EQ(copies(job, {}, /*training=*/false), 0);
+  EXPECT_EQ(Planned(job).OneWorker().copies, 0);
+
+  v1::Job large = JobOf(
+      "d_model: 512 vocabulary: 10 layers { moe { experts: 64 k: 1 hidden: 1024 groups: "
+      "2 "
+      "gating: GATING_NOISY_TOP_K } }",
+      "replicas: 2");
+  large.mutable_optimizer()->mutable_adam();
+  FillDefaults(&large);
+  const ModelPlan plan = MakeModelPlan(large);
+  int64_t floats = 0;
+  for (const TensorSpec& tensor : plan.tensors) floats += tensor.size();
+  EXPECT_EQ(copies(large, {}), 3 * 4 * floats / 4 + kCutChunk + CarriedStateBytes(large));
+  // Of experts on disk copies are in memory, too.
+  EXPECT_EQ(copies(large, {.tier = true}),
+            (int64_t{64} << 20) + kCutChunk + CarriedStateBytes(large));
 }
 
-// A table's arrays have more rows than messages, and find no hole.
-TEST(StepMemoryTest, ATablesFileComesOnTop) {
-  const auto messages = [](bool adam) {
-    v1::Job job = JobOf(
-        "d_model: 4 vocabulary: 100 tables { shards: 2 candidates: 6 } "
-        "layers { lstm { hidden: 4 } }",
-        "replicas: 2");
-    if (adam) job.mutable_optimizer()->mutable_adam();
-    FillDefaults(&job);
-    return Planned(job).OneServer().messages;
-  };
-  // Two moments of 50 words of the softmax with its bias.
-  EXPECT_EQ(messages(true) - messages(false), 2 * 4 * 50 * 5);
+// Rows have counts that are copied, too.
+TEST(StepMemoryTest, CopiesOfTables) {
+  v1::Job job = JobOf(
+      "d_model: 4 vocabulary: 100 tables { shards: 2 candidates: 6 } "
+      "layers { lstm { hidden: 4 } }",
+      "replicas: 2");
+  const int64_t tables = 100 * (4 * (4 + 5) + 2 * 8);
+  const int64_t lstm = 4 * (64 + 64 + 16);
+  EXPECT_EQ(Planned(job).OneServer().copies, tables + lstm + kCutChunk + 2 * kState);
 }
 
 TEST(StepMemoryTest, ServersNeedWhatTheyHost) {
@@ -424,8 +441,7 @@ TEST(StepMemoryTest, TablesCostTheRowsThatAStepTouches) {
   // A count of eight bytes for each of the tables' rows.
   EXPECT_EQ(server.optimizer, 8 * 200);
   // The sums over both replicas, and one shard's off the backend and on it; beside them the
-  // larger dense shard. Messages: each worker's gradients; on top the file of a half of the softmax,
-  // with the rows' counts.
+  // larger dense shard. Messages: each worker's gradients.
   int64_t sums = 0;
   int64_t largest = 0;
   int64_t largest_of_replica = 0;
@@ -436,7 +452,7 @@ TEST(StepMemoryTest, TablesCostTheRowsThatAStepTouches) {
     largest_of_replica = std::max(largest_of_replica, traffic.Bytes({&shard, 1}, 1));
   }
   const int64_t by_replica = traffic.Bytes(tables.plan.shards, 1);
-  ExpectStep(server, {.messages = 50 * (4 * 5 + 8)},
+  ExpectStep(server, {},
              {sums + 2 * largest + kLargestOfLstm,
               3 * 2 * kLstm + 2 * 2 * by_replica + 2 * kState});
 
@@ -473,8 +489,7 @@ TEST(StepMemoryTest, FrequentWordsCostMore) {
             .messages;
     // Four nodes of one replica.
     const int64_t pushed = 4 * traffic.Bytes({&shards[shard], 1}, 1);
-    // The file: a quarter of the words, and their counts.
-    EXPECT_NEAR(messages, Heap(2 * pushed) + 2500 * (4 * 5 + 8), 2);
+    EXPECT_NEAR(messages, Heap(2 * pushed), 2);
     EXPECT_GT(messages, before);
     before = messages;
   }
@@ -492,13 +507,11 @@ TEST(StepMemoryTest, CandidatesCountForEachNodeThatAWorkerPushes) {
     return tables.memory.OfServer(shards, owned, {.threads = 1});
   };
   const int64_t candidates = 4 * 4000 * 6;
-  // Rows and counts of the only shard of each table; the softmax's has a column more.
-  const int64_t file = 10000 * (4 * 5 + 8);
-  EXPECT_NEAR(need({{0, 1}, {2, 3}}).messages, Heap(2 * 2 * candidates) + file,
+  EXPECT_NEAR(need({{0, 1}, {2, 3}}).messages, Heap(2 * 2 * candidates),
               0.05 * candidates);
-  EXPECT_NEAR(need({{0, 1, 2}, {3}}).messages, Heap(2 * 3 * candidates) + file,
+  EXPECT_NEAR(need({{0, 1, 2}, {3}}).messages, Heap(2 * 3 * candidates),
               0.05 * candidates);
-  EXPECT_NEAR(need({{0, 3}, {1, 2}}).messages, Heap(2 * 4 * candidates) + file,
+  EXPECT_NEAR(need({{0, 3}, {1, 2}}).messages, Heap(2 * 4 * candidates),
               0.05 * candidates);
   // On the worker as well: each replica off the backend, again where its only shard is joined, and
   // the nodes as messages.

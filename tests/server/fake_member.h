@@ -55,6 +55,11 @@ class FakeCluster {
     absl::MutexLock lock(&mutex_);
     return files_;
   }
+  void AwaitFiles(size_t count) {
+    absl::MutexLock lock(&mutex_);
+    const auto there = [&] { return files_.size() >= count; };
+    mutex_.Await(absl::Condition(&there));
+  }
   v1::RegisterRequest registration() {
     absl::MutexLock lock(&mutex_);
     return registration_;

@@ -64,7 +64,7 @@ TEST_F(HierarchicalHostTest, TheGateIsPartOfItsShard) {
                            "layer1.moe.group1.wg", "layer1.moe.group1.wnoise"}) {
     EXPECT_NE(at_cut.at(gate), before.at(gate)) << gate;
   }
-  EXPECT_EQ(written_["1 layer1/group1"].tensors(0).name(), "layer1.moe.group1.wg");
+  EXPECT_EQ(Written(1)["layer1/group1"].tensors(0).name(), "layer1.moe.group1.wg");
   Step(1);
   const Digests undisturbed = DigestsOf();
   state.set_restore_from(folder + "/step-00000001.generation-1");

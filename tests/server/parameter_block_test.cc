@@ -13,6 +13,7 @@
 
 #include "common/random/random.h"
 #include "tests/server/made_step.h"
+#include "tests/server/write_now.h"
 
 namespace moe {
 namespace {
@@ -84,11 +85,11 @@ class ParameterBlockTest : public ::testing::Test {
   }
 
   // To the folder `name`; returns the file.
-  std::unique_ptr<SafetensorsFile> Write(const ParameterBlock& block,
-                                         const std::string& name) {
+  std::unique_ptr<SafetensorsFile> Write(ParameterBlock& block, const std::string& name) {
     const std::string folder = ::testing::TempDir() + "/parameter_block_" + name;
     std::filesystem::create_directories(folder);
-    const auto written = block.Write({.folder = folder, .job = "made", .step = 2});
+    const auto written =
+        testing::WriteNow(block, {.folder = folder, .job = "made", .step = 2});
     EXPECT_TRUE(written.ok()) << written.status();
     auto file = SafetensorsFile::Open(folder + "/" + written->file());
     EXPECT_TRUE(file.ok()) << file.status();

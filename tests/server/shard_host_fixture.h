@@ -13,7 +13,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "common/base/moments.h"
 #include "common/checkpoint/manifest.h"
@@ -37,11 +39,16 @@ class ShardHostTest : public ::testing::Test {
   void Load(const v1::ClusterState& state, int threads,
             absl::Duration timeout = absl::Seconds(60)) {
     host_ = nullptr;
+    {
+      absl::MutexLock lock(&mutex_);
+      written_.clear();
+      waited_for_.clear();
+    }
     home_ = nullptr;
     std::string error;
     backend_ = MakeCpuBackend(threads, &error);
     ASSERT_NE(backend_, nullptr) << error;
-    home_ = *ShardHome::Create(*backend_, {});
+    home_ = *ShardHome::Create(*backend_, limits_);
     ShardStock none;
     LoadWith(state, none, timeout);
   }
@@ -57,10 +64,18 @@ class ShardHostTest : public ::testing::Test {
     options.rendezvous_timeout = timeout;
     options.incarnation = 9;
     options.trace = trace_;
-    options.events.shard_written = [this](uint64_t step, const v1::ShardFile& file) {
-      written_[absl::StrCat(step, " ", file.shard())] = file;
-      if (const auto call = std::exchange(on_written_, nullptr)) call();
+    options.events.shard_written = [this, on_written = on_written_](
+                                       uint64_t step, const v1::ShardFile& file) {
+      {
+        absl::MutexLock lock(&mutex_);
+        written_[absl::StrCat(step, " ", file.shard())] = file;
+      }
+      if (on_written) on_written();
       return absl::OkStatus();
+    };
+    options.events.waiting = [this](const std::string& for_what) {
+      absl::MutexLock lock(&mutex_);
+      waited_for_.push_back(for_what);
     };
     options.events.failed = [this](const absl::Status& cause) {
       failure_ = cause;
@@ -149,14 +164,51 @@ class ShardHostTest : public ::testing::Test {
     }
   }
 
+  // Takes step 0 with a cut, of which the first file is written; the others when disk_ is notified.
+  v1::ClusterState BeginSlowCut(const std::string& folder, int64_t copy_bytes) {
+    v1::ClusterState state = MadeState(job_);
+    state.set_checkpoint_dir(TempFolder(folder));
+    limits_.copy_bytes = copy_bytes;
+    auto written = std::make_shared<absl::Notification>();
+    on_written_ = [this, written] {
+      if (!written->HasBeenNotified()) written->Notify();
+      disk_.WaitForNotification();
+    };
+    Load(state, 1);
+    Step(0, /*reversed=*/false, /*cut=*/true);
+    written->WaitForNotification();
+    return state;
+  }
+  // Waits until a step waits for that.
+  void AwaitTheDisk() {
+    const auto waits = [&] {
+      return !waited_for_.empty() && !waited_for_.back().empty();
+    };
+    absl::MutexLock lock(&mutex_);
+    EXPECT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&waits), absl::Seconds(30)));
+  }
+  // The files of a cut that was begun, by shard, once they are all there.
+  std::map<std::string, v1::ShardFile> Written(uint64_t step) {
+    std::map<std::string, v1::ShardFile> files;
+    const std::string prefix = absl::StrCat(step, " ");
+    const auto all = [&] {
+      files.clear();
+      for (const auto& [key, file] : written_) {
+        if (key.starts_with(prefix)) files[file.shard()] = file;
+      }
+      return files.size() == plan_.shards.size();
+    };
+    absl::MutexLock lock(&mutex_);
+    mutex_.AwaitWithTimeout(absl::Condition(&all), absl::Seconds(30));
+    EXPECT_EQ(files.size(), plan_.shards.size());
+    return files;
+  }
   // Gives a cut the manifest with which it can be restored.
   void WriteManifestOf(uint64_t step, const std::string& folder) {
     v1::Manifest manifest;
     manifest.set_format_version(kManifestVersion);
     manifest.set_step(step);
-    for (const auto& [name, file] : written_) {
-      if (name.starts_with(absl::StrCat(step, " "))) *manifest.add_shards() = file;
-    }
+    for (const auto& [shard, file] : Written(step)) *manifest.add_shards() = file;
     ASSERT_TRUE(WriteManifest(folder, manifest).ok());
   }
 
@@ -222,9 +274,15 @@ class ShardHostTest : public ::testing::Test {
   const bool hierarchical_;
   // Of the hierarchical layer in the step in progress.
   BalanceMoments moments_;
-  std::map<std::string, v1::ShardFile> written_;
-  // Once, on the engine's thread before the step shows.
+  ShardHome::Limits limits_;
+  absl::Mutex mutex_;
+  // By step and shard.
+  std::map<std::string, v1::ShardFile> written_ ABSL_GUARDED_BY(mutex_);
+  // What a step waited for, and "" when it didn't any more.
+  std::vector<std::string> waited_for_ ABSL_GUARDED_BY(mutex_);
+  // Of the next Load: on the thread that writes, after each file.
   std::function<void()> on_written_;
+  absl::Notification disk_;
   absl::Status failure_;
   absl::Notification failed_;
   // Of hosts that are loaded from here on.

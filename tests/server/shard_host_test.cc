@@ -12,10 +12,12 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/io/file.h"
 #include "common/job/describe.h"
 #include "common/job/model_plan.h"
@@ -91,19 +93,19 @@ TEST_F(ShardHostTest, PullsWaitForTheirVersion) {
 }
 
 TEST_F(ShardHostTest, APullThatAStepOvertakesIsRefused) {
-  v1::ClusterState state = testing::MadeState(testing::MadeJob());
-  state.set_checkpoint_dir(TempFolder("overtaken"));
-  Load(state, 1);
+  BeginSlowCut("overtaken", /*copy_bytes=*/1);
+  Frames(1);
+  SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, 1, replicas); });
+  AwaitTheDisk();
+  // The step is being applied.
   const auto late = std::make_shared<RecordingSink>();
-  on_written_ = [&] {
-    EXPECT_TRUE(host_->Handle("worker/w0", testing::PullOf({"dense/0"}, 0), late).ok());
-  };
-  Step(0, /*reversed=*/false, /*cut=*/true);
+  EXPECT_TRUE(host_->Handle("worker/w0", testing::PullOf({"dense/0"}, 1), late).ok());
+  disk_.Notify();
   const v1::ExchangeResponse response = late->Next();
   EXPECT_EQ(response.failure().code(), static_cast<int>(kPrecondition));
   EXPECT_THAT(response.failure().message(),
-              HasSubstr("version 0 is not to be had: the shards of server/s0 have "
-                        "version 1"));
+              HasSubstr("version 1 is not to be had: the shards of server/s0 have "
+                        "version 2"));
 }
 
 TEST_F(ShardHostTest, WhatComesAgainIsAnsweredAgainAndCountsOnce) {
@@ -250,8 +252,7 @@ TEST_F(ShardHostTest, CutRestoresToTheSameBits) {
   Step(0);
   Step(1, /*reversed=*/false, /*cut=*/true);
   const Digests at_cut = DigestsOf();
-  ASSERT_EQ(written_.size(), plan_.shards.size());
-  const v1::ShardFile& file = written_["2 layer1/group0"];
+  const v1::ShardFile file = Written(2)["layer1/group0"];
   EXPECT_EQ(file.file(), "layer1-group0.safetensors");
   EXPECT_EQ(file.sha256().size(), 64u);
   ASSERT_EQ(file.tensors_size(), 6);
@@ -355,8 +356,104 @@ TEST_F(ShardHostTest, ThereIsNoCutUnlessAllWorkersWantIt) {
       EXPECT_EQ(response.version(), step + 1);
       EXPECT_EQ(response.cut(), all) << worker;
     }
-    EXPECT_EQ(written_.size(), all ? plan_.shards.size() : 0);
+    if (all) {
+      Written(step + 1);
+    } else {
+      EXPECT_EQ(host_->Status().writing(), "");
+    }
   }
+}
+
+TEST_F(ShardHostTest, StepsGoOnWhileACutIsWritten) {
+  v1::ClusterState state = testing::MadeState(testing::MadeJob());
+  state.set_checkpoint_dir(TempFolder("at_rest"));
+  Load(state, 1);
+  Step(0, /*reversed=*/false, /*cut=*/true);
+  const Digests at_cut = DigestsOf();
+  const std::map<std::string, v1::ShardFile> at_rest = Written(1);
+
+  state = BeginSlowCut("slow", /*copy_bytes=*/0);
+  for (uint64_t step : {1, 2, 3}) Step(step);
+  const Digests undisturbed = DigestsOf();
+  EXPECT_NE(undisturbed, at_cut);
+  v1::GetServerStatusResponse status = host_->Status();
+  EXPECT_EQ(status.writing(), "the checkpoint of step 1 (dense/1)");
+  EXPECT_EQ(status.waiting_for(), "");
+  EXPECT_GT(status.copied_bytes(), 0u);
+  // Of all that steps may change there is room for a copy.
+  EXPECT_LE(status.copied_bytes(), status.copy_limit_bytes());
+  disk_.Notify();
+  const std::map<std::string, v1::ShardFile> files = Written(1);
+  for (const auto& [shard, file] : files) {
+    EXPECT_EQ(file.DebugString(), at_rest.at(shard).DebugString()) << shard;
+  }
+  status = host_->Status();
+  EXPECT_EQ(status.copied_bytes(), 0u);
+
+  state.set_restore_from(state.checkpoint_dir() + "/step-00000001.generation-1");
+  WriteManifestOf(1, state.restore_from());
+  state.set_start_step(1);
+  Load(state, 2);
+  EXPECT_EQ(DigestsOf(), at_cut);
+  for (uint64_t step : {1, 2, 3}) Step(step);
+  EXPECT_EQ(DigestsOf(), undisturbed);
+}
+
+TEST_F(ShardHostTest, AStepForWhoseCopiesThereIsNoRoomWaitsForTheDisk) {
+  const v1::ClusterState state = BeginSlowCut("full", /*copy_bytes=*/100);
+  Frames(1);
+  SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, 1, replicas); });
+  AwaitTheDisk();
+  const v1::GetServerStatusResponse status = host_->Status();
+  EXPECT_THAT(status.waiting_for(),
+              AllOf(HasSubstr("the disk to take the checkpoint of step 1 (dense/1)"),
+                    HasSubstr("--copy_gib")));
+  EXPECT_EQ(status.copy_limit_bytes(), 100u);
+  EXPECT_LE(status.copied_bytes(), 100u);
+  EXPECT_EQ(sinks_["worker/w0"]->waiting(), 0u);
+  disk_.Notify();
+  for (const auto& [worker, replicas] : Workers()) {
+    EXPECT_EQ(Next(worker).close().version(), 2u);
+  }
+  Written(1);
+  EXPECT_EQ(host_->Status().waiting_for(), "");
+  absl::MutexLock lock(&mutex_);
+  EXPECT_EQ(waited_for_.back(), "");
+}
+
+TEST_F(ShardHostTest, ASecondCutWaitsForTheFirst) {
+  BeginSlowCut("second", /*copy_bytes=*/0);
+  Frames(1);
+  SendAll([&](const auto& replicas) {
+    return testing::CloseOf(plan_, 1, replicas, /*cut=*/true);
+  });
+  AwaitTheDisk();
+  EXPECT_EQ(sinks_["worker/w0"]->waiting(), 0u);
+  disk_.Notify();
+  for (const auto& [worker, replicas] : Workers()) {
+    EXPECT_EQ(Next(worker).close().version(), 2u);
+  }
+  const Digests at_cut = DigestsOf();
+  Written(1);
+  const v1::ShardFile file = Written(2)["layer1/group0"];
+  EXPECT_EQ(file.tensors(0).sha256(), at_cut.at("layer1.moe.expert0.w1"));
+}
+
+TEST_F(ShardHostTest, AStepThatWaitsForTheDiskEndsWithItsGeneration) {
+  BeginSlowCut("given_up", /*copy_bytes=*/1);
+  Frames(1);
+  SendAll([&](const auto& replicas) { return testing::CloseOf(plan_, 1, replicas); });
+  AwaitTheDisk();
+  std::thread disk([&] {
+    absl::SleepFor(absl::Milliseconds(50));
+    disk_.Notify();
+  });
+  host_ = nullptr;
+  disk.join();
+  absl::MutexLock lock(&mutex_);
+  // The file that was under way, and no other.
+  EXPECT_EQ(written_.size(), 1u);
+  EXPECT_FALSE(failed_.HasBeenNotified());
 }
 
 TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
@@ -365,6 +462,7 @@ TEST_F(ShardHostTest, RefusesFilesThatDoNotFit) {
   state.set_checkpoint_dir(folder);
   Load(state, 1);
   Step(0, /*reversed=*/false, /*cut=*/true);
+  Written(1);
   const auto load = [&](const v1::ClusterState& other) {
     ShardHost::Options options;
     options.server = "server/s0";
@@ -415,8 +513,7 @@ TEST_F(ShardHostTest, FailsTheJobWhenACutCannotBeWritten) {
   failed_.WaitForNotification();
   EXPECT_THAT(failure_.message(),
               AllOf(HasSubstr("dense-0.safetensors"), HasSubstr("regular file")));
-  EXPECT_EQ(sinks_["worker/w0"]->waiting(), 0u);
-  EXPECT_EQ(host_->Status().shards(0).version(), 0u);
+  EXPECT_FALSE(Send("worker/w0", testing::ForwardOf(1, 0, {0, 1})).ok());
 }
 
 TEST_F(ShardHostTest, SaysWhomItWaitsForAndGivesUp) {

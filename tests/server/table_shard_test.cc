@@ -13,6 +13,7 @@
 #include "common/tensor/bytes.h"
 #include "server/shard_file.h"
 #include "tests/server/made_step.h"
+#include "tests/server/write_now.h"
 
 namespace moe {
 namespace {
@@ -241,7 +242,7 @@ TEST_F(TableShardTest, IsRestoredWithItsCounts) {
   cut.job = "made";
   cut.step = 2;
   std::filesystem::create_directories(cut.folder);
-  const auto written = shard->Write(cut);
+  const auto written = testing::WriteNow(*shard, cut);
   ASSERT_TRUE(written.ok()) << written.status();
   ASSERT_EQ(written->tensors_size(), 1);
   EXPECT_EQ(written->tensors(0).sha256(), shard->Digests()[0].sha256());

@@ -85,17 +85,28 @@ absl::Status Trainer::Train(uint64_t start) {
     const bool wanted = taken == total_steps_ ||
                         (cut_every > 0 && taken % cut_every == 0) ||
                         requested_cut_ == step;
+    // One at a time: what servers copy for it, and what is lost with a member, stay bounded.
+    if (wanted) RETURN_IF_ERROR(AwaitCut());
     ASSIGN_OR_RETURN(const bool cut, Step(step, wanted));
     const bool evaluate = cut || (evaluate_every > 0 && taken % evaluate_every == 0);
     if (evaluate && Has(v1::SPLIT_VALIDATION)) {
       RETURN_IF_ERROR(Evaluate(v1::SPLIT_VALIDATION, taken));
     }
-    if (cut) RETURN_IF_ERROR(member_.AwaitCheckpoint(taken).status());
     if (requested_handover_ == step && taken < total_steps_) {
       RETURN_IF_ERROR(member_.AwaitHandover(taken));
     }
   }
-  return Has(v1::SPLIT_TEST) ? Evaluate(v1::SPLIT_TEST, total_steps_) : absl::OkStatus();
+  if (Has(v1::SPLIT_TEST)) RETURN_IF_ERROR(Evaluate(v1::SPLIT_TEST, total_steps_));
+  // The job ends with its last checkpoint.
+  return AwaitCut();
+}
+
+absl::Status Trainer::AwaitCut() {
+  if (!last_cut_.has_value()) return absl::OkStatus();
+  RETURN_IF_ERROR(member_.AwaitCheckpoint(*last_cut_).status());
+  last_cut_.reset();
+  cut_under_way_ = false;
+  return absl::OkStatus();
 }
 
 bool Trainer::Has(v1::Split split) const {
@@ -142,6 +153,10 @@ absl::StatusOr<bool> Trainer::Step(uint64_t step, bool cut) {
   ActivityScope scope(clock_, Activity::kMoving);
   ASSIGN_OR_RETURN(StepClosed closed, cluster_.parameters().Close(MakeClose(step, cut)));
   member_.SetTimes(clock_.Times());
+  if (closed.cut) {
+    last_cut_ = step + 1;
+    cut_under_way_ = true;
+  }
   ASSIGN_OR_RETURN(const std::optional<v1::ReportStepResponse> reported,
                    member_.ReportStep(Report(step, pass, closed)));
   if (reported.has_value()) {
@@ -149,6 +164,7 @@ absl::StatusOr<bool> Trainer::Step(uint64_t step, bool cut) {
     if (reported->cut()) requested_cut_ = reported->cut_step();
     requested_handover_.reset();
     if (reported->handover()) requested_handover_ = reported->handover_step();
+    cut_under_way_ = reported->cut_under_way();
   }
   return closed.cut;
 }
@@ -170,6 +186,7 @@ StepClose Trainer::MakeClose(uint64_t step, bool cut) {
   close.step = step;
   close.learning_rate = RateOf(step);
   close.cut = cut;
+  close.cut_under_way = cut_under_way_;
   for (size_t i = 0; i < runner_.owned().size(); ++i) {
     const uint32_t replica = runner_.owned()[i];
     auto& gradients = close.gradients[replica];
@@ -197,7 +214,7 @@ v1::ReportStepRequest Trainer::Report(uint64_t step, const PassResult& pass,
   report.set_total_steps(total_steps_);
   report.set_learning_rate(RateOf(step));
   report.set_gradient_norm(closed.gradient_norm);
-  report.set_cut(closed.cut);
+  report.set_last_cut(last_cut_.value_or(0));
   for (const v1::ReplicaLoss& loss : pass.losses) *report.add_losses() = loss;
   for (size_t m = 0; m < pass.balance.size(); ++m) {
     v1::LayerBalance* balance = report.add_balance();

@@ -52,6 +52,8 @@ class Trainer {
   absl::Status Pull(uint64_t version);
   // cut: whether this worker wants one. Returns whether it was taken.
   absl::StatusOr<bool> Step(uint64_t step, bool cut);
+  // Waits until the last cut, if there was one, is committed.
+  absl::Status AwaitCut();
   // Fills micro_batches_ from one batch of the text.
   template <typename Batches>
   void Fill(const Batches& batches, int64_t batch);
@@ -78,6 +80,10 @@ class Trainer {
   std::optional<uint64_t> requested_cut_;
   // After which it may change over to other members.
   std::optional<uint64_t> requested_handover_;
+  // Steps taken at the last cut, unless it is known to be committed.
+  std::optional<uint64_t> last_cut_;
+  // As far as is known: a cut was taken that isn't committed.
+  bool cut_under_way_ = false;
   std::vector<std::vector<float>> pull_buffer_;
   // Numbers evaluation frames; the same on every worker, since all evaluate the same batches.
   uint64_t evaluation_batches_ = 0;
