@@ -10,11 +10,13 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "client/cluster_client.h"
@@ -110,7 +112,9 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
       options.server = id;
       options.state = state;
       options.rendezvous_timeout = absl::Seconds(60);
-      options.events.shard_written = [](uint64_t, const v1::ShardFile&) {
+      options.events.shard_written = [this](uint64_t, const v1::ShardFile& file) {
+        absl::MutexLock lock(&mutex_);
+        written_.insert(file.shard());
         return absl::OkStatus();
       };
       options.events.failed = [](const absl::Status& cause) { LOG(FATAL) << cause; };
@@ -290,7 +294,15 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
     return rows;
   }
 
+  // Once its server has written it.
   void ReadShard(const ShardSpec& shard, NamedTensors* values) {
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto written = [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
+        return written_.contains(shard.id);
+      };
+      ASSERT_TRUE(mutex_.AwaitWithTimeout(absl::Condition(&written), absl::Seconds(30)));
+    }
     const auto file = SafetensorsFile::Open(absl::StrCat(
         checkpoints_, "/", CutFolderName(1, 1), "/", ShardFileName(shard.id)));
     ASSERT_TRUE(file.ok()) << file.status();
@@ -310,6 +322,8 @@ class StepRunnerTest : public ::testing::TestWithParam<std::string> {
   std::string checkpoints_;
   NamedTensors initial_;
   const DenseParameters parameters_;
+  absl::Mutex mutex_;
+  std::set<std::string> written_ ABSL_GUARDED_BY(mutex_);  // files of the cut
   std::map<std::string, std::unique_ptr<ShardHost>> hosts_;
   std::unique_ptr<ClusterClient> client_;
   ActivityClock clock_;
