@@ -157,14 +157,13 @@ TEST_F(ScalingTest, ACutIsAskedForInTimeForEveryWorker) {
 
 TEST_F(ScalingTest, ACutThatAWorkerDidntLearnOfIsAskedForAgain) {
   StartJob();
+  EXPECT_EQ(Report("worker/a", 0), 0);
   std::thread waiting([this] {
     const auto taken = controller_->TakeCheckpoint(NeverCancelled());
     ASSERT_TRUE(taken.ok()) << taken.status();
     EXPECT_EQ(taken->checkpoint().step(), 5);
   });
-  uint64_t asked = 0;
-  while ((asked = Report("worker/a", 0)) == 0) absl::SleepFor(absl::Milliseconds(1));
-  EXPECT_LE(asked, 2);
+  while (Report("worker/a", 0) == 0) absl::SleepFor(absl::Milliseconds(1));
   // This one has gone on without an answer, up to step 2, and now its reports come late.
   for (const uint64_t step : {0, 1, 2}) Report("worker/b", step);
   EXPECT_EQ(Report("worker/a", 2), 4);
