@@ -26,7 +26,7 @@ from tests.faults import cluster as c
 
 WARM_UP = 20
 LEAST = 50
-STEP = re.compile(r"^I\d{4} (\d\d):(\d\d):(\d\d\.\d+) .*\] step (\d+) is complete(, while .*)?$",
+STEP = re.compile(r"^I(?:\d{4})+ (\d\d):(\d\d):(\d\d\.\d+) .*\] step (\d+) is complete(, while .*)?$",
                   re.M)
 
 
