@@ -9,10 +9,10 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/job/model_plan.h"
+#include "server/coordinator/restore.h"
 
 namespace moe {
 namespace {
@@ -28,8 +28,7 @@ absl::Status Save(Store& store, const std::string& key,
     return absl::InternalError(
         absl::StrCat("state key ", key, ": ", std::string(written.message())));
   }
-  ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store.Get(key));
-  return store.CompareAndSwap(key, entry.has_value() ? entry->version : 0, json).status();
+  return store.Put(key, json);
 }
 
 // Whether it is there.
@@ -48,19 +47,6 @@ absl::StatusOr<bool> Load(Store& store, const std::string& key,
 absl::StatusOr<std::string> Text(Store& store, const std::string& key) {
   ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store.Get(key));
   return entry.has_value() ? entry->value : std::string();
-}
-
-// Empty if the job is the same; a vocabulary of 0 is that of the data.
-std::string Difference(const v1::Job& then, v1::Job now) {
-  if (now.model().vocabulary() == 0) {
-    now.mutable_model()->set_vocabulary(then.model().vocabulary());
-  }
-  google::protobuf::util::MessageDifferencer differencer;
-  std::string differences;
-  differencer.ReportDifferencesToString(&differences);
-  if (differencer.Compare(then, now)) return "";
-  const std::vector<std::string> lines = absl::StrSplit(differences, '\n');
-  return lines.front();
 }
 
 // Whether the placement is of the shards that the job has, on servers of the generation.
@@ -160,7 +146,7 @@ absl::StatusOr<std::optional<Adoption>> FindAdoption(Store& store, const AskedRu
     return differs(
         absl::StrCat("--checkpoint_dir was ", running.checkpoint_dir(), " before"));
   }
-  if (const std::string difference = Difference(running.job(), asked.job);
+  if (const std::string difference = FirstDifference(running.job(), asked.job);
       !difference.empty()) {
     return differs(absl::StrCat("the job has changed: ", difference));
   }

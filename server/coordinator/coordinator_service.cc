@@ -5,6 +5,7 @@
 #include "absl/status/statusor.h"
 #include "common/net/grpc_status.h"
 #include "common/net/peer_roles.h"
+#include "server/coordinator/member_table.h"
 
 namespace moe {
 namespace {
@@ -14,11 +15,6 @@ grpc::Status Reply(absl::StatusOr<Response> result, Response* response) {
   if (!result.ok()) return ToGrpcStatus(result.status());
   *response = *std::move(result);
   return grpc::Status::OK;
-}
-
-// What a member of that kind is called.
-const char* PrefixOf(v1::MemberKind kind) {
-  return kind == v1::MEMBER_KIND_SERVER ? "server/" : "worker/";
 }
 
 // What it answers while it can't know whether it leads.
@@ -49,7 +45,7 @@ JobController::Cancelled CancelledBy(grpc::ServerContext* context) {
 grpc::Status CoordinatorServiceImpl::Register(grpc::ServerContext* context,
                                               const v1::RegisterRequest* request,
                                               v1::RegisterResponse* response) {
-  return ForMember(leads_, *context, PrefixOf(request->kind()),
+  return ForMember(leads_, *context, MemberId(request->kind(), ""),
                    [&] { return Reply(controller_.Register(*request), response); });
 }
 

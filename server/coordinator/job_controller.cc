@@ -236,8 +236,7 @@ absl::StatusOr<v1::AwaitHandoverResponse> JobController::AwaitHandover(
   life_.AwaitHandover(request.member(), request.step());
   Advance();
   if (life_.generation() != request.generation()) {
-    return absl::AbortedError(absl::StrCat("generation ", request.generation(),
-                                           " is over: ", life_.recovery()));
+    return IsOver(request.generation());
   }
   RETURN_IF_ERROR(HoldReport(cancelled, [&] { return life_.MayGoOn(request.step()); }));
   return v1::AwaitHandoverResponse();
@@ -415,13 +414,17 @@ absl::Status JobController::HoldReport(const Cancelled& cancelled,
   RETURN_IF_ERROR(Hold(cancelled, absl::InfiniteFuture(),
                        [&] { return of_the_past() || done() || life_.over(); }));
   if (of_the_past()) {
-    return absl::AbortedError(
-        absl::StrCat("generation ", generation, " is over: ", life_.recovery()));
+    return IsOver(generation);
   }
   if (done()) return absl::OkStatus();
   return life_.phase() == v1::PHASE_FAILED
              ? absl::AbortedError(life_.failure())
              : absl::FailedPreconditionError("the job is finished");
+}
+
+absl::Status JobController::IsOver(uint64_t generation) const {
+  return absl::AbortedError(
+      absl::StrCat("generation ", generation, " is over: ", life_.recovery()));
 }
 
 void JobController::Advance() {

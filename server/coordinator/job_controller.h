@@ -91,6 +91,8 @@ class JobController {
   // done() in another generation than the present one.
   absl::Status HoldReport(const Cancelled& cancelled, const std::function<bool()>& done)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What those hear who wait in a generation that is over.
+  absl::Status IsOver(uint64_t generation) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Lets the job go on to the next phase, if it can, or to other members, and starts the run with
   // RUNNING. Forgets what was reported in a generation that is over.
   void Advance() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

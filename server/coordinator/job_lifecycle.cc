@@ -34,12 +34,6 @@ std::string Count(int count, const char* what) {
   return absl::StrCat(count, " ", what, count == 1 ? "" : "s");
 }
 
-absl::Status Put(Store& store, const std::string& key, const std::string& value) {
-  ASSIGN_OR_RETURN(const std::optional<Store::Entry> entry, store.Get(key));
-  return store.CompareAndSwap(key, entry.has_value() ? entry->version : 0, value)
-      .status();
-}
-
 }  // namespace
 
 JobLifecycle::JobLifecycle(const RunOptions& options, Store& store,
@@ -59,7 +53,7 @@ JobLifecycle::JobLifecycle(const RunOptions& options, Store& store,
 
 absl::Status JobLifecycle::Begin() {
   ASSIGN_OR_RETURN(const uint64_t before, GetCounter(store_, "job/coordinator"));
-  RETURN_IF_ERROR(Put(store_, "job/coordinator", absl::StrCat(before + 1)));
+  RETURN_IF_ERROR(store_.Put("job/coordinator", absl::StrCat(before + 1)));
   coordinator_ = before + 1;
   if (options_.adoption.has_value()) return Adopt(options_.adoption->running);
   if (options_.interrupted) {
@@ -69,10 +63,10 @@ absl::Status JobLifecycle::Begin() {
     RETURN_IF_ERROR(SaveSize(0, 0));
   }
   RETURN_IF_ERROR(
-      Put(store_, "job/asked_size", AskedSize(options_.servers, options_.workers)));
+      store_.Put("job/asked_size", AskedSize(options_.servers, options_.workers)));
   RETURN_IF_ERROR(OpenGeneration());
-  RETURN_IF_ERROR(Put(store_, "job/name", options_.job.name()));
-  RETURN_IF_ERROR(Put(store_, "job/phase", v1::Phase_Name(phase_)));
+  RETURN_IF_ERROR(store_.Put("job/name", options_.job.name()));
+  RETURN_IF_ERROR(store_.Put("job/phase", v1::Phase_Name(phase_)));
   if (restore_.has_value()) {
     progress_.Line(absl::StrCat("starting from ", restore_->folder, "  digest ",
                                 restore_->manifest.digest().substr(0, 16)));
@@ -157,7 +151,7 @@ absl::Status JobLifecycle::OpenGeneration() {
   if (restore_.has_value()) {
     generation = std::max(generation, restore_->manifest.generation());
   }
-  RETURN_IF_ERROR(Put(store_, "job/generation", absl::StrCat(generation + 1)));
+  RETURN_IF_ERROR(store_.Put("job/generation", absl::StrCat(generation + 1)));
   generation_ = generation + 1;
   generation_since_ = options_.now();
   members_.BeginGeneration(generation_);
@@ -180,8 +174,8 @@ absl::Status JobLifecycle::LoadSize() {
 }
 
 absl::Status JobLifecycle::SaveSize(int servers, int workers) {
-  RETURN_IF_ERROR(Put(store_, "job/servers", absl::StrCat(servers)));
-  return Put(store_, "job/workers", absl::StrCat(workers));
+  RETURN_IF_ERROR(store_.Put("job/servers", absl::StrCat(servers)));
+  return store_.Put("job/workers", absl::StrCat(workers));
 }
 
 void JobLifecycle::Excuse(absl::Duration pause) {
@@ -383,7 +377,7 @@ absl::StatusOr<const MemberRecord*> JobLifecycle::Join(
   if (!repeated) {
     const std::string key = absl::StrCat("members/", id);
     ASSIGN_OR_RETURN(const uint64_t incarnation, GetCounter(store_, key));
-    RETURN_IF_ERROR(Put(store_, key, absl::StrCat(incarnation + 1)));
+    RETURN_IF_ERROR(store_.Put(key, absl::StrCat(incarnation + 1)));
     const MemberRecord& member = members_.Add(request, incarnation + 1, options_.now());
     // A plan may know another process of that name.
     handover_.Cancel();
@@ -538,7 +532,7 @@ void JobLifecycle::Enter(v1::Phase phase) {
     running_since_ = std::min(running_since_, options_.now());
   }
   if (over()) over_since_ = options_.now();
-  if (const absl::Status status = Put(store_, "job/phase", v1::Phase_Name(phase));
+  if (const absl::Status status = store_.Put("job/phase", v1::Phase_Name(phase));
       !status.ok()) {
     // When the job is over there is nothing left to protect.
     if (over()) {

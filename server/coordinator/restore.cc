@@ -29,12 +29,22 @@ absl::StatusOr<RestorePoint> FindRestorePoint(const std::string& path) {
   return point;
 }
 
-absl::Status CheckSameJob(const RestorePoint& point, const v1::Job& job) {
-  v1::Job then = point.job;
-  v1::Job now = job;
+std::string FirstDifference(const v1::Job& then, v1::Job now) {
   if (now.model().vocabulary() == 0) {
     now.mutable_model()->set_vocabulary(then.model().vocabulary());
   }
+  google::protobuf::util::MessageDifferencer differencer;
+  std::string differences;
+  differencer.ReportDifferencesToString(&differences);
+  if (differencer.Compare(then, now)) return "";
+  // "modified: training.lanes: 4 -> 8\n..."
+  const std::vector<std::string> lines = absl::StrSplit(differences, '\n');
+  return lines.front();
+}
+
+absl::Status CheckSameJob(const RestorePoint& point, const v1::Job& job) {
+  v1::Job then = point.job;
+  v1::Job now = job;
   for (v1::Job* each : {&then, &now}) {
     each->clear_name();
     each->clear_checkpointing();
@@ -46,14 +56,10 @@ absl::Status CheckSameJob(const RestorePoint& point, const v1::Job& job) {
       if (layer.has_recurrent_moe()) layer.mutable_recurrent_moe()->clear_kept_states();
     }
   }
-  google::protobuf::util::MessageDifferencer differencer;
-  std::string differences;
-  differencer.ReportDifferencesToString(&differences);
-  if (differencer.Compare(then, now)) return absl::OkStatus();
-  // "modified: training.lanes: 4 -> 8\n..."
-  const std::vector<std::string> lines = absl::StrSplit(differences, '\n');
+  const std::string difference = FirstDifference(then, std::move(now));
+  if (difference.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
-      "the job isn't that of the checkpoint ", point.folder, ": ", lines.front()));
+      "the job isn't that of the checkpoint ", point.folder, ": ", difference));
 }
 
 }  // namespace moe

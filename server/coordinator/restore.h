@@ -21,6 +21,10 @@ struct RestorePoint {
 // DATA_LOSS if it is damaged.
 absl::StatusOr<RestorePoint> FindRestorePoint(const std::string& path);
 
+// "modified: training.lanes: 4 -> 8", of two jobs; empty if they are the same. A vocabulary of 0 is that of
+// the data.
+std::string FirstDifference(const v1::Job& then, v1::Job now);
+
 // FAILED_PRECONDITION names the first field that decides the result and differs; how long
 // a job trains and how often it evaluates or cuts does not. A vocabulary of 0 is the
 // checkpoint's.

@@ -42,6 +42,13 @@ class Store {
   virtual absl::StatusOr<uint64_t> CompareAndSwap(const std::string& key,
                                                   uint64_t version,
                                                   const std::string& value) = 0;
+  // Sets the value, whatever it was. ABORTED if another sets it meanwhile.
+  absl::Status Put(const std::string& key, const std::string& value) {
+    const absl::StatusOr<std::optional<Entry>> entry = Get(key);
+    if (!entry.ok()) return entry.status();
+    const uint64_t version = entry->has_value() ? (*entry)->version : 0;
+    return CompareAndSwap(key, version, value).status();
+  }
   // All keys that begin with `prefix`.
   virtual absl::StatusOr<std::map<std::string, Entry>> List(
       const std::string& prefix) = 0;
