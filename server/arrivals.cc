@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
+#include "common/job/placement.h"
 #include "common/net/channel.h"
 #include "common/net/grpc_status.h"
 #include "glog/logging.h"
@@ -31,16 +32,6 @@ std::map<std::string, std::string> SourcesOf(const v1::Upcoming& upcoming) {
     sources[placed.shard()] = address[placed.server()];
   }
   return sources;
-}
-
-// The shards that a placement gives to the server.
-std::set<std::string> ShardsOf(const v1::Placement& placement,
-                               const std::string& server) {
-  std::set<std::string> shards;
-  for (const v1::ShardPlacement& placed : placement.shards()) {
-    if (placed.server() == server) shards.insert(placed.shard());
-  }
-  return shards;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
+#include "common/job/placement.h"
 #include "glog/logging.h"
 
 namespace moe {
@@ -307,11 +308,8 @@ absl::StatusOr<ShardStock> ExpertServer::TakeOver(const v1::ClusterState& state)
     absl::MutexLock lock(&mutex_);
     if (kept_.has_value()) {
       RETURN_IF_ERROR(CheckStep(*kept_, state.handover().step()));
-      for (const v1::ShardPlacement& placed : state.placement().shards()) {
-        if (placed.server() != id_) continue;
-        if (auto shard = kept_->shards.extract(placed.shard())) {
-          stock.insert(std::move(shard));
-        }
+      for (const std::string& id : ShardsOf(state.placement(), id_)) {
+        if (auto shard = kept_->shards.extract(id)) stock.insert(std::move(shard));
       }
     }
   }

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
+#include "common/job/placement.h"
 #include "glog/logging.h"
 #include "server/shard_file.h"
 
@@ -57,10 +58,7 @@ absl::StatusOr<std::unique_ptr<ShardSet>> ShardSet::Load(std::shared_ptr<ShardHo
                                                          ShardStock& stock) {
   const v1::Job& job = state.job();
   const ModelPlan plan = MakeModelPlan(job);
-  std::set<std::string> placed_here;
-  for (const v1::ShardPlacement& placed : state.placement().shards()) {
-    if (placed.server() == server) placed_here.insert(placed.shard());
-  }
+  std::set<std::string> placed_here = ShardsOf(state.placement(), server);
   std::vector<const ShardSpec*> mine;
   for (const ShardSpec& spec : plan.shards) {
     if (placed_here.erase(spec.id) > 0) mine.push_back(&spec);

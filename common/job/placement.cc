@@ -151,6 +151,15 @@ std::vector<v1::ReplicaAssignment> AssignReplicas(
   return assignments;
 }
 
+std::set<std::string> ShardsOf(const v1::Placement& placement,
+                               const std::string& server) {
+  std::set<std::string> shards;
+  for (const v1::ShardPlacement& placed : placement.shards()) {
+    if (placed.server() == server) shards.insert(placed.shard());
+  }
+  return shards;
+}
+
 std::map<std::string, std::vector<ShardSpec>> ShardsByServer(
     const ModelPlan& plan, const v1::Placement& placement) {
   std::map<std::string, std::vector<ShardSpec>> shards;

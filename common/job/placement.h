@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -29,6 +30,8 @@ v1::Placement MovePlacement(const ModelPlan& plan, const v1::Placement& present,
 std::vector<v1::ReplicaAssignment> AssignReplicas(
     uint32_t replicas, const std::vector<std::string>& workers);
 
+// The shards that the placement gives to the server.
+std::set<std::string> ShardsOf(const v1::Placement& placement, const std::string& server);
 // By server, in the plan's order; placement: of all shards of the plan, in that order.
 std::map<std::string, std::vector<ShardSpec>> ShardsByServer(
     const ModelPlan& plan, const v1::Placement& placement);
