@@ -32,11 +32,6 @@ CoordinatorStub::Stub CoordinatorStub::get() {
   return stub_;
 }
 
-bool CoordinatorStub::Is(const Stub& stub) {
-  absl::MutexLock lock(&mutex_);
-  return stub_ == stub;
-}
-
 bool CoordinatorStub::NoteAnswer(const Stub& stub, const grpc::Status& status) {
   return status.error_code() == grpc::StatusCode::UNAVAILABLE && Move(stub);
 }

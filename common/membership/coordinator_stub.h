@@ -27,7 +27,6 @@ class CoordinatorStub {
 
   // To be asked next.
   Stub get();
-  bool Is(const Stub& stub);
   // What a call of `stub` came back with: UNAVAILABLE moves on to the next address, as a standby answers
   // it, and nobody does. Whether it did.
   bool NoteAnswer(const Stub& stub, const grpc::Status& status);

@@ -38,12 +38,13 @@ constexpr absl::Duration kRetryPause = absl::Milliseconds(200);
 // Of calls for which nobody waits.
 constexpr absl::Duration kParting = absl::Seconds(2);
 
-// The failures of a network, or of a coordinator that is just starting or has no thread free; all
-// else is an answer.
+// The failures of a network, or of a coordinator that is just starting, stops or has no thread free,
+// and calls that were cut short to ask another one; all else is an answer.
 bool IsTransient(const grpc::Status& status) {
   return status.error_code() == grpc::StatusCode::UNAVAILABLE ||
          status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED ||
-         status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED;
+         status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED ||
+         status.error_code() == grpc::StatusCode::CANCELLED;
 }
 
 bool IsOver(v1::Phase phase) {
@@ -437,7 +438,6 @@ class GrpcMember final : public Member {
       }
       Response response;
       grpc::Status status;
-      bool moved = false;
       {
         grpc::ClientContext context;
         context.set_deadline(DeadlineIn(kHeldCall));
@@ -445,8 +445,6 @@ class GrpcMember final : public Member {
         const RunningCall running(*this, &context);
         status = (stub.get()->*method)(&context, request, &response);
         stub_->NoteAnswer(stub, status);
-        // The heartbeat has found that nobody answers there.
-        moved = status.error_code() == grpc::StatusCode::CANCELLED && !stub_->Is(stub);
       }
       if (status.ok()) return response;
       absl::MutexLock lock(&mutex_);
@@ -456,10 +454,10 @@ class GrpcMember final : public Member {
       if (status.error_code() == grpc::StatusCode::ABORTED) {
         return absl::AbortedError(status.error_message());
       }
-      if (!IsTransient(status) && !moved) {
+      if (!IsTransient(status)) {
         return FromGrpcStatus(status, absl::StrCat("coordinator ", options_.coordinator));
       }
-      if (status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED && !moved) {
+      if (status.error_code() != grpc::StatusCode::DEADLINE_EXCEEDED) {
         changed_.WaitWithTimeout(&mutex_, kRetryPause);
       }
     }
@@ -590,8 +588,7 @@ class GrpcMember final : public Member {
     if (status.error_code() == grpc::StatusCode::CANCELLED && heartbeat_due_) return;
     if (status.error_code() == grpc::StatusCode::NOT_FOUND) {
       Rejoin(status);
-    } else if (!IsTransient(status) &&
-               status.error_code() != grpc::StatusCode::CANCELLED) {
+    } else if (!IsTransient(status)) {
       over_ = true;
       SetTrouble(
           FromGrpcStatus(status, absl::StrCat("coordinator ", options_.coordinator)));

@@ -176,8 +176,11 @@ class SlurmTest(c.TestCase):
         self.submit("--requeue")
         self.await_line("^step [0-9]+/%d " % STEPS)
         self.slurm.run("scancel", "--batch", "--signal=USR1", self.number)
-        # Slurm waits for two minutes with a job that is queued again.
         self.await_that(lambda: self.slurm.job(self.number)["JobState"] == "PENDING", "it is queued")
+        self.await_that(lambda: not self.slurm.processes(), "all processes have ended")
+        # A slurmd takes a job for the one that it has just killed if it starts within the same
+        # second; by itself Slurm waits for two minutes with a job that is queued again.
+        time.sleep(3)
         self.slurm.run("scontrol", "update", "JobId=" + self.number, "StartTime=now")
         self.assert_as_without()
         self.assertGreaterEqual(int(self.slurm.job(self.number)["Restarts"]), 1)

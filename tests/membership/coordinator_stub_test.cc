@@ -84,10 +84,10 @@ TEST(CoordinatorStubTest, MovesOnOnceForCallsThatFailTogether) {
   const auto first = stub.get();
   const grpc::Status unavailable(grpc::StatusCode::UNAVAILABLE, "");
   EXPECT_FALSE(stub.NoteAnswer(first, grpc::Status(grpc::StatusCode::ABORTED, "")));
-  EXPECT_TRUE(stub.Is(first));
+  EXPECT_EQ(stub.get(), first);
   EXPECT_TRUE(stub.NoteAnswer(first, unavailable));
   EXPECT_FALSE(stub.NoteAnswer(first, unavailable));
-  EXPECT_FALSE(stub.Is(first));
+  EXPECT_NE(stub.get(), first);
   EXPECT_EQ(Ask(stub), "leader");
 }
 
