@@ -29,6 +29,7 @@ std::unique_ptr<Command> MakeMembersCommand();
 std::unique_ptr<Command> MakeShardsCommand();
 std::unique_ptr<Command> MakeExpertsCommand();
 std::unique_ptr<Command> MakeDescribeCommand();
+std::unique_ptr<Command> MakePlanCommand();
 std::unique_ptr<Command> MakeDigestCommand();
 std::unique_ptr<Command> MakeEvalCommand();
 std::unique_ptr<Command> MakeCheckpointCommand();

@@ -1,29 +1,22 @@
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/moectl/assumed_cluster.h"
 #include "client/moectl/command.h"
 #include "client/moectl/json.h"
 #include "client/moectl/text_table.h"
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
 #include "common/job/describe.h"
-#include "common/job/job_file.h"
 #include "common/job/model_plan.h"
-#include "common/job/placement.h"
 #include "common/job/step_memory.h"
 
 namespace moe {
 namespace {
-
-// Members, and threads, that a cluster may be asked about.
-constexpr int kMost = 100'000;
 
 class DescribeCommand final : public Command {
  public:
@@ -49,71 +42,19 @@ class DescribeCommand final : public Command {
            "Example: moectl describe --job deploy/configs/tiny.textproto\n";
   }
   void AddFlags(FlagSet& flags) override {
-    flags.Add({.name = "job",
-               .value = &job_,
-               .placeholder = "FILE",
-               .help = "The job, in protobuf text format.",
-               .required = true});
-    flags.Add({.name = "vocabulary",
-               .value = &vocabulary_,
-               .placeholder = "N",
-               .help = "Words, for a job that takes their number from its data. 0: as "
-                       "the job says."});
-    flags.Add({.name = "servers",
-               .value = &servers_,
-               .placeholder = "N",
-               .help = "Servers, to compute the memory. 0: 1, if --workers is given."});
-    flags.Add({.name = "workers",
-               .value = &workers_,
-               .placeholder = "N",
-               .help = "Workers, likewise."});
-    flags.Add({.name = "threads",
-               .value = &threads_,
-               .placeholder = "N",
-               .help =
-                   "Threads of each server and worker. 0: as many as there is work for, "
-                   "groups of experts or replicas."});
-    flags.Add({.name = "disk",
-               .value = &disk_,
-               .help = "The servers keep experts on disk (expert_server --disk_dir)."});
-    flags.Add({.name = "activation_gib",
-               .value = &activation_gib_,
-               .placeholder = "N",
-               .help = "The servers keep at most so much of hidden activations "
-                       "(expert_server --activation_gib). 0: all."});
-    flags.Add({.name = "copy_gib",
-               .value = &copy_gib_,
-               .placeholder = "N",
-               .help =
-                   "The servers copy at most so much for a checkpoint that they write "
-                   "while training goes on (expert_server --copy_gib). 0: what they "
-                   "do by default."});
+    cluster_.AddFlags(/*required=*/false, flags);
     flags.Add({.name = "json", .value = &json_, .help = "Print JSON, for scripts."});
   }
   absl::Status Run(std::ostream& out) override {
-    ASSIGN_OR_RETURN(v1::Job job, ReadJobFile(job_));
-    if (vocabulary_ > 0) {
-      job.mutable_model()->set_vocabulary(vocabulary_);
-      if (job.model().has_tables()) {
-        RETURN_IF_ERROR(CheckCandidates(job.model().tables(), vocabulary_));
-      }
-    }
+    ASSIGN_OR_RETURN(const v1::Job job, cluster_.ReadJob());
     const ModelCount count = CountModel(job);
     const ModelStored stored = CountStored(job);
     MemoryNeeds memory;
-    if (servers_ == 0 && workers_ == 0) {
-      for (const auto& [flag, given] :
-           {std::pair("disk", disk_), std::pair("threads", threads_ != 0),
-            std::pair("activation_gib", activation_gib_ > 0),
-            std::pair("copy_gib", copy_gib_ > 0)}) {
-        if (!given) continue;
-        return absl::InvalidArgumentError(
-            absl::StrCat("--", flag,
-                         " is about the memory of a cluster's servers: give --servers N "
-                         "or --workers N, too"));
-      }
-    } else {
-      ASSIGN_OR_RETURN(memory, Memory(job));
+    ASSIGN_OR_RETURN(const bool given, cluster_.Given());
+    if (given) {
+      RETURN_IF_ERROR(cluster_.Check(job));
+      memory = cluster_.Memory(job, MakeModelPlan(job), cluster_.servers(),
+                               cluster_.workers());
     }
     if (json_) {
       Json described = ToJson(job, count, stored);
@@ -127,55 +68,6 @@ class DescribeCommand final : public Command {
   }
 
  private:
-  // Member ids "server/s0" ...
-  static std::vector<std::string> Ids(const char* prefix, int count) {
-    std::vector<std::string> ids;
-    // As wide as the last one, so that they ascend.
-    const int width = static_cast<int>(absl::StrCat(count - 1).size());
-    for (int i = 0; i < count; ++i) {
-      ids.push_back(absl::StrFormat("%s%0*d", prefix, width, i));
-    }
-    return ids;
-  }
-
-  absl::StatusOr<MemoryNeeds> Memory(const v1::Job& job) const {
-    for (const auto& [flag, value] :
-         {std::pair("servers", servers_), std::pair("workers", workers_),
-          std::pair("threads", threads_)}) {
-      if (value <= kMost) continue;
-      return absl::InvalidArgumentError(
-          absl::StrCat("--", flag, " is ", value, "; it must be at most ", kMost));
-    }
-    if (workers_ > job.training().replicas()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--workers is ", workers_, ", and the job's training.replicas is ",
-                       job.training().replicas(), "; a worker has at least one replica"));
-    }
-    if (job.model().vocabulary() == 0) {
-      return absl::InvalidArgumentError(
-          "the job takes its number of words from the data, on which its memory depends: "
-          "give --vocabulary");
-    }
-    const std::vector<std::string> servers = Ids("server/s", std::max(servers_, 1));
-    const std::vector<std::string> workers = Ids("worker/w", std::max(workers_, 1));
-    const auto bytes = [](double gib) {
-      return static_cast<int64_t>(std::ldexp(gib, 30));
-    };
-    std::map<std::string, ServerLimits> limits;
-    for (const std::string& server : servers) {
-      limits[server] = {.threads = threads_,
-                        .tier = disk_,
-                        .activation_bytes = bytes(activation_gib_),
-                        .copy_bytes = bytes(copy_gib_)};
-    }
-    std::map<std::string, int> worker_threads;
-    for (const std::string& worker : workers) worker_threads[worker] = threads_;
-    const ModelPlan plan = MakeModelPlan(job);
-    return ComputeMemoryNeeds(job, plan, MakePlacement(plan, servers),
-                              AssignReplicas(job.training().replicas(), workers), limits,
-                              worker_threads, /*training=*/true);
-  }
-
   static Json MemoryToJson(const MemoryNeeds& memory) {
     Json members = Json::array();
     for (const auto& [member, need] : memory) {
@@ -295,14 +187,7 @@ class DescribeCommand final : public Command {
     return table.ToString();
   }
 
-  std::string job_;
-  int vocabulary_ = 0;
-  int servers_ = 0;
-  int workers_ = 0;
-  int threads_ = 0;
-  bool disk_ = false;
-  double activation_gib_ = 0;
-  double copy_gib_ = 0;
+  AssumedCluster cluster_;
   bool json_ = false;
 };
 

@@ -44,6 +44,7 @@ std::vector<std::unique_ptr<Command>> MakeCommands() {
   commands.push_back(MakeShardsCommand());
   commands.push_back(MakeExpertsCommand());
   commands.push_back(MakeDescribeCommand());
+  commands.push_back(MakePlanCommand());
   commands.push_back(MakeDigestCommand());
   commands.push_back(MakeEvalCommand());
   commands.push_back(MakeCheckpointCommand());

@@ -1,6 +1,8 @@
 // Jobs for tests, from the text that differs.
 #pragma once
 
+#include <google/protobuf/text_format.h>
+
 #include <string>
 
 #include "common/job/job_file.h"
@@ -23,6 +25,13 @@ inline v1::Job JobOf(const std::string& model,
   absl::StatusOr<v1::Job> job = ParseJob(JobText(model, training), "test");
   CHECK(job.ok()) << job.status();
   return *job;
+}
+
+// The same with these fields of Training, in place of those that JobOf() gives it.
+inline v1::Job JobWith(const std::string& model, const std::string& training) {
+  v1::Job job = JobOf(model);
+  CHECK(google::protobuf::TextFormat::MergeFromString(training, job.mutable_training()));
+  return job;
 }
 
 }  // namespace moe
