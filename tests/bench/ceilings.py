@@ -1,0 +1,30 @@
+"""What the machine can do at most, measured again in every round of a row that compares with it."""
+import statistics
+
+# Name: (what it is called in the table, benchmark of ceilings_bench or transport_bench, its counter)
+CEILINGS = {
+    "sgemm": ("sgemm 2048^3, all cores, GFLOP/s", "ceilings_bench", "Sgemm", "GFLOP/s"),
+    "read": ("reading memory, all cores, GB/s", "ceilings_bench", "Read", "GB/s"),
+    "triad": ("triad, all cores, GB/s", "ceilings_bench", "Triad", "GB/s"),
+    "streamed triad": ("triad with non-temporal stores, all cores, GB/s", "ceilings_bench",
+                       "TriadNonTemporal", "GB/s"),
+}
+KEPT = ("ceilings_bench",)
+
+
+class Ceilings:
+    def __init__(self, programs):
+        self.programs = programs
+        self.measured = {name: [] for name in CEILINGS}
+
+    def measure(self, name):
+        """In billions a second."""
+        _, program, benchmark, counter = CEILINGS[name]
+        value = self.programs.bench(program).ask(benchmark)[counter]
+        self.measured[name].append(value)
+        return value
+
+    def lines(self):
+        """(title, median over all rounds of all rows) of those that were measured."""
+        return [(CEILINGS[name][0], statistics.median(values))
+                for name, values in self.measured.items() if values]
