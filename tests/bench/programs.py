@@ -102,6 +102,10 @@ class Programs:
         return self._get("torch", lambda: Program(["/usr/bin/python3", script],
                                                   OMP_WAIT_POLICY="PASSIVE"))
 
+    def training(self, name, start):
+        """Training of ours (training.py), by any name."""
+        return self._get(name, start)
+
     def _get(self, name, start):
         if name not in self.running:
             self.running[name] = start()

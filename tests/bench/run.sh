@@ -11,6 +11,5 @@ done
 # A mistake in the flags shows before anything is built.
 /usr/bin/python3 tests/bench/suite.py --check "$@"
 deploy/install.sh build runtime test
-bazel build --jobs=2 //server:expert_server //server/coordinator:coordinator //worker:worker \
-  //worker/data:prepare_text //tests/cluster:train_in_process //tests/bench:suite
+bazel build --jobs=2 //tests/bench:suite
 exec /usr/bin/python3 tests/bench/suite.py "$@"

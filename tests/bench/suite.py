@@ -5,14 +5,14 @@ One table: name, ours, against, ratio, target; ratios of medians over rounds in 
 take turns, all of them rates, so that a ratio above the target meets it.
 """
 import argparse
-import os
 import sys
 import time
 
-from ceilings import CEILINGS, KEPT, Ceilings
+from ceilings import KEPT, Ceilings
 from programs import MeasurementError, Programs
-from rows import kernel_rows
+from rows import kernel_rows, training_rows
 import table
+from training import Folder
 
 
 def parse(arguments=None):
@@ -82,9 +82,9 @@ def run(rows, ceilings, programs):
 
 def main():
     parser, args = parse()
-    with Programs(args.bin) as programs:
+    with Programs(args.bin) as programs, Folder(args.bin) as folder:
         ceilings = Ceilings(programs)
-        rows = kernel_rows(programs, ceilings)
+        rows = kernel_rows(programs, ceilings) + training_rows(programs, folder)
         try:
             rows = choose(rows, args.only)
         except ValueError as error:

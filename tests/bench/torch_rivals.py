@@ -10,7 +10,10 @@ import time
 import torch
 from torch.nn import functional as F
 
-WORDS = 64 * 32
+from torch_model import Model, MoeLayer
+
+LANES, UNROLL = 64, 32
+WORDS = LANES * UNROLL
 SECONDS = 0.3  # of a measurement, at least
 
 
@@ -36,6 +39,40 @@ class SampledSoftmax:
         F.cross_entropy(torch.cat([logits, target], 1), self.place).backward()
 
 
+class Layer:
+    """The MoE layer alone: forward, backward down to its input, and Adam."""
+
+    def __init__(self, width, hidden, experts, k):
+        self.layer = MoeLayer(width, hidden, experts, k, 0.1, 0.1)
+        self.optimizer = torch.optim.Adam(self.layer.parameters(), lr=1e-3)
+        self.x = torch.randn(WORDS, width, requires_grad=True)
+        self.dy = torch.randn(WORDS, width) / WORDS
+
+    def step(self):
+        self.optimizer.zero_grad(set_to_none=True)
+        self.x.grad = None
+        y, balance = self.layer(self.x)
+        ((y * self.dy).sum() + balance).backward()
+        self.optimizer.step()
+
+
+class Step:
+    """A training step of the whole language model."""
+
+    def __init__(self, width, hidden, experts, k, vocabulary):
+        self.model = Model(width, hidden, experts, k, vocabulary, dropout=0.1)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.vocabulary = vocabulary
+        self.states = (None, None)
+
+    def step(self):
+        words, targets = (torch.randint(self.vocabulary, (UNROLL, LANES)) for _ in range(2))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, self.states = self.model(words, targets, self.states)
+        loss.backward()
+        self.optimizer.step()
+
+
 def measure(step):
     """Words a second, after one step for warm-up."""
     step()
@@ -46,7 +83,7 @@ def measure(step):
     return WORDS * steps / (time.perf_counter() - start)
 
 
-MEASUREMENTS = {"sampled_softmax": SampledSoftmax}
+MEASUREMENTS = {"layer": Layer, "step": Step, "sampled_softmax": SampledSoftmax}
 
 
 def main():
