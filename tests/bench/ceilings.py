@@ -1,15 +1,18 @@
 """What the machine can do at most, measured again in every round of a row that compares with it."""
 import statistics
 
-# Name: (what it is called in the table, benchmark of ceilings_bench or transport_bench, its counter)
+# Name: (what it is called in the table, program, benchmark, counter).
 CEILINGS = {
     "sgemm": ("sgemm 2048^3, all cores, GFLOP/s", "ceilings_bench", "Sgemm", "GFLOP/s"),
     "read": ("reading memory, all cores, GB/s", "ceilings_bench", "Read", "GB/s"),
     "triad": ("triad, all cores, GB/s", "ceilings_bench", "Triad", "GB/s"),
     "streamed triad": ("triad with non-temporal stores, all cores, GB/s", "ceilings_bench",
                        "TriadNonTemporal", "GB/s"),
+    "tcp one way": ("raw TCP on loopback, 1 MiB messages one way, GB/s", "tcp_bench", "OneWay", "GB/s"),
+    "tcp": ("raw TCP on loopback, 1 MiB messages there and back, four in flight, GB/s each way",
+            "tcp_bench", "ThereAndBack", "GB/s"),
 }
-KEPT = ("ceilings_bench",)
+KEPT = ("ceilings_bench", "tcp_bench")
 
 
 class Ceilings:

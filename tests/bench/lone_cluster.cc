@@ -8,20 +8,16 @@
 #include "client/exchange_key.h"
 #include "client/shard_stream.h"
 #include "common/base/status_macros.h"
-#include "common/job/model_plan.h"
-#include "common/job/placement.h"
 #include "common/kernels/backend.h"
 #include "server/shard_home.h"
 #include "server/shard_host.h"
+#include "tests/bench/lone_state.h"
 #include "tests/server/fake_member.h"
 #include "worker/data/token_dataset.h"
 #include "worker/worker_process.h"
 
 namespace moe {
 namespace {
-
-constexpr char kServer[] = "server/s0";
-constexpr char kWorker[] = "worker/w0";
 
 class Answers : public ReplySink {
  public:
@@ -65,12 +61,12 @@ class Answers : public ReplySink {
 class DirectStream : public ShardStream {
  public:
   DirectStream(ShardHost& host, std::shared_ptr<Answers> answers)
-      : host_(host), answers_(std::move(answers)), peer_(kServer) {}
+      : host_(host), answers_(std::move(answers)), peer_(kLoneServer) {}
 
   const std::string& peer() const override { return peer_; }
   absl::Status Send(v1::ExchangeRequest request) override {
     request.set_generation(host_.generation());
-    return host_.Handle(kWorker, std::move(request), answers_);
+    return host_.Handle(kLoneWorker, std::move(request), answers_);
   }
   absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
                                              absl::Time deadline) override {
@@ -83,24 +79,6 @@ class DirectStream : public ShardStream {
   const std::shared_ptr<Answers> answers_;
   const std::string peer_;
 };
-
-// The state of a cluster in which all is with the one server and the one worker.
-v1::ClusterState StateOf(const v1::Job& job) {
-  v1::ClusterState state;
-  state.set_phase(v1::PHASE_RUNNING);
-  state.set_generation(1);
-  *state.mutable_job() = job;
-  state.set_mode(v1::RUN_MODE_TRAIN);
-  *state.mutable_placement() = MakePlacement(MakeModelPlan(job), {kServer});
-  v1::ServerAddress* server = state.add_servers();
-  server->set_server(kServer);
-  server->set_address("nowhere");
-  for (v1::ReplicaAssignment& replica :
-       AssignReplicas(job.training().replicas(), {kWorker})) {
-    *state.add_replicas() = std::move(replica);
-  }
-  return state;
-}
 
 class LoneClusterImpl final : public LoneCluster {
  public:
@@ -117,7 +95,7 @@ class LoneClusterImpl final : public LoneCluster {
       ASSIGN_OR_RETURN(const TokenDataset data, TokenDataset::Open(options.data));
       job.mutable_model()->set_vocabulary(static_cast<int32_t>(data.vocabulary_size()));
     }
-    const v1::ClusterState state = StateOf(job);
+    const v1::ClusterState state = LoneState(job, "nowhere");
     RETURN_IF_ERROR(StartServer(state, options.threads));
 
     cluster_.SetState(state);
@@ -146,7 +124,7 @@ class LoneClusterImpl final : public LoneCluster {
     ASSIGN_OR_RETURN(std::unique_ptr<ShardHome> home,
                      ShardHome::Create(*backend_, ShardHome::Limits()));
     ShardHost::Options options;
-    options.server = kServer;
+    options.server = kLoneServer;
     options.incarnation = 1;
     options.state = state;
     options.rendezvous_timeout = absl::Minutes(2);
