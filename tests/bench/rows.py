@@ -8,6 +8,7 @@ import os
 import statistics
 from typing import Callable, Dict, Optional
 
+from allocations import Counted
 from table import Line
 from training import FACTORED, Training, layer_job, model_job, moe
 
@@ -126,6 +127,19 @@ def training_rows(programs, folder):
     def step_job(experts):
         return model_job(512, moe(experts, 4, 1024, sigmoid=True))
 
+    def allocations(member):
+        """Of a step in the steady state: those of 4 KiB or more, and all."""
+        counted = Counted(folder.binaries, folder.folder.name)
+
+        def per_step():
+            training = programs.training("counted", lambda: Training(
+                folder, step_job(32), 64 * 32, SOME, all_cores(), servers=1, preload=counted))
+            training.step()
+            before = counted.read(member)
+            training.step(2)
+            return [(now - then) / 2 for now, then in zip(counted.read(member), before)]
+        return {"ours": lambda: per_step()[1], "all": lambda: per_step()[0]}
+
     rows = []
     for experts, target, seconds in ((4, 1.05, 3), (32, 1.25, 3.5), (256, 2.3, 7)):
         rows.append(Row(
@@ -168,4 +182,9 @@ def training_rows(programs, folder):
              **torch_sides(programs, "step", width=128, hidden=256, experts=32, k=4,
                            vocabulary=8000)}, best_other, seconds=3),
     ]
+    for member, title in (("server-0", "the server"), ("worker", "the worker")):
+        rows.append(Row(
+            f"allocations-{title.split()[1]}",
+            f"allocations of 4 KiB or more, {title}, each step of a whole model; all", 0,
+            allocations(member), best_other, seconds=4, rounds=3, at_most=True))
     return rows

@@ -8,7 +8,7 @@ import argparse
 import sys
 import time
 
-from ceilings import KEPT, Ceilings
+from ceilings import KEPT, AllCeilings, Ceilings
 from programs import MeasurementError, Programs
 from rows import kernel_rows, training_rows
 import table
@@ -18,8 +18,8 @@ from training import Folder
 def parse(arguments=None):
     parser = argparse.ArgumentParser(
         prog="tests/bench/run.sh", description=__doc__.split("\n", 1)[0],
-        epilog="Ceilings are measured for every row that compares with them; those of the whole run "
-        "are the table's first lines.")
+        epilog="The machine's ceilings are measured again in the rounds of every row that compares with "
+        "them; their medians over the whole run are the table's first lines.")
     parser.add_argument("--csv", metavar="FILE", help="also write the table to this file")
     parser.add_argument("--only", metavar="NAME", action="append",
                         help="measure this row alone; may be given several times")
@@ -74,8 +74,10 @@ def run(rows, ceilings, programs):
     lines = []
     progress = Progress(rows)
     for row in rows:
-        lines.append(row.measure(lambda turn, side, row=row: progress.show(row, turn, side)))
-        print(f"    {lines[-1].name}: {table.fixed(lines[-1].ratio)}", file=sys.stderr)
+        line = row.measure(lambda turn, side, row=row: progress.show(row, turn, side))
+        if line is not None:
+            lines.append(line)
+            print(f"    {line.name}: {table.fixed(line.ratio)}", file=sys.stderr)
         programs.close(keep=KEPT)
     return [table.Line(title, value) for title, value in ceilings.lines()] + lines
 
@@ -84,7 +86,8 @@ def main():
     parser, args = parse()
     with Programs(args.bin) as programs, Folder(args.bin) as folder:
         ceilings = Ceilings(programs)
-        rows = kernel_rows(programs, ceilings) + training_rows(programs, folder)
+        rows = [AllCeilings(ceilings), *kernel_rows(programs, ceilings),
+                *training_rows(programs, folder)]
         try:
             rows = choose(rows, args.only)
         except ValueError as error:
