@@ -1,12 +1,15 @@
 """The suite's own logic: rounds, medians, the table, and what --only may name."""
 import csv
 import io
+import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import unittest
 
+import growth
 import suite
 import table
 from rows import Row, best_other
@@ -75,6 +78,23 @@ class TableTest(unittest.TestCase):
         self.assertEqual(rows[0], ["name", "ours", "against", "ratio", "target"])
         self.assertEqual(rows[1], ["ceiling, GB/s", "31.5", "", "", ""])
         self.assertEqual(rows[3], ["not", "1500.25", "1000", "1.50025", "2"])
+
+
+class GrowthTest(unittest.TestCase):
+    def test_words_of_a_step_are_those_of_the_job(self):
+        for curve in growth.CURVES:
+            for value in curve.values:
+                point = curve.point(value)
+                numbers = {name: int(re.search(rf"{name}: (\d+)", point.job).group(1))
+                           for name in ("replicas", "lanes", "unroll")}
+                self.assertEqual(math.prod(numbers.values()), point.words, f"{curve.name} {value}")
+
+    def test_csv_is_read_as_it_was_written(self):
+        rows = [dict(zip(growth.COLUMNS, ("servers", 8.0, 2048.0, 1234.5, 1e9, 2e8)))]
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "g.csv")
+            growth.write_csv(path, rows)
+            self.assertEqual(growth.read_csv(path), rows)
 
 
 class ProgressTest(unittest.TestCase):

@@ -146,6 +146,11 @@ class Training:
         """Words a second."""
         return self.words / self.worker.ask(str(steps))["seconds"]
 
+    def memory(self):
+        """(all servers', the worker's) most resident bytes so far."""
+        return (sum(_most_resident(server.pid) for server in self.members[1:]),
+                _most_resident(self.worker.process.pid))
+
     def _log(self):
         try:
             with open(os.path.join(self.folder, "log"), encoding="utf-8", errors="replace") as file:
@@ -160,3 +165,11 @@ class Training:
             member.kill()
         for member in self.members:
             member.wait()
+
+
+def _most_resident(pid):
+    with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    raise MeasurementError(f"process {pid} has ended")
