@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 import growth
+import programs
 import suite
 import table
 from rows import Row, best_other
@@ -78,6 +80,57 @@ class TableTest(unittest.TestCase):
         self.assertEqual(rows[0], ["name", "ours", "against", "ratio", "target"])
         self.assertEqual(rows[1], ["ceiling, GB/s", "31.5", "", "", ""])
         self.assertEqual(rows[3], ["not", "1500.25", "1000", "1.50025", "2"])
+
+
+SERVED = """
+import os, sys, time
+for line in sys.stdin:
+    word = line.strip()
+    if word == "die":
+        sys.exit("because of that")
+    if word == "sleep":
+        time.sleep(60)
+    print({"fail": '{"error": "it cannot"}',
+           "blas": '{"blas": "%s"}' % os.environ.get("OPENBLAS_CORETYPE")}.get(word, '{"seconds": 2}'),
+          flush=True)
+"""
+
+
+class ProgramTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.script = os.path.join(self.folder.name, "served.py")
+        with open(self.script, "w", encoding="utf-8") as file:
+            file.write(SERVED)
+        self.program = programs.Program([sys.executable, self.script])
+
+    def tearDown(self):
+        self.program.process.kill()
+        self.program.close()
+
+    def test_answers_line_by_line(self):
+        self.assertEqual(self.program.ask("x"), {"seconds": 2})
+        self.assertEqual(self.program.ask("y"), {"seconds": 2})
+
+    def test_an_error_is_passed_on(self):
+        with self.assertRaisesRegex(programs.MeasurementError, "it cannot"):
+            self.program.ask("fail")
+        self.assertEqual(self.program.ask("x"), {"seconds": 2})
+
+    def test_a_program_that_ends_is_quoted(self):
+        with self.assertRaisesRegex(programs.MeasurementError, "ended while .* die: because of that"):
+            self.program.ask("die")
+
+    def test_a_program_that_hangs_is_not_waited_for(self):
+        with self.assertRaisesRegex(programs.MeasurementError, "no answer in time"):
+            self.program.ask("sleep", timeout=0.2)
+
+    def test_settings_of_the_blas_are_dropped(self):
+        with mock.patch.dict(os.environ, OPENBLAS_CORETYPE="Prescott"):
+            program = programs.Program([sys.executable, self.script])
+        self.assertEqual(program.ask("blas"), {"blas": "None"})
+        program.close()
 
 
 class GrowthTest(unittest.TestCase):
