@@ -94,4 +94,9 @@ void* mmap(void* address, size_t bytes, int protection, int flags, int file,
   return real(address, bytes, protection, flags, file, offset);
 }
 
+void* mmap64(void* address, size_t bytes, int protection, int flags, int file,
+             off64_t offset) {
+  return mmap(address, bytes, protection, flags, file, offset);
+}
+
 }  // extern "C"

@@ -42,7 +42,7 @@ class AllCeilings:
 
     def __init__(self, ceilings):
         self.ceilings = ceilings
-        self.rounds = 5
+        self.rounds = 9
 
     def measure(self, progress):
         for turn in range(self.rounds):

@@ -104,10 +104,10 @@ void Triad(benchmark::State& state) {
 void StreamedTriad(benchmark::State& state) { Triad<true>(state); }
 void StoredTriad(benchmark::State& state) { Triad<false>(state); }
 
-BENCHMARK(Sgemm)->UseRealTime()->MinTime(0.2);
-BENCHMARK(Read)->UseRealTime()->MinTime(0.2);
-BENCHMARK(StoredTriad)->Name("Triad")->UseRealTime()->MinTime(0.2);
-BENCHMARK(StreamedTriad)->Name("TriadNonTemporal")->UseRealTime()->MinTime(0.2);
+BENCHMARK(Sgemm)->UseRealTime()->MinTime(0.1);
+BENCHMARK(Read)->UseRealTime()->MinTime(0.1);
+BENCHMARK(StoredTriad)->Name("Triad")->UseRealTime()->MinTime(0.1);
+BENCHMARK(StreamedTriad)->Name("TriadNonTemporal")->UseRealTime()->MinTime(0.1);
 
 }  // namespace
 }  // namespace moe

@@ -30,7 +30,7 @@ void ExpertForward(benchmark::State& state) {
   state.counters["flops"] = b.flops();
   state.counters["bytes"] = b.weight_bytes();
 }
-BENCHMARK(ExpertForward)->Arg(4)->Arg(8)->Arg(16)->UseRealTime()->MinTime(0.2);
+BENCHMARK(ExpertForward)->Arg(4)->Arg(8)->Arg(16)->UseRealTime()->MinTime(0.1);
 
 // As a server does it. The optimizer's gradients aren't kept.
 void ExpertStep(benchmark::State& state) {
@@ -47,7 +47,7 @@ void ExpertStep(benchmark::State& state) {
   // Forward, and the products of the backward pass by the rows and by the weights.
   state.counters["flops"] = 3 * b.flops();
 }
-BENCHMARK(ExpertStep)->Arg(128)->UseRealTime()->MinTime(0.2);
+BENCHMARK(ExpertStep)->Arg(128)->UseRealTime()->MinTime(0.1);
 
 }  // namespace
 }  // namespace moe

@@ -59,7 +59,7 @@ void GatingWithLoad(benchmark::State& state) {
   // Its matrices once each: the clean and the raw logits read, the noise, and both gradients written.
   SetRate(state, "GB/s", 5 * 4.0 * kTokens * kExperts);
 }
-BENCHMARK(GatingWithLoad)->UseRealTime()->MinTime(0.2);
+BENCHMARK(GatingWithLoad)->UseRealTime()->MinTime(0.1);
 
 }  // namespace
 }  // namespace moe

@@ -52,7 +52,7 @@ void Lstm512(benchmark::State& state) {
   // One product by the input and one by what recurs, and two of each backward.
   SetRate(state, "GFLOP/s", 3 * 2.0 * kTokens * (2 * kUnits) * (4 * kUnits));
 }
-BENCHMARK(Lstm512)->UseRealTime()->MinTime(0.2);
+BENCHMARK(Lstm512)->UseRealTime()->MinTime(0.1);
 
 }  // namespace
 }  // namespace moe

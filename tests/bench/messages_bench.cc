@@ -119,7 +119,7 @@ void Rows(benchmark::State& state) {
   for (auto _ : state) wire.Exchange();
   SetRate(state, "GB/s", kWaves * kMessageBytes);
 }
-BENCHMARK(Rows)->UseRealTime()->MinTime(0.3);
+BENCHMARK(Rows)->UseRealTime()->MinTime(0.15);
 
 }  // namespace
 }  // namespace moe

@@ -48,8 +48,8 @@ void Update(benchmark::State& state, Kept kept, double bytes) {
 void Adam(benchmark::State& state) { Update(state, kFull, 7 * 4); }
 // Reads g and w, writes w. It goes over g twice, but from memory only once: a matrix fits into a cache.
 void FactoredAdam(benchmark::State& state) { Update(state, kFactored, 3 * 4); }
-BENCHMARK(Adam)->UseRealTime()->MinTime(0.2);
-BENCHMARK(FactoredAdam)->UseRealTime()->MinTime(0.2);
+BENCHMARK(Adam)->UseRealTime()->MinTime(0.1);
+BENCHMARK(FactoredAdam)->UseRealTime()->MinTime(0.1);
 
 }  // namespace
 }  // namespace moe

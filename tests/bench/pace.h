@@ -24,7 +24,7 @@ class Pace {
 
   // By the worker at the end of a step: waits until there may be another.
   void AwaitNext();
-  // No more steps will be taken, or all that are left without a pause.
+  // Training is over, or goes on without pauses: every Take returns the cause.
   void End(const absl::Status& cause);
 
  private:

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Builds and runs the benchmark suite: the machine's ceilings, and everything whose speed is promised
-# against its rival or limit, in one run of less than 20 minutes on 2 cores. --help has the flags.
+# against its rival or limit, in one run of less than 20 minutes on 2 cores. It needs 12 GiB of memory.
+# --help has the flags.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 for argument in "$@"; do

@@ -88,7 +88,7 @@ void SampledSoftmax50000(benchmark::State& state) {
   }
   state.counters["words"] = kTokens;
 }
-BENCHMARK(SampledSoftmax50000)->UseRealTime()->MinTime(0.2);
+BENCHMARK(SampledSoftmax50000)->UseRealTime()->MinTime(0.1);
 
 }  // namespace
 }  // namespace moe

@@ -70,16 +70,21 @@ class Progress:
 
 
 def run(rows, ceilings, programs):
-    """The table's lines."""
-    lines = []
+    """(the table's lines, what went wrong by row)"""
+    lines, failures = [], {}
     progress = Progress(rows)
     for row in rows:
-        line = row.measure(lambda turn, side, row=row: progress.show(row, turn, side))
+        try:
+            line = row.measure(lambda turn, side, row=row: progress.show(row, turn, side))
+        except MeasurementError as error:
+            failures[row.name] = str(error)
+            programs.close()
+            continue
         if line is not None:
             lines.append(line)
             print(f"    {line.name}: {table.fixed(line.ratio)}", file=sys.stderr)
         programs.close(keep=KEPT)
-    return [table.Line(title, value) for title, value in ceilings.lines()] + lines
+    return [table.Line(title, value) for title, value in ceilings.lines()] + lines, failures
 
 
 def main():
@@ -100,13 +105,14 @@ def main():
                 print(f"{row.name:16}  {row.title}")
         if args.list or args.check:
             return
-        try:
-            lines = run(rows, ceilings, programs)
-        except MeasurementError as error:
-            sys.exit(f"tests/bench/run.sh: {error}")
+        lines, failures = run(rows, ceilings, programs)
     print(table.text(lines), end="")
     if args.csv:
         table.write_csv(args.csv, lines)
+    for name, why in failures.items():
+        print(f"tests/bench/run.sh: {name} could not be measured: {why}", file=sys.stderr)
+    if failures:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,17 @@ class RowTest(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "--only q: .* there are: x, y, z"):
             suite.choose(rows, ["x", "q"])
 
+    def test_a_row_that_fails_does_not_end_the_run(self):
+        def fail():
+            raise programs.MeasurementError("it broke")
+        closed = mock.Mock()
+        ceilings = mock.Mock(lines=lambda: [("peak", 9)])
+        with mock.patch("sys.stderr", io.StringIO()):
+            lines, failures = suite.run([row("x", {"ours": fail}), row("y")], ceilings, closed)
+        self.assertEqual([line.name for line in lines], ["peak", "title of y"])
+        self.assertEqual(failures, {"x": "it broke"})
+        self.assertEqual(closed.close.call_count, 2)
+
     def test_the_command_refuses_an_unknown_row_and_lists_the_names(self):
         script = os.path.join(os.path.dirname(os.path.abspath(suite.__file__)), "suite.py")
         refused = subprocess.run([sys.executable, script, "--only", "nothing"],

@@ -108,7 +108,7 @@ void OneWay(benchmark::State& state) {
   server.join();
   SetRate(state);
 }
-BENCHMARK(OneWay)->UseRealTime()->MinTime(0.3);
+BENCHMARK(OneWay)->UseRealTime()->MinTime(0.15);
 
 // A server that sends back what it reads, and a client that writes and reads on a thread each.
 void ThereAndBack(benchmark::State& state) {
@@ -137,7 +137,7 @@ void ThereAndBack(benchmark::State& state) {
   server.join();
   SetRate(state);
 }
-BENCHMARK(ThereAndBack)->UseRealTime()->MinTime(0.3);
+BENCHMARK(ThereAndBack)->UseRealTime()->MinTime(0.15);
 
 }  // namespace
 }  // namespace moe
