@@ -140,7 +140,7 @@ def main():
     if args.plot:
         plot(args.png, read_csv(args.csv))
         return
-    rows = []
+    rows, failures = [], 0
     with Folder(args.bin) as folder:
         for curve in CURVES:
             for value in curve.values:
@@ -150,13 +150,18 @@ def main():
                 try:
                     measured = measure(folder, point, args.steps)
                 except MeasurementError as error:
-                    sys.exit(f"tests/bench/growth.py: {curve.name} {value}: {error}")
+                    print(f"tests/bench/growth.py: {curve.name}, {value:,}: {error}", file=sys.stderr)
+                    failures += 1
+                    continue
                 rows.append(dict(zip(COLUMNS, (curve.name, value, point.words, *measured))))
                 print(f"{curve.name}, {value:,}: {measured[0]:,.0f} words/s, servers "
                       f"{measured[1] / 2**20:,.0f} MiB, worker {measured[2] / 2**20:,.0f} MiB",
                       file=sys.stderr, flush=True)
-    write_csv(args.csv, rows)
-    plot(args.png, rows)
+                write_csv(args.csv, rows)
+    if rows:
+        plot(args.png, rows)
+    if failures > 0:
+        sys.exit(f"tests/bench/growth.py: {failures} points are missing")
 
 
 if __name__ == "__main__":
