@@ -31,7 +31,8 @@ absl::StatusOr<std::unique_ptr<ExpertServer>> ExpertServer::Start(Options option
         absl::StrCat("threads must be at least 1, not ", options.threads));
   }
   std::string error;
-  std::unique_ptr<Backend> backend = MakeCpuBackend(options.threads, &error);
+  std::unique_ptr<Backend> backend =
+      options.make_backend(options.device, options.threads, &error);
   if (backend == nullptr) return absl::FailedPreconditionError(error);
   ASSIGN_OR_RETURN(std::unique_ptr<ShardHome> home,
                    ShardHome::Create(*backend, options.limits));

@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "common/base/protocol.h"
 #include "common/kernels/backend.h"
+#include "common/kernels/device.h"
 #include "common/membership/member.h"
 #include "common/net/rpc_server.h"
 #include "server/arrivals.h"
@@ -39,6 +40,7 @@ class ExpertServer {
     std::string advertise;
     std::string coordinator;
     int threads = 1;
+    DeviceOptions device;
     // Bytes that it may use; 0: what the machine has available.
     uint64_t memory = 0;
     ShardHome::Limits limits;
@@ -51,6 +53,7 @@ class ExpertServer {
     // How long a worker whose stream broke has to come back with another.
     absl::Duration reconnect_timeout = kReconnectTimeout;
     // Tests put fakes here.
+    BackendMaker make_backend = MakeBackend;
     std::function<absl::StatusOr<std::unique_ptr<Member>>(Member::Options)> join =
         Member::Join;
   };

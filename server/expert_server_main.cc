@@ -20,6 +20,7 @@
 #include "common/base/service_notifier.h"
 #include "common/base/signals.h"
 #include "common/io/file.h"
+#include "common/kernels/device.h"
 #include "common/net/rpc_server_flags.h"
 #include "server/expert_server.h"
 #include "server/linger.h"
@@ -40,6 +41,15 @@ ABSL_FLAG(
     "leads: a:7070,b:7070. Required.");
 ABSL_FLAG(int, threads, 0,
           "Threads that compute. 0: as many as the machine has. Never changes a result.");
+ABSL_FLAG(std::string, device, "cpu", std::string(moe::kDeviceHelp));
+ABSL_FLAG(
+    bool, tf32, false,
+    "On a GPU: products on its tensor cores, which take only 10 bits of the factors' "
+    "significands. Another numerics class.");
+ABSL_FLAG(
+    double, expert_cache_gib, 0,
+    "Of a GPU's memory, what experts may take that lie on the host (--disk_dir), in GiB; "
+    "the rest of them streams by. 0: half of what is free when the server starts.");
 ABSL_FLAG(
     double, memory_gib, 0,
     "Memory that it may use, in GiB; a job that is computed to need more is refused. "
@@ -136,6 +146,10 @@ int main(int argc, char** argv) {
   options.advertise = absl::GetFlag(FLAGS_advertise);
   options.coordinator = absl::GetFlag(FLAGS_coordinator);
   options.threads = absl::GetFlag(FLAGS_threads);
+  options.device = {.device = absl::GetFlag(FLAGS_device),
+                    .tf32 = absl::GetFlag(FLAGS_tf32),
+                    .expert_cache_bytes = static_cast<int64_t>(moe::BytesOfGib(
+                        "expert_cache_gib", absl::GetFlag(FLAGS_expert_cache_gib)))};
   options.memory = moe::BytesOfGib("memory_gib", absl::GetFlag(FLAGS_memory_gib));
   const std::string disk_dir = absl::GetFlag(FLAGS_disk_dir);
   const uint64_t disk = moe::BytesOfGib("disk_gib", absl::GetFlag(FLAGS_disk_gib));

@@ -8,7 +8,8 @@ Usage: tests/run_all.sh [--sanitize=address|thread] [--help]
                         [BAZEL_OPTION_OR_TARGET...]
 
 Installs what is missing, builds, and runs every test (//...). Ends with the line
-`N passed, N failed`, counting single cases, and fails if any of them did.
+`N passed, N failed`, counting single cases, and fails if any of them did. Where nvcc
+is installed, what is for GPUs is compiled and linked, too.
 Other arguments go to `bazel test`; targets among them replace //...:
 
   tests/run_all.sh //common/...
@@ -19,6 +20,7 @@ Other arguments go to `bazel test`; targets among them replace //...:
                        longer deadlines
   --sanitize=thread    with ThreadSanitizer, the tests that are tagged `tsan`:
                        those of our own threads, without gRPC
+  CUDA_HOME=DIR        where nvcc's toolkit is (default: /usr/local/cuda)
   JOBS=N               parallel actions and tests (default 2)
 END
 }
@@ -40,6 +42,7 @@ for arg in "$@"; do
 done
 ((${#targets[@]})) || targets=(//...)
 
+cuda_home=${CUDA_HOME:-/usr/local/cuda}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 deploy/install.sh
 
@@ -50,5 +53,20 @@ trap 'rm -f "$events"' EXIT
 bazel test --keep_going --jobs="${JOBS:-2}" --build_event_json_file="$events" \
   "${options[@]}" -- "${targets[@]}" &&
   status=0 || status=$?
+
+# The backend for GPUs: nvcc's half of it, which needs no GPU.
+if [[ ${targets[*]} == //... && ${#options[@]} == 0 ]]; then
+  if [[ -x $cuda_home/bin/nvcc ]]; then
+    if bazel build --config=cuda --define=cuda_home="$cuda_home" --jobs="${JOBS:-2}" \
+      //server:expert_server //worker:worker //tests/kernels:rows_test; then
+      echo "CUDA: compiled and linked with $cuda_home"
+    else
+      echo "CUDA: doesn't compile with $cuda_home" >&2
+      status=1
+    fi
+  else
+    echo "CUDA: not compiled: there is no $cuda_home/bin/nvcc (CUDA_HOME=DIR: it is elsewhere)"
+  fi
+fi
 
 /usr/bin/python3 tests/summarize.py "$events" "$status"

@@ -15,6 +15,7 @@
 #include "common/base/protocol.h"
 #include "common/base/service_notifier.h"
 #include "common/base/signals.h"
+#include "common/kernels/device.h"
 #include "common/net/net_flags.h"
 #include "worker/worker_process.h"
 
@@ -26,6 +27,11 @@ ABSL_FLAG(
 ABSL_FLAG(std::string, data, "", "Folder with the prepared text (see prepare_text).");
 ABSL_FLAG(int, threads, 1,
           "Threads that compute; no more than the replicas it owns are of use.");
+ABSL_FLAG(std::string, device, "cpu", std::string(moe::kDeviceHelp));
+ABSL_FLAG(
+    bool, tf32, false,
+    "On a GPU: products on its tensor cores, which take only 10 bits of the factors' "
+    "significands. Another numerics class.");
 ABSL_FLAG(
     double, memory_gib, 0,
     "Memory that it may use, in GiB; a job that is computed to need more is refused. "
@@ -82,6 +88,8 @@ int main(int argc, char** argv) {
   options.coordinator = absl::GetFlag(FLAGS_coordinator);
   options.data = absl::GetFlag(FLAGS_data);
   options.threads = absl::GetFlag(FLAGS_threads);
+  options.device = {.device = absl::GetFlag(FLAGS_device),
+                    .tf32 = absl::GetFlag(FLAGS_tf32)};
   options.memory = moe::BytesOfGib("memory_gib", absl::GetFlag(FLAGS_memory_gib));
   options.join_timeout = absl::GetFlag(FLAGS_join_timeout);
   options.coordinator_timeout = absl::GetFlag(FLAGS_coordinator_timeout);

@@ -90,7 +90,8 @@ void Worker::Stop() {
 
 absl::Status Worker::Run() {
   std::string error;
-  std::unique_ptr<Backend> backend = MakeCpuBackend(options_.threads, &error);
+  std::unique_ptr<Backend> backend =
+      options_.make_backend(options_.device, options_.threads, &error);
   if (backend == nullptr) return absl::FailedPreconditionError(error);
   ASSIGN_OR_RETURN(TokenDataset data, TokenDataset::Open(options_.data));
 

@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "client/shard_stream.h"
 #include "common/kernels/backend.h"
+#include "common/kernels/device.h"
 #include "common/membership/member.h"
 #include "common/net/tls_credentials.h"
 #include "proto/moe/v1/coordinator.pb.h"
@@ -35,6 +36,7 @@ class Worker {
     // Folder that prepare_text wrote.
     std::string data;
     int threads = 1;
+    DeviceOptions device;
     // Bytes that it may use; 0: what the machine has available.
     uint64_t memory = 0;
     absl::Duration join_timeout = absl::Seconds(60);
@@ -53,6 +55,8 @@ class Worker {
     TopContexts::Options contexts;
     // Called once, on the worker's thread, when it has become a member; may be empty.
     std::function<void()> on_joined;
+    // Tests put others here.
+    BackendMaker make_backend = MakeBackend;
     // How streams to servers are opened, and how the cluster is joined; a cluster within one process
     // puts its own here.
     ShardStreamFactory open_stream = OpenShardStream;

@@ -31,6 +31,7 @@ LocalClusterResult RunLocalCluster(const LocalClusterOptions& options) {
     server_options.name = absl::StrCat("s", s);
     server_options.coordinator = (*coordinator)->address();
     server_options.threads = options.threads;
+    server_options.make_backend = options.server_backend;
     if (options.disk_bytes > 0) {
       server_options.limits.tier = {.folder = options.folder,
                                     .disk_bytes = options.disk_bytes};
@@ -52,6 +53,7 @@ LocalClusterResult RunLocalCluster(const LocalClusterOptions& options) {
     worker_options.coordinator = (*coordinator)->address();
     worker_options.data = options.data;
     worker_options.threads = options.threads;
+    worker_options.make_backend = options.worker_backend;
     worker_options.step_timeout = options.timeout;
     workers.push_back(std::make_unique<Worker>(worker_options));
   }

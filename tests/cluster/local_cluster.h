@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/kernels/device.h"
 #include "proto/moe/v1/coordinator.pb.h"
 #include "proto/moe/v1/job.pb.h"
 #include "proto/moe/v1/status.pb.h"
@@ -28,6 +29,9 @@ struct LocalClusterOptions {
   int64_t disk_bytes = 0;
   // Of each server: hidden activations; 0: all.
   int64_t activation_bytes = 0;
+  // Of the servers and of the workers.
+  BackendMaker server_backend = MakeBackend;
+  BackendMaker worker_backend = MakeBackend;
   absl::Duration timeout = absl::Seconds(60);
 };
 

@@ -270,8 +270,11 @@ class BitsTest : public testing::TestWithParam<Device> {
 
 TEST_P(BitsTest, ThreadsAndStridesDontMatter) {
   const Outputs expected(*Make(1), 0);
+  // Elsewhere threads of the host have no part in it, and each run is long.
+  const bool all = GetParam().name == "Cpu";
   for (int threads : {1, 2, 3}) {
     for (int64_t gap : {0, 1, 7}) {
+      if (!all && threads != 1 + gap % 3) continue;
       EXPECT_EQ(Outputs(*Make(threads), gap).Differences(expected), "")
           << threads << " threads, gap " << gap;
     }

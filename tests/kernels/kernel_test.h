@@ -22,7 +22,8 @@ struct Device {
   std::function<std::unique_ptr<Backend>(int threads, std::string* error)> make;
 };
 
-inline std::vector<Device> Devices() { return {{"Cpu", MakeCpuBackend}}; }
+// Those that the test is linked with: devices.cc, or devices_on_host.cc.
+std::vector<Device> Devices();
 
 inline std::string DeviceName(const testing::TestParamInfo<Device>& info) {
   return info.param.name;

@@ -7,6 +7,7 @@
 #include <set>
 #include <vector>
 
+#include "common/random/element.h"
 #include "common/random/philox.h"
 
 namespace moe {
@@ -115,6 +116,26 @@ TEST(Random, EveryIdMakesAnotherKey) {
   add(1, Purpose::kDropout, {.replica = 1});
   add(1, Purpose::kDropout, {.tensor = 1});
   add(1, Purpose::kDropout, {.group = 1});
+}
+
+// What a GPU's threads draw, to the bit.
+TEST(Random, OneElementIsThatOfTheRow) {
+  const RandomKey key{21, 22};
+  for (uint64_t row : {uint64_t{0}, uint64_t{7}, uint64_t{1} << 40}) {
+    constexpr size_t kColumns = 20003;
+    std::vector<uint32_t> bits(kColumns);
+    std::vector<float> uniform(kColumns), normal(kColumns);
+    FillBits(key, row, bits);
+    FillUniform(key, row, uniform);
+    FillNormal(key, row, normal);
+    for (size_t c = 0; c < kColumns; ++c) {
+      const std::array<uint32_t, 4> block = BlockOfBits(key, row, c / 4);
+      ASSERT_EQ(block[c % 4], bits[c]) << c;
+      ASSERT_EQ(UniformOfBits(block[c % 4]), uniform[c]) << c;
+      const size_t pair = c % 4 / 2 * 2;
+      ASSERT_EQ(NormalOfBits(block[pair], block[pair + 1], c % 2 == 1), normal[c]) << c;
+    }
+  }
 }
 
 }  // namespace
