@@ -312,8 +312,8 @@ class GrpcShardStream final : public ShardStream {
   absl::Status Read(Connection& connection) {
     grpc::ByteBuffer bytes;
     while (connection.stream->Read(&bytes)) {
-      absl::StatusOr<Received<v1::ExchangeResponse>> received =
-          DecodeResponse(std::move(bytes));
+      absl::StatusOr<Received<v1::ExchangeResponse>> received = DecodeResponse(bytes);
+      bytes.Clear();
       connection.damage = received.status();
       if (!connection.damage.ok()) {
         connection.context.TryCancel();

@@ -90,8 +90,8 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
   };
   std::shared_ptr<ShardHost> host = options_.host();
   const uint64_t generation = host == nullptr ? 0 : host->generation();
-  const absl::StatusOr<Received<v1::ExchangeRequest>> received =
-      DecodeRequest(std::move(bytes));
+  const absl::StatusOr<Received<v1::ExchangeRequest>> received = DecodeRequest(bytes);
+  bytes.Clear();
   const v1::ExchangeRequest none;
   const v1::ExchangeRequest& request = received.ok() ? received->message : none;
   const absl::StatusOr<std::string> worker =
@@ -176,8 +176,8 @@ absl::Status ShardService::Read(const std::string& worker, ShardHost& host,
   };
   grpc::ByteBuffer bytes;
   while (stream->Read(&bytes)) {
-    ASSIGN_OR_RETURN(Received<v1::ExchangeRequest> request,
-                     DecodeRequest(std::move(bytes)));
+    ASSIGN_OR_RETURN(Received<v1::ExchangeRequest> request, DecodeRequest(bytes));
+    bytes.Clear();
     *stale = request.message.generation() != host.generation();
     RETURN_IF_ERROR(*stale ? take(std::move(request), /*again=*/false)
                            : session->Put(std::move(request), take));

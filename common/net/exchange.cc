@@ -114,7 +114,7 @@ const ApartFields& RowFields() {
 }
 
 template <typename M>
-absl::StatusOr<Received<M>> Decode(grpc::ByteBuffer bytes) {
+absl::StatusOr<Received<M>> Decode(const grpc::ByteBuffer& bytes) {
   auto slices = std::make_shared<std::vector<grpc::Slice>>();
   Pieces pieces;
   if (bytes.Dump(slices.get()).ok()) {
@@ -152,12 +152,14 @@ grpc::ByteBuffer Encode(std::shared_ptr<const MessageLite> message) {
   return output.Finish();
 }
 
-absl::StatusOr<Received<v1::ExchangeRequest>> DecodeRequest(grpc::ByteBuffer bytes) {
-  return Decode<v1::ExchangeRequest>(std::move(bytes));
+absl::StatusOr<Received<v1::ExchangeRequest>> DecodeRequest(
+    const grpc::ByteBuffer& bytes) {
+  return Decode<v1::ExchangeRequest>(bytes);
 }
 
-absl::StatusOr<Received<v1::ExchangeResponse>> DecodeResponse(grpc::ByteBuffer bytes) {
-  return Decode<v1::ExchangeResponse>(std::move(bytes));
+absl::StatusOr<Received<v1::ExchangeResponse>> DecodeResponse(
+    const grpc::ByteBuffer& bytes) {
+  return Decode<v1::ExchangeResponse>(bytes);
 }
 
 std::unique_ptr<ExchangeClientStream> StartExchange(

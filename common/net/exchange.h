@@ -23,8 +23,10 @@ inline constexpr int kLeastShared = 4096;
 
 // The message that the bytes are, with the rows of frames and replies that have at least kLeastShared
 // bytes as payloads. DATA_LOSS if they are none, or damaged.
-absl::StatusOr<Received<v1::ExchangeRequest>> DecodeRequest(grpc::ByteBuffer bytes);
-absl::StatusOr<Received<v1::ExchangeResponse>> DecodeResponse(grpc::ByteBuffer bytes);
+absl::StatusOr<Received<v1::ExchangeRequest>> DecodeRequest(
+    const grpc::ByteBuffer& bytes);
+absl::StatusOr<Received<v1::ExchangeResponse>> DecodeResponse(
+    const grpc::ByteBuffer& bytes);
 
 using ExchangeClientStream = grpc::ClientReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>;
 using ExchangeServerStream = grpc::ServerReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>;

@@ -60,7 +60,7 @@ class EchoServer final : public ExchangeService {
     ReplyStream replies(stream, [](absl::Duration) {});
     grpc::ByteBuffer bytes;
     while (stream->Read(&bytes)) {
-      const auto received = DecodeRequest(std::move(bytes));
+      const auto received = DecodeRequest(bytes);
       CHECK(received.ok()) << received.status();
       const v1::ExchangeRequest& request = received->message;
       auto response = std::make_shared<v1::ExchangeResponse>();

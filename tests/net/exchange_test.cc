@@ -203,7 +203,7 @@ class BytesService final : public ExchangeService {
   grpc::Status Exchange(grpc::ServerContext*, ExchangeServerStream* stream) override {
     grpc::ByteBuffer bytes;
     while (stream->Read(&bytes)) {
-      const auto request = DecodeRequest(std::move(bytes));
+      const auto request = DecodeRequest(bytes);
       EXPECT_TRUE(request.ok()) << request.status();
       stream->Write(Encode(
           std::make_shared<const v1::ExchangeResponse>(AnswerTo(Whole(*request)))));
@@ -255,7 +255,7 @@ TEST(Exchange, SpeaksWithTheGeneratedService) {
     ASSERT_TRUE(stream->Write(EncodeCopy(request)));
     grpc::ByteBuffer bytes;
     ASSERT_TRUE(stream->Read(&bytes));
-    const auto response = DecodeResponse(std::move(bytes));
+    const auto response = DecodeResponse(bytes);
     ASSERT_TRUE(response.ok()) << response.status();
     EXPECT_EQ(Whole(*response).SerializeAsString(),
               AnswerTo(request).SerializeAsString());
