@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/base/pieces.h"
 #include "common/base/status_macros.h"
 #include "common/tensor/bytes.h"
 #include "glog/logging.h"
@@ -19,24 +20,26 @@ namespace {
 void GatherRows(const float* x, int64_t d, const std::vector<uint32_t>& token,
                 std::string* bytes) {
   const size_t row_bytes = d * sizeof(float);
-  bytes->resize(token.size() * row_bytes);
-  char* out = bytes->data();
+  // Appended, they are written once.
+  bytes->reserve(token.size() * row_bytes);
   for (const uint32_t t : token) {
-    std::memcpy(out, x + t * d, row_bytes);
-    out += row_bytes;
+    bytes->append(reinterpret_cast<const char*>(x + t * d), row_bytes);
   }
 }
 
-// out[token] += rows, both [.., d]; `rows` may be unaligned.
-void AddRows(const std::string& rows, const std::vector<int32_t>& token, int64_t d,
+// out[token] += rows, both [.., d].
+void AddRows(const Pieces& rows, const std::vector<int32_t>& token, int64_t d,
              float* out) {
-  std::vector<float> row(d);
-  const char* in = rows.data();
+  PiecesReader reader(rows);
+  std::string buffer(d * sizeof(float), 0);
   for (const int32_t t : token) {
-    std::memcpy(row.data(), in, d * sizeof(float));
-    in += d * sizeof(float);
+    const char* const row = reader.Next(buffer.size(), buffer.data());
     float* sum = out + t * d;
-    for (int64_t i = 0; i < d; ++i) sum[i] += row[i];
+    for (int64_t i = 0; i < d; ++i) {
+      float value;  // may be unaligned there
+      std::memcpy(&value, row + i * sizeof(float), sizeof(float));
+      sum[i] += value;
+    }
   }
 }
 
@@ -108,27 +111,33 @@ template <typename GroupReply>
 struct GroupPart {
   const RoutingPlan::Group* plan = nullptr;
   const GroupReply* reply = nullptr;
+  Pieces rows;  // y or dx
 };
 // [results][groups]
 template <typename GroupReply>
 using GroupParts = std::vector<std::vector<GroupPart<GroupReply>>>;
 
+const std::string& RowsOf(const v1::GroupOutput& output) { return output.y(); }
+const std::string& RowsOf(const v1::GroupGradient& gradient) { return gradient.dx(); }
+
 // Puts a server's groups into `parts`, each after `check`, which says what is wrong with a
 // group's reply.
 template <typename Reply, typename Result, typename Check, typename GroupReply>
 absl::Status CollectGroups(const google::protobuf::RepeatedPtrField<Reply>& replies,
-                           std::span<const Result> results, int32_t server,
-                           const Check& check, GroupParts<GroupReply>* parts) {
+                           const Payloads& payloads, std::span<const Result> results,
+                           int32_t server, const Check& check,
+                           GroupParts<GroupReply>* parts) {
   ASSIGN_OR_RETURN(const std::vector<const Reply*> matched,
                    MatchReplies(replies, results, server));
   for (size_t r = 0; r < results.size(); ++r) {
     const auto& groups = results[r].plan->servers()[server].groups;
     for (size_t g = 0; g < groups.size(); ++g) {
       const GroupReply& reply = matched[r]->groups(static_cast<int>(g));
+      Pieces rows = payloads.Of(reply, RowsOf(reply));
       RETURN_IF_ERROR(Annotate(
-          check(groups[g], reply),
+          check(groups[g], reply, rows.size()),
           absl::StrFormat("replica %d, group %d", results[r].replica, groups[g].group)));
-      (*parts)[r][groups[g].group] = {.plan = &groups[g], .reply = &reply};
+      (*parts)[r][groups[g].group] = {&groups[g], &reply, std::move(rows)};
     }
   }
   return absl::OkStatus();
@@ -154,7 +163,7 @@ std::string WrongAnswer(const ServerSet& servers, int32_t server,
 // The answers of all servers of a layer; the parts point into the responses.
 template <typename GroupReply>
 struct Answers {
-  std::vector<v1::ExchangeResponse> responses;
+  std::vector<Received<v1::ExchangeResponse>> responses;
   GroupParts<GroupReply> parts;
 };
 
@@ -169,10 +178,12 @@ absl::StatusOr<Answers<GroupReply>> AwaitAnswers(
   answers.responses.reserve(hosts.size());
   answers.parts.assign(results.size(), std::vector<GroupPart<GroupReply>>(layout.groups));
   for (const int32_t s : hosts) {
-    ASSIGN_OR_RETURN(v1::ExchangeResponse response, servers.Await(s, key, deadline));
-    answers.responses.push_back(std::move(response));
-    const absl::Status collected = CollectGroups(replies(answers.responses.back()),
-                                                 results, s, check, &answers.parts);
+    ASSIGN_OR_RETURN(Received<v1::ExchangeResponse> response,
+                     servers.Await(s, key, deadline));
+    const auto& [message, payloads, _] =
+        answers.responses.emplace_back(std::move(response));
+    const absl::Status collected =
+        CollectGroups(replies(message), payloads, results, s, check, &answers.parts);
     RETURN_IF_ERROR(Annotate(collected, WrongAnswer(servers, s, key)));
   }
   return answers;
@@ -234,26 +245,26 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
                                          BalanceTotals* totals) {
   const ExpertLayout& layout = this->layout(MixtureOf(id));
   const ExchangeKey key = FrameKey(v1::ExchangeRequest::kForward, id);
-  ASSIGN_OR_RETURN(
-      const auto answers,
-      AwaitAnswers<v1::GroupOutput>(
-          servers_, layout, key, results,
-          [](const v1::ExchangeResponse& response) -> const auto& {
-            return response.forward().replies();
-          },
-          [&](const RoutingPlan::Group& group, const v1::GroupOutput& output) {
-            absl::Status status = CheckBytes(
-                "y", output.y().size(), group.token.size() * layout.out * sizeof(float));
-            if (id.mode() == v1::MODE_TRAIN) status.Update(CheckTotals(layout, output));
-            return status;
-          }));
+  ASSIGN_OR_RETURN(const auto answers,
+                   AwaitAnswers<v1::GroupOutput>(
+                       servers_, layout, key, results,
+                       [](const v1::ExchangeResponse& response) -> const auto& {
+                         return response.forward().replies();
+                       },
+                       [&](const RoutingPlan::Group& group, const v1::GroupOutput& output,
+                           size_t bytes) {
+                         absl::Status status = CheckBytes(
+                             "y", bytes, group.token.size() * layout.out * sizeof(float));
+                         if (id.mode() == v1::MODE_TRAIN)
+                           status.Update(CheckTotals(layout, output));
+                         return status;
+                       }));
 
   const auto& parts = answers.parts;
   for (size_t r = 0; r < results.size(); ++r) {
     float* y = results[r].y;
     std::fill_n(y, results[r].plan->tokens() * layout.out, 0.0f);
-    for (const auto& part : parts[r])
-      AddRows(part.reply->y(), part.plan->token, layout.out, y);
+    for (const auto& part : parts[r]) AddRows(part.rows, part.plan->token, layout.out, y);
     if (results[r].chosen == nullptr) continue;
     *results[r].chosen = {};
     for (int32_t g = 0; g < layout.groups; ++g) {
@@ -308,28 +319,27 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
                                           std::span<const BackwardResult> results) {
   const ExpertLayout& layout = this->layout(MixtureOf(id));
   const ExchangeKey key = FrameKey(v1::ExchangeRequest::kBackward, id);
-  ASSIGN_OR_RETURN(
-      const auto answers,
-      AwaitAnswers<v1::GroupGradient>(
-          servers_, layout, key, results,
-          [](const v1::ExchangeResponse& response) -> const auto& {
-            return response.backward().replies();
-          },
-          [&](const RoutingPlan::Group& group, const v1::GroupGradient& gradient) {
-            absl::Status status =
-                CheckBytes("dx", gradient.dx().size(),
-                           group.token.size() * layout.in * sizeof(float));
-            status.Update(CheckBytes("dgate", gradient.dgate().size(),
-                                     group.choice.size() * sizeof(float)));
-            return status;
-          }));
+  ASSIGN_OR_RETURN(const auto answers,
+                   AwaitAnswers<v1::GroupGradient>(
+                       servers_, layout, key, results,
+                       [](const v1::ExchangeResponse& response) -> const auto& {
+                         return response.backward().replies();
+                       },
+                       [&](const RoutingPlan::Group& group,
+                           const v1::GroupGradient& gradient, size_t bytes) {
+                         absl::Status status = CheckBytes(
+                             "dx", bytes, group.token.size() * layout.in * sizeof(float));
+                         status.Update(CheckBytes("dgate", gradient.dgate().size(),
+                                                  group.choice.size() * sizeof(float)));
+                         return status;
+                       }));
 
   const auto& parts = answers.parts;
   for (size_t r = 0; r < results.size(); ++r) {
     const BackwardResult& result = results[r];
     std::fill_n(result.dx, result.plan->tokens() * layout.in, 0.0f);
     for (const auto& part : parts[r]) {
-      AddRows(part.reply->dx(), part.plan->token, layout.in, result.dx);
+      AddRows(part.rows, part.plan->token, layout.in, result.dx);
       const char* dgate = part.reply->dgate().data();
       for (size_t i = 0; i < part.plan->choice.size(); ++i) {
         std::memcpy(&result.dgate[part.plan->choice[i]], dgate + i * sizeof(float),

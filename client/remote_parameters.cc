@@ -42,7 +42,9 @@ absl::StatusOr<std::string> RemoteParameters::AwaitPull(uint64_t version, int32_
   ExchangeKey key = StepKey(Case::kPull, version);
   key.shard = plan_.shards[shard].id;
   const int32_t server = servers_.map.server_of_shard[shard];
-  ASSIGN_OR_RETURN(v1::ExchangeResponse response, servers_.Await(server, key, deadline));
+  ASSIGN_OR_RETURN(Received<v1::ExchangeResponse> received,
+                   servers_.Await(server, key, deadline));
+  v1::ExchangeResponse& response = received.message;
   if (response.pull().shards_size() != 1) {
     return absl::InternalError(
         absl::StrFormat("%s answered %s with %d shards", servers_.streams[server]->peer(),
@@ -201,8 +203,9 @@ absl::StatusOr<StepClosed> RemoteParameters::Close(StepClose close) {
   const int32_t count = static_cast<int32_t>(requests.size());
   std::vector<v1::CloseResponse> responses;
   for (int32_t s = 0; s < count; ++s) {
-    ASSIGN_OR_RETURN(v1::ExchangeResponse response,
+    ASSIGN_OR_RETURN(Received<v1::ExchangeResponse> received,
                      servers_.Await(s, StepKey(Case::kClose, step), deadline));
+    v1::ExchangeResponse& response = received.message;
     RETURN_IF_ERROR(
         expect_version(s, response.close().version(), clips ? step : step + 1));
     responses.push_back(std::move(*response.mutable_close()));
@@ -227,9 +230,9 @@ absl::StatusOr<StepClosed> RemoteParameters::Close(StepClose close) {
     RETURN_IF_ERROR(servers_.streams[s]->Send(std::move(request)));
   }
   for (int32_t s = 0; s < count; ++s) {
-    ASSIGN_OR_RETURN(const v1::ExchangeResponse response,
+    ASSIGN_OR_RETURN(const Received<v1::ExchangeResponse> received,
                      servers_.Await(s, StepKey(Case::kApply, step), deadline));
-    RETURN_IF_ERROR(expect_version(s, response.apply().version(), step + 1));
+    RETURN_IF_ERROR(expect_version(s, received.message.apply().version(), step + 1));
   }
   return closed;
 }

@@ -164,8 +164,9 @@ absl::Status RemoteTables::AwaitPull(uint64_t version, Table table,
     const int32_t server = servers_.map.server_of_shard[run.shard];
     ExchangeKey key = StepKey(Case::kPull, version);
     key.shard = spec.id;
-    ASSIGN_OR_RETURN(const v1::ExchangeResponse response,
+    ASSIGN_OR_RETURN(const Received<v1::ExchangeResponse> received,
                      servers_.Await(server, key, deadline));
+    const v1::ExchangeResponse& response = received.message;
     const size_t expected = run.count * width * sizeof(float);
     if (response.pull().shards_size() != 1 ||
         response.pull().shards(0).content().size() != expected) {
@@ -236,7 +237,9 @@ absl::StatusOr<std::vector<std::vector<double>>> RemoteTables::AwaitScore(
       absl::Now() + static_cast<double>(servers_.map.workers) * servers_.timeout;
   std::map<int32_t, v1::ExchangeResponse> answers;
   for (const int32_t server : softmax_servers_) {
-    ASSIGN_OR_RETURN(answers[server], servers_.Await(server, key, deadline));
+    ASSIGN_OR_RETURN(Received<v1::ExchangeResponse> received,
+                     servers_.Await(server, key, deadline));
+    answers[server] = std::move(received.message);
     const int replies = answers[server].score().replies_size();
     if (replies == score.frames_size()) continue;
     return absl::InternalError(absl::StrFormat(

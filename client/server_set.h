@@ -28,12 +28,13 @@ struct ServerSet {
   absl::Time Deadline() const { return absl::Now() + timeout; }
   absl::Time CutDeadline() const { return Deadline() + cut_timeout; }
 
-  absl::StatusOr<v1::ExchangeResponse> Await(int32_t server, const ExchangeKey& key,
-                                             absl::Time deadline) const {
+  absl::StatusOr<Received<v1::ExchangeResponse>> Await(int32_t server,
+                                                       const ExchangeKey& key,
+                                                       absl::Time deadline) const {
     ShardStream& stream = *streams[server];
     if (!on_wait) return stream.Await(key, deadline);
     on_wait(Describe(key) + " from " + stream.peer());
-    absl::StatusOr<v1::ExchangeResponse> response = stream.Await(key, deadline);
+    absl::StatusOr<Received<v1::ExchangeResponse>> response = stream.Await(key, deadline);
     on_wait("");
     return response;
   }

@@ -23,10 +23,11 @@
 #include "common/net/channel.h"
 #include "common/net/checksum.h"
 #include "common/net/connection_check.h"
+#include "common/net/exchange.h"
 #include "common/net/grpc_status.h"
 #include "common/net/introduction.h"
 #include "glog/logging.h"
-#include "proto/moe/v1/expert.grpc.pb.h"
+#include "proto/moe/v1/expert.pb.h"
 
 namespace moe {
 namespace {
@@ -91,8 +92,8 @@ class GrpcShardStream final : public ShardStream {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
-                                             absl::Time deadline) override {
+  absl::StatusOr<Received<v1::ExchangeResponse>> Await(const ExchangeKey& key,
+                                                       absl::Time deadline) override {
     const absl::Duration patience = deadline - absl::Now();
     absl::MutexLock lock(&mutex_);
     const auto ready = [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
@@ -119,9 +120,7 @@ class GrpcShardStream final : public ShardStream {
   // One stream of gRPC's.
   struct Connection {
     grpc::ClientContext context;
-    std::unique_ptr<v1::ShardService::Stub> stub;
-    std::unique_ptr<grpc::ClientReaderWriter<v1::ExchangeRequest, v1::ExchangeResponse>>
-        stream;
+    std::unique_ptr<ExchangeClientStream> stream;
     // Under mutex_: the server has answered Hello, or not in time; nothing more is read.
     bool greeted = false;
     bool late = false;
@@ -187,14 +186,13 @@ class GrpcShardStream final : public ShardStream {
           /*broke=*/true};
     }
     Connection connection;
-    connection.stub = v1::ShardService::NewStub(channel);
     {
       absl::MutexLock lock(&mutex_);
       if (!cancelled_.ok()) return {cancelled_};
       connection_ = &connection;
     }
     Introduce({.member = options_.member, .nonce = options_.nonce}, &connection.context);
-    connection.stream = connection.stub->Exchange(&connection.context);
+    connection.stream = StartExchange(channel, &connection.context);
     std::thread writer([&] { Write(connection, hello_deadline); });
     const absl::Status failure = Read(connection);
     // A server that has broken the conversation may never end the stream itself.
@@ -265,9 +263,8 @@ class GrpcShardStream final : public ShardStream {
       absl::MutexLock lock(&mutex_);
       hello.mutable_hello()->set_sent(sent_);
     }
-    Seal(&hello);
     // The reader finds out why.
-    if (!connection.stream->Write(hello)) return;
+    if (!WriteSealed(std::move(hello), connection)) return;
     {
       absl::MutexLock lock(&mutex_);
       const auto answered = [&]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) {
@@ -297,29 +294,32 @@ class GrpcShardStream final : public ShardStream {
         sent_ = std::max(sent_, found->first);
         received = found->first <= received_;
       }
-      if (!(received ? WriteName(*request, connection)
-                     : connection.stream->Write(*request))) {
+      if (!(received ? WriteSealed(NameOf(*request), connection)
+                     : connection.stream->Write(Encode(std::move(request))))) {
         return;
       }
     }
     connection.stream->WritesDone();
   }
 
-  bool WriteName(const v1::ExchangeRequest& request, Connection& connection) {
-    v1::ExchangeRequest name = NameOf(request);
-    Seal(&name);
-    return connection.stream->Write(name);
+  bool WriteSealed(v1::ExchangeRequest request, Connection& connection) {
+    Seal(&request);
+    return connection.stream->Write(
+        Encode(std::make_shared<const v1::ExchangeRequest>(std::move(request))));
   }
 
   // Until the stream ends: OK, or why it must.
   absl::Status Read(Connection& connection) {
-    v1::ExchangeResponse response;
-    while (connection.stream->Read(&response)) {
-      connection.damage = CheckSeal(response);
+    grpc::ByteBuffer bytes;
+    while (connection.stream->Read(&bytes)) {
+      absl::StatusOr<Received<v1::ExchangeResponse>> received = DecodeResponse(bytes);
+      bytes.Clear();
+      connection.damage = received.status();
       if (!connection.damage.ok()) {
         connection.context.TryCancel();
         return absl::OkStatus();
       }
+      const v1::ExchangeResponse& response = received->message;
       if (response.has_failure()) {
         const int code = response.failure().code();
         return absl::Status(
@@ -332,9 +332,8 @@ class GrpcShardStream final : public ShardStream {
                             response.generation(), options_.generation));
       }
       absl::MutexLock lock(&mutex_);
-      RETURN_IF_ERROR(connection.greeted ? File(std::move(response))
+      RETURN_IF_ERROR(connection.greeted ? File(*std::move(received))
                                          : Greet(response, connection));
-      response = {};
     }
     return absl::OkStatus();
   }
@@ -368,7 +367,9 @@ class GrpcShardStream final : public ShardStream {
     return absl::OkStatus();
   }
 
-  absl::Status File(v1::ExchangeResponse response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+  absl::Status File(Received<v1::ExchangeResponse> received)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const v1::ExchangeResponse& response = received.message;
     const ExchangeKey key = KeyOf(response);
     const auto expected = expected_.find(key);
     // A pull has the name of others.
@@ -379,7 +380,7 @@ class GrpcShardStream final : public ShardStream {
     progress_ = true;
     unanswered_.erase(expected->second);
     expected_.erase(expected);
-    responses_.emplace(key, std::move(response));
+    responses_.emplace(key, std::move(received));
     return absl::OkStatus();
   }
 
@@ -433,7 +434,8 @@ class GrpcShardStream final : public ShardStream {
   std::map<ExchangeKey, uint64_t> expected_ ABSL_GUARDED_BY(mutex_);
   // Of each kind those of the newest step and the one before it.
   std::set<ExchangeKey> asked_ ABSL_GUARDED_BY(mutex_);
-  std::map<ExchangeKey, v1::ExchangeResponse> responses_ ABSL_GUARDED_BY(mutex_);
+  std::map<ExchangeKey, Received<v1::ExchangeResponse>> responses_
+      ABSL_GUARDED_BY(mutex_);
   absl::Status cancelled_ ABSL_GUARDED_BY(mutex_);
   // Whether anything was answered over the present connection.
   bool progress_ ABSL_GUARDED_BY(mutex_) = false;

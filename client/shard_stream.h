@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "client/exchange_key.h"
 #include "common/base/protocol.h"
+#include "common/net/received.h"
 #include "common/net/tls_credentials.h"
 #include "proto/moe/v1/expert.pb.h"
 
@@ -30,8 +31,8 @@ class ShardStream {
   // The response to the request with that key, which has been sent. DEADLINE_EXCEEDED if
   // it doesn't come in time; the server's own status if it gave up; UNAVAILABLE if the
   // stream broke and couldn't be taken up again.
-  virtual absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
-                                                     absl::Time deadline) = 0;
+  virtual absl::StatusOr<Received<v1::ExchangeResponse>> Await(const ExchangeKey& key,
+                                                               absl::Time deadline) = 0;
   // Every wait, now and later, returns `cause`.
   virtual void Cancel(const absl::Status& cause) = 0;
 };

@@ -10,6 +10,7 @@
 #include "common/base/status_macros.h"
 #include "common/job/placement.h"
 #include "glog/logging.h"
+#include "proto/moe/v1/expert.grpc.pb.h"
 
 namespace moe {
 namespace {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <string_view>
 
 #include "common/base/status_macros.h"
 #include "server/refusal.h"
@@ -17,8 +18,7 @@ bool AllFinite(std::span<const float> values) {
 }
 
 absl::StatusOr<Tensor> DecodeTensor(Backend& backend, const std::string& field,
-                                    int64_t rows, int64_t width,
-                                    const std::string& bytes) {
+                                    int64_t rows, int64_t width, const Pieces& bytes) {
   const uint64_t expected = rows * width * sizeof(float);
   if (bytes.size() != expected) {
     return Bad(field, " has ", bytes.size(), " bytes instead of ", expected, " (", rows,
@@ -26,7 +26,11 @@ absl::StatusOr<Tensor> DecodeTensor(Backend& backend, const std::string& field,
   }
   Tensor tensor(backend, rows, width);
   if (rows == 0) return tensor;
-  backend.Upload(bytes.data(), tensor.data(), bytes.size());
+  char* out = reinterpret_cast<char*>(tensor.data());
+  for (const std::string_view piece : bytes.pieces()) {
+    backend.Upload(piece.data(), out, piece.size());
+    out += piece.size();
+  }
   if (!backend.AllFinite(tensor.view())) return Bad(field, " has a NaN or an infinity");
   return tensor;
 }

@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/pieces.h"
 #include "common/kernels/backend.h"
 
 namespace moe {
@@ -19,7 +20,6 @@ absl::Status CheckAscendingRows(std::span<const uint32_t> row, int64_t rows);
 
 // [rows, width] floats of the bytes field `field`, on the backend and finite.
 absl::StatusOr<Tensor> DecodeTensor(Backend& backend, const std::string& field,
-                                    int64_t rows, int64_t width,
-                                    const std::string& bytes);
+                                    int64_t rows, int64_t width, const Pieces& bytes);
 
 }  // namespace moe

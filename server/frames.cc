@@ -154,7 +154,8 @@ absl::StatusOr<CloseInput::Gradient> DecodeGradient(
 }  // namespace
 
 absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& shape,
-                                           v1::Mode mode, const v1::ForwardFrame& frame) {
+                                           v1::Mode mode, const v1::ForwardFrame& frame,
+                                           const Pieces& x) {
   ForwardInput input;
   input.tokens = frame.tokens();
   ASSIGN_OR_RETURN(const std::vector<uint32_t> token,
@@ -184,15 +185,15 @@ absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& s
       input.pairs.push_back(*std::move(pairs));
     }
   }
-  ASSIGN_OR_RETURN(input.x, DecodeTensor(backend, "x", rows, shape.in, frame.x()));
+  ASSIGN_OR_RETURN(input.x, DecodeTensor(backend, "x", rows, shape.in, x));
   return input;
 }
 
 absl::StatusOr<BackwardInput> DecodeBackward(Backend& backend, const LayerShape& shape,
-                                             int64_t rows,
-                                             const v1::BackwardFrame& frame) {
+                                             int64_t rows, const v1::BackwardFrame& frame,
+                                             const Pieces& dy) {
   BackwardInput input;
-  ASSIGN_OR_RETURN(input.dy, DecodeTensor(backend, "dy", rows, shape.out, frame.dy()));
+  ASSIGN_OR_RETURN(input.dy, DecodeTensor(backend, "dy", rows, shape.out, dy));
   if (!shape.hierarchical) {
     if (!frame.has_importance() && !frame.has_load()) return input;
     return Bad("has moments, but the layer is flat");

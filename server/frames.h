@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/base/moments.h"
+#include "common/base/pieces.h"
 #include "common/kernels/backend.h"
 #include "common/tensor/replica_tree.h"
 #include "proto/moe/v1/expert.pb.h"
@@ -74,12 +75,14 @@ struct LayerShape {
   std::vector<uint32_t> groups;  // ascending
 };
 
+// x: the frame's, wherever it is.
 absl::StatusOr<ForwardInput> DecodeForward(Backend& backend, const LayerShape& shape,
-                                           v1::Mode mode, const v1::ForwardFrame& frame);
-// rows: of the replica's forward frame.
+                                           v1::Mode mode, const v1::ForwardFrame& frame,
+                                           const Pieces& x);
+// rows: of the replica's forward frame. dy: as x.
 absl::StatusOr<BackwardInput> DecodeBackward(Backend& backend, const LayerShape& shape,
-                                             int64_t rows,
-                                             const v1::BackwardFrame& frame);
+                                             int64_t rows, const v1::BackwardFrame& frame,
+                                             const Pieces& dy);
 
 // One worker's close of a step.
 struct CloseInput {

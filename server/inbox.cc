@@ -85,8 +85,10 @@ absl::StatusOr<const LayerShape*> Inbox::CheckFrame(const v1::FrameId& id) const
 
 // ---------------------------------------------------------------- messages
 
-absl::Status Inbox::Handle(const std::string& worker, v1::ExchangeRequest request,
+absl::Status Inbox::Handle(const std::string& worker,
+                           Received<v1::ExchangeRequest> received,
                            const std::shared_ptr<ReplySink>& sink, bool again) {
+  v1::ExchangeRequest& request = received.message;
   if (request.generation() != generation_) {
     return Untimely(worker, " sent a message of generation ", request.generation(),
                     "; the current one is ", generation_);
@@ -103,12 +105,12 @@ absl::Status Inbox::Handle(const std::string& worker, v1::ExchangeRequest reques
     case v1::ExchangeRequest::kForward:
       if (again) return HandleAgain(worker, request, sink);
       return Annotate(
-          HandleForward(worker, request.forward(), sink),
+          HandleForward(worker, request.forward(), received.payloads, sink),
           Of(worker, RendezvousKind::kForward, KeyOf(request.forward().id())));
     case v1::ExchangeRequest::kBackward:
       if (again) return HandleAgain(worker, request, sink);
       return Annotate(
-          HandleBackward(worker, request.backward(), sink),
+          HandleBackward(worker, request.backward(), received.payloads, sink),
           Of(worker, RendezvousKind::kBackward, KeyOf(request.backward().id())));
     case v1::ExchangeRequest::kClose: {
       if (again) return HandleAgain(worker, request, sink);
@@ -272,6 +274,7 @@ absl::Status Inbox::HandlePull(Pull pull, const v1::PullRequest& request,
 
 absl::Status Inbox::HandleForward(const std::string& worker,
                                   const v1::ForwardRequest& request,
+                                  const Payloads& payloads,
                                   const std::shared_ptr<ReplySink>& sink) {
   const RendezvousKey key = KeyOf(request.id());
   const std::vector<uint32_t> replicas = ReplicasOf(request);
@@ -289,7 +292,8 @@ absl::Status Inbox::HandleForward(const std::string& worker,
       [&] {
         return DecodeAll<ForwardInput>(
             request.frames(), [&](const v1::ForwardFrame& frame) {
-              return DecodeForward(backend_, *shape, key.mode, frame);
+              return DecodeForward(backend_, *shape, key.mode, frame,
+                                   payloads.Of(frame, frame.x()));
             });
       },
       [&](const NewParts<ForwardInput>& parts) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -301,6 +305,7 @@ absl::Status Inbox::HandleForward(const std::string& worker,
 
 absl::Status Inbox::HandleBackward(const std::string& worker,
                                    const v1::BackwardRequest& request,
+                                   const Payloads& payloads,
                                    const std::shared_ptr<ReplySink>& sink) {
   const RendezvousKey key = KeyOf(request.id());
   const std::vector<uint32_t> replicas = ReplicasOf(request);
@@ -317,7 +322,8 @@ absl::Status Inbox::HandleBackward(const std::string& worker,
       [&] {
         return DecodeAll<BackwardInput>(
             request.frames(), [&](const v1::BackwardFrame& frame) {
-              return DecodeBackward(backend_, *shape, rows[frame.replica()], frame);
+              return DecodeBackward(backend_, *shape, rows[frame.replica()], frame,
+                                    payloads.Of(frame, frame.dy()));
             });
       },
       [&](const NewParts<BackwardInput>& parts) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {

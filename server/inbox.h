@@ -20,6 +20,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "common/kernels/backend.h"
+#include "common/net/received.h"
 #include "proto/moe/v1/expert.pb.h"
 #include "proto/moe/v1/parameter.pb.h"
 #include "server/conversation.h"
@@ -91,7 +92,7 @@ class Inbox {
   // A message of `worker` after its Hello; `sink` gets the answer, now or later. again: it was handled
   // before, and is answered once more if anybody may still wait for that, else ignored. An error
   // says what is wrong with the message. Takes as long as copying and checking does.
-  absl::Status Handle(const std::string& worker, v1::ExchangeRequest request,
+  absl::Status Handle(const std::string& worker, Received<v1::ExchangeRequest> request,
                       const std::shared_ptr<ReplySink>& sink, bool again = false);
 
   // ---- what the work came to; answers those who sent its parts
@@ -132,9 +133,11 @@ class Inbox {
   absl::Status HandleScore(Score score, const v1::ScoreRequest& request,
                            const std::shared_ptr<ReplySink>& sink);
   absl::Status HandleForward(const std::string& worker, const v1::ForwardRequest& request,
+                             const Payloads& payloads,
                              const std::shared_ptr<ReplySink>& sink);
   absl::Status HandleBackward(const std::string& worker,
                               const v1::BackwardRequest& request,
+                              const Payloads& payloads,
                               const std::shared_ptr<ReplySink>& sink);
   absl::Status HandleClose(const std::string& worker, v1::CloseRequest request,
                            const std::shared_ptr<ReplySink>& sink);

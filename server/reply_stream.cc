@@ -70,7 +70,7 @@ void ReplyStream::Run() {
     }
     if (broken) continue;
     const absl::Time start = absl::Now();
-    broken = !stream_->Write(*response);
+    broken = !stream_->Write(Encode(std::move(response)));
     on_written_(absl::Now() - start);
   }
 }

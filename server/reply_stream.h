@@ -12,14 +12,15 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "proto/moe/v1/expert.grpc.pb.h"
+#include "common/net/exchange.h"
+#include "proto/moe/v1/expert.pb.h"
 #include "server/reply_sink.h"
 
 namespace moe {
 
 class ReplyStream : public ReplySink {
  public:
-  using Stream = grpc::ServerReaderWriter<v1::ExchangeResponse, v1::ExchangeRequest>;
+  using Stream = ExchangeServerStream;
 
   // stream must live until Finish. on_written: how long a write took; the stream's own
   // thread.

@@ -118,7 +118,8 @@ absl::Status ShardHost::failure() const {
   return failure_;
 }
 
-absl::Status ShardHost::Handle(const std::string& worker, v1::ExchangeRequest request,
+absl::Status ShardHost::Handle(const std::string& worker,
+                               Received<v1::ExchangeRequest> request,
                                const std::shared_ptr<ReplySink>& sink, bool again) {
   RETURN_IF_ERROR(failure());
   const absl::Time start = absl::Now();

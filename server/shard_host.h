@@ -84,7 +84,7 @@ class ShardHost : private Inbox::Work {
   // A message of `worker` after its Hello; `sink` gets the answer, now or later. again: it was handled
   // before. An error says what is wrong with the message, and ends the conversation with its
   // sender. May block for as long as it takes to copy and check the message.
-  absl::Status Handle(const std::string& worker, v1::ExchangeRequest request,
+  absl::Status Handle(const std::string& worker, Received<v1::ExchangeRequest> request,
                       const std::shared_ptr<ReplySink>& sink, bool again = false);
 
   // The process that the worker is in this generation.

@@ -7,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
-#include "common/net/checksum.h"
 #include "common/net/grpc_status.h"
 #include "common/net/introduction.h"
 #include "glog/logging.h"
@@ -55,9 +54,6 @@ absl::Status ShardService::CheckCaller(const grpc::ServerContext& context) const
 absl::StatusOr<std::string> ShardService::Greet(
     const std::string& caller, const v1::ExchangeRequest& request,
     const std::shared_ptr<ShardHost>& host) const {
-  if (const absl::Status sound = CheckSeal(request); !sound.ok()) {
-    return absl::UnavailableError(sound.message());
-  }
   if (!request.has_hello()) {
     return absl::FailedPreconditionError("the first message must be Hello");
   }
@@ -85,8 +81,8 @@ absl::StatusOr<std::string> ShardService::Greet(
 absl::Status ShardService::Converse(grpc::ServerContext* context,
                                     ReplyStream::Stream* stream,
                                     const std::shared_ptr<ReplyStream>& replies) {
-  v1::ExchangeRequest request;
-  if (!stream->Read(&request)) return absl::OkStatus();
+  grpc::ByteBuffer bytes;
+  if (!stream->Read(&bytes)) return absl::OkStatus();
   // Last of all, when the host isn't held any more.
   const absl::Cleanup end = [&] {
     absl::MutexLock lock(&mutex_);
@@ -94,8 +90,13 @@ absl::Status ShardService::Converse(grpc::ServerContext* context,
   };
   std::shared_ptr<ShardHost> host = options_.host();
   const uint64_t generation = host == nullptr ? 0 : host->generation();
+  const absl::StatusOr<Received<v1::ExchangeRequest>> received = DecodeRequest(bytes);
+  bytes.Clear();
+  const v1::ExchangeRequest none;
+  const v1::ExchangeRequest& request = received.ok() ? received->message : none;
   const absl::StatusOr<std::string> worker =
-      Greet(IntroductionOf(*context).member, request, host);
+      received.ok() ? Greet(IntroductionOf(*context).member, request, host)
+                    : absl::UnavailableError(received.status().message());
   absl::Status begun = worker.status();
   Conversation conversation{generation, context, replies, /*session=*/nullptr};
   if (begun.ok()) {
@@ -170,17 +171,17 @@ absl::Status ShardService::Read(const std::string& worker, ShardHost& host,
                                 ReplyStream::Stream* stream,
                                 const Conversation& conversation, bool* stale) {
   const std::shared_ptr<WorkerSession>& session = conversation.session;
-  const auto take = [&](v1::ExchangeRequest request, bool again) {
+  const auto take = [&](Received<v1::ExchangeRequest> request, bool again) {
     return host.Handle(worker, std::move(request), session, again);
   };
-  v1::ExchangeRequest request;
-  while (stream->Read(&request)) {
-    RETURN_IF_ERROR(CheckSeal(request));
-    *stale = request.generation() != host.generation();
+  grpc::ByteBuffer bytes;
+  while (stream->Read(&bytes)) {
+    ASSIGN_OR_RETURN(Received<v1::ExchangeRequest> request, DecodeRequest(bytes));
+    bytes.Clear();
+    *stale = request.message.generation() != host.generation();
     RETURN_IF_ERROR(*stale ? take(std::move(request), /*again=*/false)
                            : session->Put(std::move(request), take));
     RETURN_IF_ERROR(Annotate(conversation.replies->health(), worker));
-    request = v1::ExchangeRequest();
   }
   return absl::OkStatus();
 }

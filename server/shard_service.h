@@ -13,7 +13,8 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "proto/moe/v1/expert.grpc.pb.h"
+#include "common/net/exchange.h"
+#include "proto/moe/v1/expert.pb.h"
 #include "server/reply_sink.h"
 #include "server/reply_stream.h"
 #include "server/shard_host.h"
@@ -21,7 +22,7 @@
 
 namespace moe {
 
-class ShardService : public v1::ShardService::Service {
+class ShardService : public ExchangeService {
  public:
   struct Options {
     // Member id of this server.
@@ -69,8 +70,8 @@ class ShardService : public v1::ShardService::Service {
   // Until the stream ends or a message is refused; *stale: because it is of another
   // generation, whose senders this one doesn't need. DATA_LOSS: it was damaged on its way.
   absl::Status Read(const std::string& worker, ShardHost& host,
-                    ReplyStream::Stream* stream,
-                    const Conversation& conversation, bool* stale);
+                    ReplyStream::Stream* stream, const Conversation& conversation,
+                    bool* stale);
   // Adds the conversation unless its generation is over, and gives it the worker's session, which begins
   // with its first one.
   absl::Status Begin(const std::string& worker, uint64_t incarnation,

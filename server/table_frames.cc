@@ -57,7 +57,7 @@ absl::StatusOr<ScoreInput> DecodeScore(Backend& backend, int64_t width,
     }
   }
   const auto tokens = static_cast<int64_t>(input.target.size());
-  ASSIGN_OR_RETURN(input.x, DecodeTensor(backend, "x", tokens, width, frame.x()));
+  ASSIGN_OR_RETURN(input.x, DecodeTensor(backend, "x", tokens, width, Pieces(frame.x())));
   return input;
 }
 

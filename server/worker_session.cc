@@ -75,9 +75,9 @@ void WorkerSession::Close() {
 }
 
 absl::Status WorkerSession::Put(
-    v1::ExchangeRequest request,
-    const std::function<absl::Status(v1::ExchangeRequest, bool again)>& take) {
-  const uint64_t sequence = request.sequence();
+    Received<v1::ExchangeRequest> request,
+    const std::function<absl::Status(Received<v1::ExchangeRequest>, bool again)>& take) {
+  const uint64_t sequence = request.message.sequence();
   bool again = false;
   {
     absl::MutexLock lock(&mutex_);

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/net/received.h"
 #include "proto/moe/v1/expert.pb.h"
 #include "server/reply_sink.h"
 
@@ -49,8 +50,8 @@ class WorkerSession : public ReplySink {
   // Gives `take` the message, and those that came too early, in the order in which the worker sent them.
   // again: it has been taken before.
   absl::Status Put(
-      v1::ExchangeRequest request,
-      const std::function<absl::Status(v1::ExchangeRequest, bool again)>& take);
+      Received<v1::ExchangeRequest> request,
+      const std::function<absl::Status(Received<v1::ExchangeRequest>, bool again)>& take);
 
   // To the worker's stream. Without one it is dropped: the worker will ask again for what it misses.
   void Send(std::shared_ptr<const v1::ExchangeResponse> response) override;
@@ -71,7 +72,7 @@ class WorkerSession : public ReplySink {
   // Sequence of the last message that was taken.
   uint64_t received_ ABSL_GUARDED_BY(mutex_) = 0;
   // Those that came before their turn.
-  std::map<uint64_t, v1::ExchangeRequest> early_ ABSL_GUARDED_BY(mutex_);
+  std::map<uint64_t, Received<v1::ExchangeRequest>> early_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace moe

@@ -1,5 +1,6 @@
 #include "common/net/checksum.h"
 
+#include <algorithm>
 #include <bit>
 #include <string>
 #include <string_view>
@@ -16,16 +17,24 @@ using google::protobuf::Reflection;
 
 class Checksum {
  public:
+  explicit Checksum(const Payloads& payloads) : payloads_(payloads) {}
+
   void Add(const Message& message, int except) {
     const Reflection& reflection = *message.GetReflection();
     std::vector<const FieldDescriptor*> fields;
     reflection.ListFields(message, &fields);
+    const Payloads::Payload* const payload = payloads_.Find(message);
+    if (payload != nullptr) PutInOrder(message, payload->field, &fields);
     for (const FieldDescriptor* field : fields) {
       if (field->number() == except) continue;
       const int count = field->is_repeated() ? reflection.FieldSize(message, field) : 1;
       // No two lists of values look the same: each is preceded by its field and its length.
       AddNumber(uint64_t{static_cast<uint32_t>(field->number())} << 32 |
                 static_cast<uint32_t>(count));
+      if (payload != nullptr && field->number() == payload->field) {
+        AddPayload(payload->bytes);
+        continue;
+      }
       for (int i = 0; i < count; ++i) AddValue(message, reflection, field, i);
     }
     AddNumber(0);  // the end, which no field looks like
@@ -36,6 +45,22 @@ class Checksum {
  private:
   void AddNumber(uint64_t number) {
     crc_ = Crc32c({reinterpret_cast<const char*>(&number), sizeof(number)}, crc_);
+  }
+
+  // Where ListFields would have it.
+  static void PutInOrder(const Message& message, int number,
+                         std::vector<const FieldDescriptor*>* fields) {
+    const auto place = std::lower_bound(fields->begin(), fields->end(), number,
+                                        [](const FieldDescriptor* field, int wanted) {
+                                          return field->number() < wanted;
+                                        });
+    if (place != fields->end() && (*place)->number() == number) return;
+    fields->insert(place, message.GetDescriptor()->FindFieldByNumber(number));
+  }
+
+  void AddPayload(const Pieces& bytes) {
+    AddNumber(bytes.size());
+    for (const std::string_view piece : bytes.pieces()) crc_ = Crc32c(piece, crc_);
   }
 
   void AddValue(const Message& message, const Reflection& reflection,
@@ -87,13 +112,14 @@ class Checksum {
     }
   }
 
+  const Payloads& payloads_;
   uint32_t crc_ = 0;
 };
 
 }  // namespace
 
-uint32_t ChecksumOf(const Message& message, int except) {
-  Checksum checksum;
+uint32_t ChecksumOf(const Message& message, int except, const Payloads& payloads) {
+  Checksum checksum(payloads);
   checksum.Add(message, except);
   return checksum.crc();
 }

@@ -8,13 +8,15 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "common/net/received.h"
 
 namespace moe {
 
 // CRC-32C over the fields that are set, with their numbers, in the order of these; without `except`
 // of the message itself, and without fields that this program doesn't know. Takes the time of reading
-// the message once.
-uint32_t ChecksumOf(const google::protobuf::Message& message, int except);
+// the message once. payloads: of the message.
+uint32_t ChecksumOf(const google::protobuf::Message& message, int except,
+                    const Payloads& payloads = Payloads());
 
 // Message: has a field `checksum` of type fixed32.
 template <typename Message>
@@ -23,8 +25,8 @@ void Seal(Message* message) {
 }
 // DATA_LOSS unless the message is as it was when it was sealed.
 template <typename Message>
-absl::Status CheckSeal(const Message& message) {
-  const uint32_t checksum = ChecksumOf(message, Message::kChecksumFieldNumber);
+absl::Status CheckSeal(const Message& message, const Payloads& payloads = Payloads()) {
+  const uint32_t checksum = ChecksumOf(message, Message::kChecksumFieldNumber, payloads);
   if (checksum == message.checksum()) return absl::OkStatus();
   return absl::DataLossError(
       absl::StrCat("a message was damaged on its way: its checksum is ",

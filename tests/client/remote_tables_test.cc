@@ -46,8 +46,8 @@ class FakeStream final : public ShardStream {
     responses_[KeyOf(request)] = answer_(request);
     return absl::OkStatus();
   }
-  absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
-                                             absl::Time deadline) override {
+  absl::StatusOr<Received<v1::ExchangeResponse>> Await(const ExchangeKey& key,
+                                                       absl::Time deadline) override {
     patience = deadline - absl::Now();
     auto found = responses_.extract(key);
     if (found.empty()) return absl::DeadlineExceededError(Describe(key));

@@ -68,7 +68,7 @@ TEST(ShardStream, ADamagedAnswerComesAgain) {
   ASSERT_TRUE((*stream)->Send(Forward(3, 0)).ok());
   const auto response = (*stream)->Await(KeyOf(Forward(3, 0)), Soon());
   ASSERT_TRUE(response.ok()) << response.status();
-  EXPECT_EQ(response->forward().replies(0).groups(0).y(), "12345678");
+  EXPECT_EQ(response->message.forward().replies(0).groups(0).y(), "12345678");
   EXPECT_TRUE(CheckSeal(asked).ok()) << CheckSeal(asked);
 }
 
@@ -91,7 +91,7 @@ TEST(ShardStream, SaysHelloFirstAndFilesAnswersByKey) {
   for (const uint32_t wave : {0, 1}) {
     const auto response = (*stream)->Await(KeyOf(Forward(3, wave)), Soon());
     ASSERT_TRUE(response.ok()) << response.status();
-    EXPECT_EQ(response->forward().id().wave(), wave);
+    EXPECT_EQ(response->message.forward().id().wave(), wave);
   }
   const auto requests = server.requests();
   ASSERT_EQ(requests.size(), 3u);
@@ -399,7 +399,7 @@ TEST(ShardStream, AnAnswerThatComesTwiceCountsOnce) {
     ASSERT_TRUE((*stream)->Send(std::move(request)).ok());
     const auto response = (*stream)->Await(key, Soon());
     ASSERT_TRUE(response.ok()) << response.status();
-    EXPECT_EQ(response->pull().shards(0).content(), content);
+    EXPECT_EQ(response->message.pull().shards(0).content(), content);
   }
 }
 

@@ -58,7 +58,7 @@ void CheckTensor(const Tensor& tensor, int64_t rows, int64_t columns) {
 
 void TryForward(const LayerShape& shape, v1::Mode mode, const v1::ForwardFrame& frame) {
   const absl::StatusOr<ForwardInput> input =
-      DecodeForward(TheBackend(), shape, mode, frame);
+      DecodeForward(TheBackend(), shape, mode, frame, Pieces(frame.x()));
   if (!input.ok()) return;
   const auto rows = static_cast<int64_t>(input->token.size());
   CheckRows(input->token, input->tokens);
@@ -84,7 +84,7 @@ void TryForward(const LayerShape& shape, v1::Mode mode, const v1::ForwardFrame& 
 void TryBackward(const LayerShape& shape, const v1::BackwardFrame& frame) {
   const auto rows = static_cast<int64_t>(frame.replica() % 16);
   const absl::StatusOr<BackwardInput> input =
-      DecodeBackward(TheBackend(), shape, rows, frame);
+      DecodeBackward(TheBackend(), shape, rows, frame, Pieces(frame.dy()));
   if (!input.ok()) return;
   CheckTensor(input->dy, rows, shape.out);
   CHECK_EQ(input->moments.has_value(), shape.hierarchical);

@@ -47,8 +47,8 @@ class CannedStream final : public ShardStream {
   explicit CannedStream(Reader* input) : input_(*input) {}
   const std::string& peer() const override { return peer_; }
   absl::Status Send(v1::ExchangeRequest) override { return absl::OkStatus(); }
-  absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
-                                             absl::Time) override {
+  absl::StatusOr<Received<v1::ExchangeResponse>> Await(const ExchangeKey& key,
+                                                       absl::Time) override {
     const std::string_view bytes = input_.TakeBytes(input_.Take<uint16_t>());
     v1::ExchangeResponse response;
     if (response.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())) &&

@@ -203,9 +203,10 @@ class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
   std::vector<v1::ForwardReply> Forward(v1::Mode mode, uint64_t step, uint32_t wave) {
     std::vector<std::shared_ptr<const ForwardInput>> inputs;
     for (uint32_t r = 0; r < kReplicas; ++r) {
-      absl::StatusOr<ForwardInput> input = DecodeForward(
-          *backend_, layer_->shape(), mode,
-          testing::ForwardFrameOf(testing::MakeFrame(step, r, wave), r, mode));
+      const v1::ForwardFrame frame =
+          testing::ForwardFrameOf(testing::MakeFrame(step, r, wave), r, mode);
+      absl::StatusOr<ForwardInput> input =
+          DecodeForward(*backend_, layer_->shape(), mode, frame, Pieces(frame.x()));
       EXPECT_TRUE(input.ok()) << input.status();
       inputs.push_back(std::make_shared<const ForwardInput>(*std::move(input)));
     }
@@ -220,9 +221,10 @@ class ExpertLayerTest : public ::testing::TestWithParam<const char*> {
   std::vector<v1::BackwardReply> Backward(uint64_t step, uint32_t wave) {
     std::vector<std::shared_ptr<const BackwardInput>> inputs;
     for (uint32_t r = 0; r < kReplicas; ++r) {
-      const MadeFrame frame = testing::MakeFrame(step, r, wave);
+      const MadeFrame made = testing::MakeFrame(step, r, wave);
+      const v1::BackwardFrame frame = testing::BackwardFrameOf(made, r);
       absl::StatusOr<BackwardInput> input = DecodeBackward(
-          *backend_, layer_->shape(), frame.rows(), testing::BackwardFrameOf(frame, r));
+          *backend_, layer_->shape(), made.rows(), frame, Pieces(frame.dy()));
       EXPECT_TRUE(input.ok()) << input.status();
       inputs.push_back(std::make_shared<const BackwardInput>(*std::move(input)));
     }
@@ -635,10 +637,11 @@ TEST_P(ExpertLayerTest, AFullTierLeavesTheShardsAsTheyWere) {
   Load("adam {}", 1, v1::PARAMETERS_FLOAT32, {.tier = tier.get()});
   std::vector<std::shared_ptr<const ForwardInput>> inputs;
   for (uint32_t r = 0; r < kReplicas; ++r) {
+    const v1::ForwardFrame frame =
+        testing::ForwardFrameOf(testing::MakeFrame(0, r, 0), r, v1::MODE_TRAIN);
     inputs.push_back(std::make_shared<const ForwardInput>(
-        DecodeForward(
-            *backend_, layer_->shape(), v1::MODE_TRAIN,
-            testing::ForwardFrameOf(testing::MakeFrame(0, r, 0), r, v1::MODE_TRAIN))
+        DecodeForward(*backend_, layer_->shape(), v1::MODE_TRAIN, frame,
+                      Pieces(frame.x()))
             .value()));
   }
   const auto replies = layer_->Forward(v1::MODE_TRAIN, 0, 0, inputs);

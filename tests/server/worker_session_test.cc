@@ -45,10 +45,11 @@ class WorkerSessionTest : public ::testing::Test {
     return session_.Attach(hello, {sink_, std::move(cancel)}, {}, patience);
   }
   absl::Status Put(uint64_t sequence) {
-    return session_.Put(Message(sequence), [&](v1::ExchangeRequest request, bool again) {
-      (again ? again_ : taken_).push_back(request.sequence());
-      return absl::OkStatus();
-    });
+    return session_.Put(
+        Message(sequence), [&](Received<v1::ExchangeRequest> request, bool again) {
+          (again ? again_ : taken_).push_back(request.message.sequence());
+          return absl::OkStatus();
+        });
   }
 
   WorkerSession session_{"worker/w0", kIncarnation};
@@ -78,7 +79,8 @@ TEST_F(WorkerSessionTest, FewMayBeAhead) {
 TEST_F(WorkerSessionTest, WhatIsRefusedWasNotTaken) {
   ASSERT_TRUE(Attach(Hello(0)).ok());
   const absl::Status refused = session_.Put(
-      Message(1), [](v1::ExchangeRequest, bool) { return absl::InternalError("no"); });
+      Message(1),
+      [](Received<v1::ExchangeRequest>, bool) { return absl::InternalError("no"); });
   EXPECT_EQ(refused.message(), "no");
   session_.Detach();
   ASSERT_TRUE(Attach(Hello(1)).ok());

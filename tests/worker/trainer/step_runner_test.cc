@@ -51,8 +51,8 @@ class LocalStream : public ShardStream {
     request.set_generation(host_.generation());
     return host_.Handle(kWorker, std::move(request), answers_);
   }
-  absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
-                                             absl::Time deadline) override {
+  absl::StatusOr<Received<v1::ExchangeResponse>> Await(const ExchangeKey& key,
+                                                       absl::Time deadline) override {
     absl::MutexLock lock(&answers_->mutex);
     const auto come = [&] { return answers_->by_key.contains(key); };
     if (!answers_->mutex.AwaitWithDeadline(absl::Condition(&come), deadline)) {
