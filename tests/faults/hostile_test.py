@@ -29,6 +29,11 @@ def status_of(pid):
 
 
 class HostileTest(c.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        c.give_back_freed_memory()
+        super().setUpClass()
+
     def test_strangers(self):
         cluster = self.new_cluster(c.job())
         cluster.start_coordinator(2, 2)
