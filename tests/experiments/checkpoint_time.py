@@ -5,7 +5,7 @@
 
 DATA is a folder of prepare_text, best with --validation_fraction=0: an evaluation at each checkpoint, for
 which training pauses anyway, would leave few steps to measure. Trains deploy/configs/kjv-moe.textproto on
-three servers and two workers for N steps (default 400) with a checkpoint every few (default 4), and compares
+three servers and two workers for N steps (default 500) with a checkpoint every few (default 16), and compares
 the steps that began while a checkpoint was under way with those between which none was: medians of the
 times from one completed step to the next, side by side in one run. The job's first 20 steps and last one
 don't count, nor the steps whose close has the cut. Needs the programs below bazel-bin.
@@ -53,8 +53,8 @@ def times_of(steps, every):
 def main():
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("data")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--every", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--every", type=int, default=16)
     args = parser.parse_args()
     data = os.path.abspath(args.data)
     with open(os.path.join(ROOT, "deploy/configs/kjv-moe.textproto"), encoding="utf-8") as file:

@@ -247,8 +247,11 @@ class Cluster:
         return self._launch(name, [WORKER, "--name", name, "--coordinator", self.address, "--data",
                                    data or self.data] + list(flags), **options)
 
-    def _launch(self, name, command, **options):
+    def _launch(self, name, command, host=None, **options):
+        """host: a network.Host."""
         assert name not in self.processes, name
+        if host:
+            command = host.command(command)
         # Of several processes of one name each keeps its output.
         self._launched += 1
         log = name if "coordinator" in name else "{}.{}".format(name, self._launched)
