@@ -12,10 +12,12 @@ import subprocess
 import tempfile
 import time
 
+from tests.faults import cluster as c
+
 DAEMONS = ("slurmctld", "slurmd", "munged")
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 # Seconds, for what would hang.
-PATIENCE = 120
+PATIENCE = 120 * c.DEADLINE_FACTOR
 
 CONF = """
 ClusterName=test

@@ -9,6 +9,7 @@ import unittest
 
 from tests.deploy import slurm
 from tests.faults import cluster as c
+from tests.faults.undisturbed import FLAGS
 
 STEPS = 800
 EVERY = 100
@@ -62,8 +63,7 @@ class SlurmTest(c.TestCase):
             file.write(job_text or self.job)
         flags = os.path.join(self.out, "flags")
         with open(flags, "w") as file:
-            file.write("coordinator --heartbeat_ms=200\ncoordinator --lease_ms=1500\n"
-                       "coordinator --rejoin_timeout_s=60\n")
+            file.write("".join("coordinator %s\n" % flag for flag in FLAGS + ["--rejoin_timeout_s=60"]))
         self.output = os.path.join(self.out, "output")
         self.number = self.slurm.submit(
             "--nodes=4", "--ntasks=5", "--output", self.output, *sbatch, SCRIPT, "--job", job,

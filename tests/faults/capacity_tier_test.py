@@ -24,6 +24,7 @@ ON_DISK = re.compile(r"server/s0 has ([0-9.]+ .iB) of the")
 class CapacityTierTest(c.TestCase):
     @classmethod
     def setUpClass(cls):
+        c.give_back_freed_memory()
         super().setUpClass()
         cls.job = c.job(steps=STEPS, every_steps=EVERY, edits=EDITS)
 

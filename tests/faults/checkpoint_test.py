@@ -120,7 +120,7 @@ class CheckpointTest(UndisturbedCase):
 
     def test_a_disk_that_is_slower_than_a_worker_is_patient(self):
         cluster = self.start_with_slow_disk(server_flags=["--copy_gib=0.000000001"],
-                                            worker_flags=["--cut_timeout=1s"])
+                                            worker_flags=["--cut_timeout=%gs" % c.DEADLINE_FACTOR])
         self.begin_slow_cut(cluster)
         cluster.await_line("^recovering: .*server/s0")
         self.disk.recover()

@@ -12,8 +12,10 @@ from tests.faults import cluster as c
 from tests.faults.undisturbed import FLAGS, LEASE, SERVER_FLAGS, WORKER_FLAGS, UndisturbedCase
 
 # Seconds without a coordinator: longer than any member waits for another.
-AWAY = float(os.environ.get("COORDINATOR_AWAY_S", 6))
-REJOIN = 5  # seconds
+AWAY = float(os.environ.get("COORDINATOR_AWAY_S", 6)) * c.DEADLINE_FACTOR
+REJOIN = 5 * c.DEADLINE_FACTOR  # seconds
+# That a worker at least makes in one of them.
+REPORTS = 10 / c.DEADLINE_FACTOR
 COORDINATOR_FLAGS = FLAGS + ["--rejoin_timeout_s=%d" % REJOIN]
 
 
@@ -64,14 +66,14 @@ class AwayTest(CoordinatorCase):
         time.sleep(AWAY)
         self.start_again(cluster)
         cluster.await_line(r"^generation 1 goes on: all are back$")
-        self.assert_went_on(cluster, reports=10 * AWAY)
+        self.assert_went_on(cluster, reports=REPORTS * AWAY)
 
     def test_stopped_for_longer_than_anybody_waits(self):
         cluster = self.start()
         cluster["coordinator"].send(signal.SIGSTOP)
         time.sleep(AWAY)
         cluster["coordinator"].send(signal.SIGCONT)
-        self.assert_went_on(cluster, reports=10 * AWAY)
+        self.assert_went_on(cluster, reports=REPORTS * AWAY)
 
     def test_killed_again_and_again(self):
         cluster = self.start()
@@ -188,7 +190,7 @@ class EtcdCase(CoordinatorCase):
         cluster = self.new_cluster(self.job)
         self.etcd = Etcd(self, cluster.folder + ".etcd")
         self.flags = COORDINATOR_FLAGS + ["--store=etcd://%s/jobs/small" % self.etcd.address,
-                                          "--leader_lease_s=2"] + list(flags) + tls("coordinator")
+                                          "--leader_lease_s=%d" % (2 * c.DEADLINE_FACTOR)] + list(flags) + tls("coordinator")
         cluster.start_coordinator(2, 2, flags=self.flags)
         cluster.await_line("^leads the job from ")
         self.leader = cluster.address
@@ -220,7 +222,7 @@ class StandbyTest(EtcdCase):
         cluster["coordinator"].send(signal.SIGKILL)
         self.take_over(cluster).wait()
         cluster.await_line("^generation 1 goes on: all are back$")
-        self.assert_went_on(cluster, reports=10)
+        self.assert_went_on(cluster, reports=REPORTS)
 
     def test_takes_over_with_tls(self):
         certificates = c.make_certificates(os.path.join(self.root, "certificates"))
@@ -231,7 +233,7 @@ class StandbyTest(EtcdCase):
         shown = self.run_program([c.MOECTL, "status", "--coordinator", cluster.address] +
                                  c.tls_flags(certificates, "operator"))
         self.assertEqual(shown.status, 0, shown.report())
-        self.assert_went_on(cluster, reports=10)
+        self.assert_went_on(cluster, reports=REPORTS)
 
     def test_takes_over_at_once_from_a_supervised_one_that_is_told_to_stop(self):
         # Nobody waits for the end of this lease.
@@ -285,7 +287,7 @@ class StandbyTest(EtcdCase):
         self.assertEqual(first.wait(c.FAULT), 1, first.report())
         self.assertRegex(first.last_line, "doesn't lead any more|another leads")
         self.assertEqual(first.stdout, said, "it did nothing more")
-        self.assert_went_on(cluster, reports=10)
+        self.assert_went_on(cluster, reports=REPORTS)
 
     def test_ends_with_the_job(self):
         cluster = self.start_two()

@@ -14,7 +14,7 @@ import time
 
 from tests.faults import cluster as c
 from tests.faults.proxy import Proxy
-from tests.faults.undisturbed import UndisturbedCase
+from tests.faults.undisturbed import FLAGS, UndisturbedCase
 
 FRAME_PROXY = "tests/faults/frame_proxy"
 SEED = int(os.environ.get("SEED", "1"))
@@ -47,10 +47,9 @@ optimizer { adam {} schedule { base_rate: 0.02 } clip_norm: 0.05 }
 training { replicas: 4 waves: 2 lanes: 4 unroll: 4 steps: %d }
 checkpointing { every_steps: 20 }
 """ % STEPS
-PATIENCE = 30  # seconds that peers wait for each other
+PATIENCE = 30 * c.DEADLINE_FACTOR  # seconds that peers wait for each other
 MOST = 60  # cuts, after which a slow machine may end its run
-CALM = ["--heartbeat_ms=200", "--lease_ms=15000"]
-QUICK = ["--heartbeat_ms=200", "--lease_ms=1500"]
+CALM = ["--heartbeat_ms=200", "--lease_ms=%d" % (15000 * c.DEADLINE_FACTOR)]
 
 
 class ExactlyOnceTest(UndisturbedCase):
@@ -59,7 +58,7 @@ class ExactlyOnceTest(UndisturbedCase):
     def start_cluster(self, flags=CALM, reconnect=10, make_proxy=None):
         """Two workers and two servers, each of these behind what make_proxy(name, target_file) returns, as
         an address."""
-        self.reconnect = ["--reconnect_timeout=%gs" % reconnect]
+        self.reconnect = ["--reconnect_timeout=%gs" % (reconnect * c.DEADLINE_FACTOR)]
         cluster = self.cluster = self.new_cluster(self.job)
         self.trace = os.path.join(cluster.folder, "trace")
         cluster.start_coordinator(2, 2, flags=flags)
@@ -79,11 +78,11 @@ class ExactlyOnceTest(UndisturbedCase):
             os.remove(self.port_file(name))
         self.cluster.start_server(name, [
             "--advertise", self.addresses[name], "--port_file", self.port_file(name),
-            "--trace_dir", self.trace, "--rendezvous_timeout=%ds" % PATIENCE] + self.reconnect)
+            "--trace_dir", self.trace, "--rendezvous_timeout=%gs" % PATIENCE] + self.reconnect)
         self.cluster.await_that(lambda: os.path.exists(self.port_file(name)), name + " listens")
 
     def start_a_worker(self, name):
-        return self.cluster.start_worker(name, ["--step_timeout=%ds" % PATIENCE] + self.reconnect)
+        return self.cluster.start_worker(name, ["--step_timeout=%gs" % PATIENCE] + self.reconnect)
 
     def byte_proxies(self):
         """For make_proxy; they are found in self.proxies."""
@@ -237,7 +236,7 @@ class ExactlyOnceTest(UndisturbedCase):
 
     def test_worker_comes_back_as_what_it_was(self):
         with self.schedule():
-            cluster = self.start_holding("backward", 30, flags=QUICK)
+            cluster = self.start_holding("backward", 30, flags=FLAGS)
             stopped = cluster.processes.pop("w1")
             self.addCleanup(stopped.close)
             stopped.send(signal.SIGSTOP)

@@ -47,6 +47,7 @@ class FlowControlTest(UndisturbedCase):
 
     @classmethod
     def setUpClass(cls):
+        c.give_back_freed_memory()
         super().setUpClass()
         run = c.Cluster(cls.root + "/in_their_shape", cls.data, cls.job)
         cls.addClassCleanup(run.close)

@@ -10,10 +10,10 @@ from tests.faults import cluster as c
 
 HOSTILE = "tests/hostile/hostile"
 # 100,000 of them take some minutes (docs/results/fuzzing.md).
-REQUESTS = int(os.environ.get("HOSTILE_REQUESTS", "20000"))
+REQUESTS = int(os.environ.get("HOSTILE_REQUESTS", 20000 // c.DEADLINE_FACTOR))
 SEED = int(os.environ.get("HOSTILE_SEED", random.SystemRandom().randrange(1 << 32)))
 # Seconds.
-LIMIT = 300 + REQUESTS // 50
+LIMIT = int((300 + REQUESTS // 50) * c.DEADLINE_FACTOR)
 
 # What a process may take beyond its quiet memory. gRPC keeps about two of each connection's messages of
 # 4 MiB and buffers of its threads; it's less than what one bomb would take.
@@ -29,6 +29,11 @@ def status_of(pid):
 
 
 class HostileTest(c.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        c.give_back_freed_memory()
+        super().setUpClass()
+
     def test_strangers(self):
         cluster = self.new_cluster(c.job())
         cluster.start_coordinator(2, 2)

@@ -8,7 +8,7 @@ from tests.faults import cluster as c
 
 class LostProcessTest(c.TestCase):
     def start(self, **options):
-        lost = ["--coordinator_timeout=3s"]
+        lost = ["--coordinator_timeout=%gs" % (3 * c.DEADLINE_FACTOR)]
         cluster = self.new_cluster(**options).start(
             servers=2, workers=2, flags=["--recoveries=0"], server_flags=lost, worker_flags=lost)
         cluster.await_training()

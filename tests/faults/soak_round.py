@@ -21,7 +21,8 @@ JOB = c.job(steps=600, every_steps=20, edits={
     "hidden: 64 groups": "hidden: 256 groups", "lanes: 4 unroll: 8": "lanes: 16 unroll: 16"})
 MOST = {"s": 3, "w": 4}
 FIRST = ["s0", "s1", "w0", "w1"]
-ROUND = 300  # seconds in which a round must end
+ROUND = 300 * c.DEADLINE_FACTOR  # seconds in which a round must end
+PAUSE = 2.5 * c.DEADLINE_FACTOR  # seconds from a fault to the next, on average
 A_ROUNDS = 12  # faults, about
 
 
@@ -169,13 +170,13 @@ class Round:
 
     def ask(self, *arguments):
         return c.Process("moectl", [c.MOECTL, arguments[0], "--coordinator", self.address,
-                                    "--timeout", "3s"] + list(arguments[1:]),
+                                    "--timeout", "%gs" % (3 * c.DEADLINE_FACTOR)] + list(arguments[1:]),
                          self.cluster.folder, "moectl.%d" % len(self.schedule))
 
     def moectl(self, *arguments):
         process = self.ask(*arguments)
         # It may be refused, as when the job isn't training; what it asked for is then not done.
-        if process.wait(10) is None:
+        if process.wait(10 * c.DEADLINE_FACTOR) is None:
             process.close()
         return process.status == 0
 
@@ -310,7 +311,7 @@ class Round:
             # The last third of the time is quiet, should the faults have left no progress.
             if now >= next_fault and now - self.begin < 2 * ROUND / 3:
                 self.disturb()
-                next_fault = time.monotonic() + self.random.expovariate(1 / 2.5)
+                next_fault = time.monotonic() + self.random.expovariate(1 / PAUSE)
             time.sleep(0.02)
 
     def recoveries(self):

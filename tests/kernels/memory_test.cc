@@ -74,6 +74,17 @@ TEST(AllocateAligned, OneBlockServesArraysOfOneSize) {
   EXPECT_EQ(blocks.size(), 1u);
 }
 
+TEST(ScratchPoolDeathTest, ASanitizerKnowsWhereABlockEnds) {
+#ifndef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "only under AddressSanitizer";
+#else
+  ScratchPool pool;
+  const Scratch<char> scratch(pool, 100);
+  volatile char* const beyond = scratch.data() + 128;
+  EXPECT_DEATH(*beyond = 1, "heap-buffer-overflow");
+#endif
+}
+
 TEST(LargeBlocks, AreDisjointAndAligned) {
   LargeBlocks blocks;
   std::vector<LargeBlocks::Block> taken;

@@ -27,11 +27,13 @@ struct Header {
 };
 static_assert(sizeof(Header) <= kAlignment);
 
-// Sanitizers know malloc's blocks only.
+// Sanitizers know malloc's blocks only, and when one of them ends.
 #ifdef __SANITIZE_ADDRESS__
 constexpr size_t kLargeBlock = SIZE_MAX;
+constexpr bool kKeepScratch = false;
 #else
 constexpr size_t kLargeBlock = kHugePage;
+constexpr bool kKeepScratch = true;
 #endif
 
 // Of the process, to its end.
@@ -79,6 +81,7 @@ ScratchPool::~ScratchPool() {
 }
 
 ScratchPool::Block ScratchPool::Take(size_t bytes) {
+  if (!kKeepScratch) return {AllocateAligned(bytes), bytes};
   Block block;
   {
     const std::lock_guard lock(mutex_);
@@ -106,6 +109,10 @@ ScratchPool::Block ScratchPool::Take(size_t bytes) {
 }
 
 void ScratchPool::Return(Block block) {
+  if (!kKeepScratch) {
+    FreeAligned(block.memory);
+    return;
+  }
   const std::lock_guard lock(mutex_);
   free_.push_back(block);
 }
