@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/net/checksum.h"
 #include "server/refusal.h"
@@ -57,6 +58,7 @@ uint64_t WorkerSession::Detach() {
   stream_ = {};
   // They come again.
   early_.clear();
+  early_bytes_ = 0;
   return attached_;
 }
 
@@ -87,6 +89,14 @@ absl::Status WorkerSession::Put(
                       received_ + 1, ", of which at most ", kAhead - 1, " may be ahead");
     }
     if (sequence > received_ + 1) {
+      if (early_.contains(sequence)) return absl::OkStatus();
+      const size_t bytes = request.size();
+      if (early_bytes_ + bytes > kAheadBytes) {
+        return absl::DataLossError(absl::StrCat("more than ", kAheadBytes >> 20,
+                                                " MiB came before message ",
+                                                received_ + 1, ", which is missing"));
+      }
+      early_bytes_ += bytes;
       early_.emplace(sequence, std::move(request));
       return absl::OkStatus();
     }
@@ -100,6 +110,7 @@ absl::Status WorkerSession::Put(
       auto next = early_.extract(received_ + 1);
       if (next.empty()) break;
       request = std::move(next.mapped());
+      early_bytes_ -= request.size();
     }
     RETURN_IF_ERROR(take(std::move(request), /*again=*/false));
   }

@@ -2,6 +2,7 @@
 // streams that carry it: how much it has of what the worker sent, and where answers go at present.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -29,6 +30,8 @@ class WorkerSession : public ReplySink {
   };
   // How far ahead of the first message that is missing others may come.
   static constexpr uint64_t kAhead = 256;
+  // And their bytes. TCP delivers all in order, so only what lies between brings any early.
+  static constexpr size_t kAheadBytes = size_t{64} << 20;
 
   // incarnation: of the worker's process that begins the conversation.
   WorkerSession(std::string worker, uint64_t incarnation)
@@ -48,7 +51,7 @@ class WorkerSession : public ReplySink {
   void Close();
 
   // Gives `take` the message, and those that came too early, in the order in which the worker sent them.
-  // again: it has been taken before.
+  // again: it has been taken before. DATA_LOSS if too much has come early: all of it has to come again.
   absl::Status Put(
       Received<v1::ExchangeRequest> request,
       const std::function<absl::Status(Received<v1::ExchangeRequest>, bool again)>& take);
@@ -73,6 +76,7 @@ class WorkerSession : public ReplySink {
   uint64_t received_ ABSL_GUARDED_BY(mutex_) = 0;
   // Those that came before their turn.
   std::map<uint64_t, Received<v1::ExchangeRequest>> early_ ABSL_GUARDED_BY(mutex_);
+  size_t early_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace moe

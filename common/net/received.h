@@ -22,6 +22,11 @@ class Payloads {
   };
 
   bool empty() const { return payloads_.empty(); }
+  size_t size() const {
+    size_t bytes = 0;
+    for (const auto& [part, payload] : payloads_) bytes += payload.bytes.size();
+    return bytes;
+  }
   // part: of the message, or what is in it, whose address stays the same when it is moved.
   void Add(const google::protobuf::Message* part, Payload payload) {
     payloads_[part] = std::move(payload);
@@ -47,6 +52,8 @@ struct Received {
   Received() = default;
   // One that has everything in itself.
   Received(M all) : message(std::move(all)) {}  // NOLINT: implicit
+
+  size_t size() const { return message.ByteSizeLong() + payloads.size(); }
 
   M message;
   Payloads payloads;

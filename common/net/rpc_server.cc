@@ -29,6 +29,7 @@
 #include "common/base/available_memory.h"
 #include "common/base/status_macros.h"
 #include "common/net/channel.h"
+#include "common/net/peer_limit.h"
 
 namespace moe {
 namespace {
@@ -50,6 +51,8 @@ constexpr int kMinPingMs = 5'000;
 constexpr int kMaxPingStrikes = 5;
 // A call that is held back or streams takes one.
 constexpr int kMaxThreads = 2000;
+// Of one host, so that others can always call.
+constexpr int kMaxCallsOfHost = kMaxThreads / 2;
 // A memory limit of less would cut off members that do what they should.
 constexpr int64_t kMinMemoryBytes = 2 * int64_t{kMaxMessageBytes};
 constexpr int kMaxHealthMessageBytes = 4096;
@@ -187,7 +190,8 @@ void EnableChannelz() {
   (void)once;
 }
 
-void SetLimits(grpc::ServerBuilder& builder, int message_bytes, int64_t memory_bytes) {
+void SetLimits(grpc::ServerBuilder& builder, int message_bytes, int64_t memory_bytes,
+               int calls_of_host) {
   builder.SetMaxReceiveMessageSize(message_bytes);
   builder.SetMaxSendMessageSize(message_bytes);
   // Members don't compress; others could send a little that becomes a lot.
@@ -198,6 +202,10 @@ void SetLimits(grpc::ServerBuilder& builder, int message_bytes, int64_t memory_b
   grpc::ResourceQuota quota;
   quota.Resize(memory_bytes).SetMaxThreads(kMaxThreads);
   builder.SetResourceQuota(quota);
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>>
+      interceptors;
+  interceptors.push_back(std::make_unique<PeerLimit>(calls_of_host));
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
   // Two servers on one port would each get some of the calls.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreams);
@@ -251,7 +259,8 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   grpc::EnableDefaultHealthCheckService(true);
   if (options.channelz) EnableChannelz();
   grpc::ServerBuilder builder;
-  SetLimits(builder, kMaxMessageBytes, std::max(options.memory_bytes, kMinMemoryBytes));
+  SetLimits(builder, kMaxMessageBytes, std::max(options.memory_bytes, kMinMemoryBytes),
+            options.calls_of_host == 0 ? kMaxCallsOfHost : options.calls_of_host);
   builder.SetOption(std::make_unique<Plugins>(options.reflection, options.channelz));
   int port = -1;
   builder.AddListeningPort(listen,
@@ -284,7 +293,7 @@ absl::Status RpcServer::StartHealthServer() {
   RETURN_IF_ERROR(
       Annotate(CheckTcpAddress(listen, &host, &loopback), "--health_address"));
   grpc::ServerBuilder builder;
-  SetLimits(builder, kMaxHealthMessageBytes, kMinMemoryBytes);
+  SetLimits(builder, kMaxHealthMessageBytes, kMinMemoryBytes, kMaxCallsOfHost);
   builder.SetOption(std::make_unique<Plugins>(false, false));
   int port = -1;
   builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port);

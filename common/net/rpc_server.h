@@ -36,6 +36,8 @@ class RpcServer {
     absl::Duration stop_timeout = absl::Seconds(1);
     // Bytes that messages on their way may take; 0: half of what the machine has available.
     int64_t memory_bytes = 0;
+    // How many calls one host may have under way; 0: half of what all together may.
+    int calls_of_host = 0;
   };
 
   // listen: host:port, where port 0 takes any free one, [ipv6]:port, or unix:path.

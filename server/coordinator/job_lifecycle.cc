@@ -17,6 +17,8 @@
 namespace moe {
 namespace {
 
+constexpr uint64_t kMostGenerations = uint64_t{1} << 62;
+
 // Seconds between lines about refusals, of which a stranger may cause any number.
 constexpr double kRefusalNotice = 0.02;
 
@@ -109,8 +111,12 @@ absl::Status JobLifecycle::Adopt(const v1::RunningGeneration& running) {
 
 void JobLifecycle::Welcome(const v1::HeartbeatRequest& request,
                            uint64_t checkpoint_step) {
-  named_generation_ = std::max(named_generation_, request.generation());
-  MemberRecord* const member = members_.Find(request.member());
+  // Also of members of a coordinator without this one's memory, which this one can't tell from strangers: so
+  // never a number after which there would be none.
+  if (request.generation() < kMostGenerations) {
+    named_generation_ = std::max(named_generation_, request.generation());
+  }
+  MemberRecord* const member = members_.SenderOf(request);
   if (member == nullptr || member->incarnation != request.incarnation()) return;
   if (!member->awaited) return;
   const bool server = member->registration.kind() == v1::MEMBER_KIND_SERVER;

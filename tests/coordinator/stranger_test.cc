@@ -70,6 +70,19 @@ TEST_F(StrangerTest, AHeartbeatDoesNotKeepAMemberAlive) {
               ::testing::HasSubstr("worker/a (host pid 123) was lost"));
 }
 
+TEST_F(StrangerTest, AHeartbeatDoesNotUseUpTheGenerations) {
+  Forget();
+  for (const uint64_t generation : {~uint64_t{0}, ~uint64_t{0} - 1}) {
+    v1::HeartbeatRequest request;
+    request.set_member("worker/a");
+    request.set_generation(generation);
+    ExpectUnknown(controller_->Heartbeat(request, NeverCancelled()).status());
+  }
+  for (int i = 0; i < 12; ++i) Advance(absl::Seconds(0.5));
+  EXPECT_THAT(State().recovery(), ::testing::HasSubstr("was lost"));
+  EXPECT_EQ(State().generation(), 2);
+}
+
 // With it servers know their workers.
 TEST_F(StrangerTest, MembersAloneLearnTheNonces) {
   const absl::StatusOr<v1::ClusterState> told = Beat("server/a", 1);

@@ -16,8 +16,10 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "common/net/channel.h"
 #include "common/net/grpc_status.h"
+#include "common/net/peer_limit.h"
 #include "gmock/gmock.h"
 #include "proto/moe/v1/coordinator.grpc.pb.h"
 #include "tests/net/raw_call.h"
@@ -344,6 +346,47 @@ TEST_F(RpcServerTest, ChannelFindsAServerThatCameBack) {
   ASSERT_TRUE(server.ok()) << server.status();
   EXPECT_EQ(Call(channel, "a", /*wait_for_ready=*/true).code(),
             absl::StatusCode::kAborted);
+}
+
+TEST_F(RpcServerTest, AHostHasItsShareOfCalls) {
+  RpcServer::Options options;
+  options.calls_of_host = 3;
+  const auto server = Start("127.0.0.1:0", options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto stub = v1::CoordinatorService::NewStub(MakeChannel((*server)->address()));
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::thread> holders;
+  for (int i = 0; i < 3; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    holders.emplace_back([&stub, context = contexts.back().get()] {
+      v1::FailJobRequest request;
+      request.set_cause("wait");
+      v1::FailJobResponse response;
+      EXPECT_FALSE(stub->FailJob(context, request, &response).ok());
+    });
+  }
+  while (coordinator_.held < 3) std::this_thread::yield();
+  const auto same_host = [&] { return Call(MakeChannel((*server)->address()), "x"); };
+  EXPECT_TRUE(absl::IsCancelled(same_host())) << same_host();
+  // To gRPC this is another one.
+  EXPECT_TRUE(absl::IsAborted(Call((*server)->InProcessChannel(), "x")));
+  contexts[0]->TryCancel();
+  holders[0].join();
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  while (absl::IsCancelled(same_host()) && absl::Now() < deadline)
+    std::this_thread::yield();
+  EXPECT_TRUE(absl::IsAborted(same_host())) << same_host();
+  for (int i = 1; i < 3; ++i) {
+    contexts[i]->TryCancel();
+    holders[i].join();
+  }
+}
+
+TEST(PeerLimitTest, Hosts) {
+  EXPECT_EQ(HostOf("ipv4:10.0.0.1:4000"), "ipv4:10.0.0.1");
+  EXPECT_EQ(HostOf("ipv6:%5B::1%5D:4000"), "ipv6:%5B::1%5D");
+  EXPECT_EQ(HostOf("unix:/run/socket"), "unix:/run/socket");
+  EXPECT_EQ(HostOf("inproc"), "inproc");
 }
 
 }  // namespace

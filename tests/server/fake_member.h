@@ -26,6 +26,8 @@ class FakeCluster {
   // As before its first member.
   void Reset() {
     absl::MutexLock lock(&mutex_);
+    state_ = v1::ClusterState();
+    ++changes_;
     cancelled_ = false;
     ready_ = 0;
     failures_.clear();

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/time/clock.h"
@@ -74,6 +75,37 @@ TEST_F(WorkerSessionTest, FewMayBeAhead) {
   EXPECT_THAT(std::string(Put(WorkerSession::kAhead + 1).message()),
               HasSubstr("sent message 257 before message 1"));
   EXPECT_THAT(std::string(Put(0).message()), HasSubstr("without a sequence"));
+}
+
+TEST_F(WorkerSessionTest, LittleMayBeAhead) {
+  ASSERT_TRUE(Attach(Hello(0)).ok());
+  const auto put = [&](uint64_t sequence) {
+    v1::ExchangeRequest request = Message(sequence);
+    request.mutable_forward()->add_frames()->set_x(
+        std::string(WorkerSession::kAheadBytes / 3, 'x'));
+    return session_.Put(std::move(request), [&](v1::ExchangeRequest taken, bool) {
+      taken_.push_back(taken.sequence());
+      return absl::OkStatus();
+    });
+  };
+  EXPECT_TRUE(put(2).ok());
+  EXPECT_TRUE(put(2).ok());
+  EXPECT_TRUE(put(3).ok());
+  const absl::Status too_much = put(4);
+  EXPECT_TRUE(absl::IsDataLoss(too_much)) << too_much;
+  EXPECT_THAT(std::string(too_much.message()),
+              HasSubstr("more than 64 MiB came before message 1, which is missing"));
+  // What has been taken makes room, and so does a stream that ends.
+  EXPECT_TRUE(put(1).ok());
+  EXPECT_TRUE(put(5).ok());
+  EXPECT_TRUE(put(6).ok());
+  EXPECT_FALSE(put(7).ok());
+  session_.Detach();
+  ASSERT_TRUE(Attach(Hello(7)).ok());
+  EXPECT_TRUE(put(5).ok());
+  EXPECT_TRUE(put(6).ok());
+  EXPECT_TRUE(put(4).ok());
+  EXPECT_THAT(taken_, ElementsAre(1, 2, 3, 4, 5, 6));
 }
 
 TEST_F(WorkerSessionTest, WhatIsRefusedWasNotTaken) {
