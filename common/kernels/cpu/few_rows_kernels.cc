@@ -86,7 +86,7 @@ struct FirstLanes {
 
 #endif
 
-constexpr int kLineVectors = 16 / kLanes;
+constexpr int kLineVectors = 16 / kLanes;  // of floats
 // Of a product with transposed weights each element is the sum of so many chains.
 constexpr int64_t kChains = 16;
 constexpr int kChainVectors = kChains / kLanes;
@@ -213,8 +213,11 @@ void ProductByBlocks(const FewRowsProductArguments<Weight>& p, int64_t block_wei
 // Blocks and strips as measured: memory is the limit up to some eight rows, arithmetic beyond.
 template <typename Weight>
 void Product(const FewRowsProductArguments<Weight>& p) {
-  if (p.m <= 4) return ProductByBlocks<kLineVectors>(p, 1 << 13);
-  if (p.m <= kTileRows) return ProductByBlocks<kLineVectors>(p, 1 << 14);
+  constexpr int kVectors = Least(kTileVectors, kLineVectors * 4 / sizeof(Weight));
+  // Nobody fetches the first block, so it is a small part of all.
+  const int64_t part = p.n * p.k / 16;
+  if (p.m <= 4) return ProductByBlocks<kVectors>(p, Least(1 << 13, part));
+  if (p.m <= kTileRows) return ProductByBlocks<kVectors>(p, Least(1 << 14, part));
   ProductByBlocks<kTileVectors>(p, p.m <= 24 ? 1 << 15 : p.m <= 64 ? 1 << 16 : 1 << 17);
 }
 
