@@ -124,7 +124,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  // "cpu: avx2 fma, OpenBLAS 0.3.21 Haswell, 2 threads".
+  // "cpu: avx2 fma, OpenBLAS 0.3.21 Haswell, 2 threads"; avx512 where kernels use it.
   virtual std::string Description() const = 0;
   virtual Parallel& parallel() = 0;
 

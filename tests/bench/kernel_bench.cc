@@ -73,7 +73,7 @@ void ExpertSizes(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"threads", "d", "h", "rows", "kept"})->UseRealTime()->MinTime(0.1);
   for (int64_t kept : {kFull, kFactored, kBfloat16}) {
     for (int64_t threads : {1, 2}) {
-      for (int64_t rows : {1, 2, 4, 8, 16, 32, 64, 256}) {
+      for (int64_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
         bench->Args({threads, 512, 1024, rows, kept});
         bench->Args({threads, 128, 256, rows, kept});
       }
@@ -122,6 +122,46 @@ BENCHMARK(LstmCell)
     ->ArgNames({"threads", "H", "backward"})
     ->ArgsProduct({{1, 2}, {128, 512}, {0, 1}})
     ->UseRealTime();
+
+// The products and cells of an LSTM over 32 time steps of 64 lanes, as worker/layers/lstm.cc calls
+// them, forward and backward.
+void Lstm(benchmark::State& state) {
+  Backend& backend = BackendOf(state.range(0));
+  const int64_t lanes = 64, steps = 32, units = state.range(1), rows = lanes * steps;
+  const Tensor x = MakeNormal(backend, rows, units), dx(backend, rows, units);
+  const Tensor wx = MakeNormal(backend, units, 4 * units, 0.02f);
+  const Tensor wh = MakeNormal(backend, units, 4 * units, 0.02f);
+  const Tensor dwx(backend, units, 4 * units), dwh(backend, units, 4 * units);
+  const Tensor gates(backend, rows, 4 * units), tanh_c(backend, rows, units);
+  const Tensor h = MakeNormal(backend, rows + lanes, units, 0.1f);
+  const Tensor c = MakeNormal(backend, rows + lanes, units, 0.1f);
+  const Tensor dh = MakeNormal(backend, rows, units), dc(backend, lanes, units);
+  const auto kNo = Transpose::kNo, kYes = Transpose::kYes;
+  for (auto _ : state) {
+    backend.Gemm(kNo, kNo, 1, x.view(), wx.view(), 0, gates.view());
+    for (int64_t t = 0; t < rows; t += lanes) {
+      backend.Gemm(kNo, kNo, 1, h.Rows(t, lanes), wh.view(), 1, gates.Rows(t, lanes));
+      backend.LstmCellForward(gates.Rows(t, lanes), c.Rows(t, lanes),
+                              c.Rows(t + lanes, lanes), tanh_c.Rows(t, lanes),
+                              h.Rows(t + lanes, lanes));
+    }
+    backend.Zero(dc.data(), dc.size() * sizeof(float));
+    for (int64_t t = rows - lanes; t >= 0; t -= lanes) {
+      if (t + lanes < rows) {
+        backend.Gemm(kNo, kYes, 1, gates.Rows(t + lanes, lanes), wh.view(), 1,
+                     dh.Rows(t, lanes));
+      }
+      backend.LstmCellBackward(gates.Rows(t, lanes), c.Rows(t, lanes),
+                               tanh_c.Rows(t, lanes), dh.Rows(t, lanes), dc.view(),
+                               gates.Rows(t, lanes));
+    }
+    backend.Gemm(kYes, kNo, 1, x.view(), gates.view(), 0, dwx.view());
+    backend.Gemm(kYes, kNo, 1, h.Rows(0, rows), gates.view(), 0, dwh.view());
+    backend.Gemm(kNo, kYes, 1, gates.view(), wx.view(), 0, dx.view());
+  }
+  SetRate(state, "GFLOP/s", 48.0 * rows * units * units);
+}
+BENCHMARK(Lstm)->ArgNames({"threads", "H"})->ArgsProduct({{1, 2}, {512}})->UseRealTime();
 
 void Gating(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));

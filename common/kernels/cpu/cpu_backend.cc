@@ -10,6 +10,7 @@
 #include "common/kernels/cpu/check.h"
 #include "common/kernels/cpu/chosen_softmax.h"
 #include "common/kernels/cpu/experts.h"
+#include "common/kernels/cpu/few_rows_kernels.h"
 #include "common/kernels/cpu/flush_denormals.h"
 #include "common/kernels/cpu/gating.h"
 #include "common/kernels/cpu/gemm.h"
@@ -32,8 +33,9 @@ std::string Describe(int threads) {
   // "OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH ...": the name and the version are enough.
   std::string blas = openblas_get_config();
   blas.resize(std::min(blas.size(), blas.find(' ', blas.find(' ') + 1)));
-  return "cpu: avx2 fma, " + blas + " " + openblas_get_corename() + ", " +
-         std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+  return std::string(HasAvx512() ? "cpu: avx512, " : "cpu: avx2 fma, ") + blas + " " +
+         openblas_get_corename() + ", " + std::to_string(threads) +
+         (threads == 1 ? " thread" : " threads");
 }
 
 }  // namespace

@@ -1,11 +1,10 @@
-// Weight gradients of experts, tile by tile: a tile is used while it is in the second-level cache
+// Weight gradients of experts, part by part: a part is used while it is in the second-level cache
 // and becomes part of a whole gradient only where an update takes means.
 #include <algorithm>
 
 #include "common/kernels/cpu/check.h"
 #include "common/kernels/cpu/experts.h"
 #include "common/kernels/cpu/few_rows.h"
-#include "common/kernels/cpu/gemm.h"
 #include "common/kernels/cpu/matrix_update.h"
 #include "common/kernels/cpu/optimizer.h"
 #include "common/kernels/cpu/ranges.h"
@@ -15,9 +14,12 @@
 namespace moe::cpu {
 namespace {
 
-// A tile of few outer products is made and used in slices that fit the first-level cache.
-constexpr int64_t kFewOuterRows = 8;
-constexpr int64_t kSliceRows = 16;
+// So few outer products are rather formed twice than kept.
+constexpr int64_t kFormedTwice = 8;
+// Rows of weights whose gradient is formed and used at once, by a task of so many.
+constexpr int64_t kTaskRows = 64;
+constexpr int64_t kSlice = 1 << 13;       // elements, for few outer products
+constexpr int64_t kLargeSlice = 1 << 15;  // for more
 
 // The tiles of dW_1 = x^T dhidden_1, dW_i = hidden_(i-1)^T dhidden_i and dW_(m+1) =
 // hidden_m^T gated_dy, or without a hidden layer x^T gated_dy; matrices count from 0.
@@ -45,14 +47,9 @@ struct Gradient {
   ConstMatrix left;   // [p, r]
   ConstMatrix right;  // [p, c]
 
-  bool few() const { return left.rows <= kFewOuterRows; }
-  void Form(Range rows, Range cols, Matrix out) const {
-    if (few()) {
-      FewOuterProducts(Cols(left, rows), Cols(right, cols), out);
-    } else {
-      Sgemm(Transpose::kYes, Transpose::kNo, 1, Cols(left, rows), Cols(right, cols), 0,
-            out);
-    }
+  bool few() const { return left.rows <= kFormedTwice; }
+  void Form(Range rows, Range cols, Matrix out, const NeededNext& next = {}) const {
+    OuterProducts(Cols(left, rows), Cols(right, cols), out, next);
   }
 };
 
@@ -100,8 +97,7 @@ class RowLists {
 };
 
 // Calls fn(index of the expert, matrix, number of the tile within the expert, tile) for every tile
-// of every expert that has rows; those with most rows first. Tiles are numbered matrix by matrix. A
-// tile may come in several slices of rows, in order and on one thread.
+// of every expert that has rows; those with most rows first. Tiles are numbered matrix by matrix.
 template <typename Fn>
 void ForTiles(const Context& context, const Gradients& of, const RowLists& lists,
               const Fn& fn) {
@@ -113,17 +109,43 @@ void ForTiles(const Context& context, const Gradients& of, const RowLists& lists
     size_t matrix = 0;
     for (; within >= of.grid(matrix).size(); ++matrix) within -= of.grid(matrix).size();
     const Gradient gradient = lists.Of(of, i, matrix);
-    const Range all = of.grid(matrix).RowsOf(within);
+    const Range rows = of.grid(matrix).RowsOf(within);
     const Range cols = of.grid(matrix).ColsOf(within);
-    const int64_t step = gradient.few() ? kSliceRows : TileGrid::kSide;
     const Scratch<float> scratch(context.scratch, TileGrid::kSide * TileGrid::kSide);
-    for (int64_t begin = all.begin; begin < all.end; begin += step) {
-      const Range slice{begin, std::min(begin + step, all.end)};
-      const Tile tile{slice, cols, Matrix(scratch.data(), slice.size(), cols.size())};
-      gradient.Form(slice, cols, tile.gradient);
-      fn(i, matrix, number, tile);
-    }
+    const Tile tile{rows, cols, Matrix(scratch.data(), rows.size(), cols.size())};
+    gradient.Form(rows, cols, tile.gradient);
+    fn(i, matrix, number, tile);
   });
+}
+
+float* At(std::span<float* const> pointers, size_t i) {
+  return pointers.empty() ? nullptr : pointers[i];
+}
+
+// Forms the gradient of some rows of weights, slice by slice, and applies it: the parameters and
+// moments come and go in one stream each.
+void UpdateRowsOf(const Context& context, const ExpertUpdate& update, size_t matrix,
+                  const Gradient& gradient, Range rows) {
+  const Optimizer optimizer(update.steps[matrix]);
+  const int64_t cols = gradient.right.cols;
+  float* const arrays[] = {update.expert.w[matrix], At(update.m, matrix),
+                           At(update.v, matrix)};
+  const auto at = [&](int array, int64_t row) {
+    return arrays[array] == nullptr ? nullptr : arrays[array] + row * cols;
+  };
+  const int64_t elements = gradient.left.rows <= 32 ? kSlice : kLargeSlice;
+  const int64_t step =
+      std::clamp<int64_t>(elements / std::max<int64_t>(1, cols) / 8 * 8, 8, kTaskRows);
+  const Scratch<float> scratch(context.scratch, step * cols);
+  for (int64_t begin = rows.begin; begin < rows.end; begin += step) {
+    const Range slice{begin, std::min(begin + step, rows.end)};
+    const Matrix formed(scratch.data(), slice.size(), cols);
+    const NeededNext next{{at(0, begin), at(1, begin), at(2, begin)},
+                          formed.size() * int64_t{sizeof(float)}};
+    gradient.Form(slice, {0, cols}, formed, next);
+    optimizer.Update(formed.size(), formed.data, at(0, begin), at(1, begin),
+                     at(2, begin));
+  }
 }
 
 Gradients CheckedGradients(ConstMatrix x, std::span<const ConstMatrix> hidden,
@@ -169,10 +191,6 @@ void UpdateMatrix(const Context& context, const OptimizerStep& step,
             });
 }
 
-float* At(std::span<float* const> pointers, size_t i) {
-  return pointers.empty() ? nullptr : pointers[i];
-}
-
 }  // namespace
 
 void ExpertUpdates(const Context& context, std::span<const ExpertUpdate> updates,
@@ -180,43 +198,39 @@ void ExpertUpdates(const Context& context, std::span<const ExpertUpdate> updates
                    std::span<const ConstMatrix> dhidden, ConstMatrix gated_dy) {
   const Gradients gradients = CheckedGradients(x, hidden, dhidden, gated_dy);
   const size_t matrices = gradients.matrices();
-  bool by_tiles = true;
+  bool elementwise = true;
   for (const ExpertUpdate& update : updates) {
     Check(update.expert.matrices() == matrices && update.steps.size() == matrices,
           "a matrix more than hidden layers, and its update");
     Check((update.m.empty() || update.m.size() == matrices) &&
               (update.v.empty() || update.v.size() == matrices),
           "the moments of each matrix");
-    by_tiles = by_tiles && update.expert.w16.empty();
+    elementwise = elementwise && update.expert.w16.empty();
     for (size_t matrix = 0; matrix < matrices; ++matrix) {
       const OptimizerStep& step = update.steps[matrix];
       const bool adam = step.kind == OptimizerStep::Kind::kAdam;
       Check(!adam || At(update.v, matrix) != nullptr, "a second moment");
       Check(!adam || step.adam.beta1 == 0 || At(update.m, matrix) != nullptr,
             "a first moment");
-      by_tiles = by_tiles && (!adam || step.second_moment == SecondMoment::kFull);
+      elementwise = elementwise && (!adam || step.second_moment == SecondMoment::kFull);
     }
   }
   const RowLists lists(context, gradients, updates,
                        [](const ExpertUpdate& u) { return u.expert; });
-  if (by_tiles) {
-    const auto at = [](std::span<float* const> pointers, size_t matrix, int64_t i) {
-      float* const moment = At(pointers, matrix);
-      return moment == nullptr ? nullptr : moment + i;
+  if (elementwise) {
+    const auto parts = [&](size_t matrix) {
+      return (gradients.left(matrix).cols + kTaskRows - 1) / kTaskRows;
     };
-    return ForTiles(
-        context, gradients, lists,
-        [&](int32_t i, size_t matrix, int64_t, const Tile& tile) {
-          const ExpertUpdate& update = updates[i];
-          const Optimizer optimizer(update.steps[matrix]);
-          const int64_t stride = gradients.right(matrix).cols;
-          for (int64_t r = 0; r < tile.gradient.rows; ++r) {
-            const int64_t from = (tile.rows.begin + r) * stride + tile.cols.begin;
-            optimizer.Update(tile.gradient.cols, tile.gradient.row(r),
-                             update.expert.w[matrix] + from, at(update.m, matrix, from),
-                             at(update.v, matrix, from));
-          }
-        });
+    int64_t tasks = 0;  // of an expert
+    for (size_t matrix = 0; matrix < matrices; ++matrix) tasks += parts(matrix);
+    return ForEach(context.parallel, lists.busy() * tasks, [&](int64_t task) {
+      const int32_t i = lists.At(task / tasks);
+      int64_t part = task % tasks;
+      size_t matrix = 0;
+      for (; part >= parts(matrix); ++matrix) part -= parts(matrix);
+      UpdateRowsOf(context, updates[i], matrix, lists.Of(gradients, i, matrix),
+                   Part(gradients.left(matrix).cols, parts(matrix), part));
+    });
   }
   ForEach(context.parallel, lists.busy() * static_cast<int64_t>(matrices),
           [&](int64_t task) {

@@ -64,7 +64,7 @@ void FewRows(Transpose t, ConstMatrix a, Weights w, Matrix c) {
 // same numbers as floats.
 void Product(const Context& context, Transpose t, ConstMatrix a, const ExpertRows& expert,
              size_t matrix, int64_t rows, int64_t cols, Matrix c) {
-  const bool few = c.rows <= kFewRows && rows > 0;
+  const bool few = c.rows <= MostFewRows() && rows > 0;
   if (expert.w16.empty()) {
     const ConstMatrix w(expert.w[matrix], rows, cols);
     return few ? FewRows(t, a, w, c) : Sgemm(Transpose::kNo, t, 1, a, w, 0, c);

@@ -6,6 +6,7 @@
 #include <climits>
 
 #include "common/kernels/cpu/check.h"
+#include "common/kernels/cpu/few_rows.h"
 #include "common/kernels/cpu/ranges.h"
 #include "common/kernels/cpu/thread_pool.h"
 
@@ -20,6 +21,7 @@ constexpr int64_t kTileCols = 1024;
 constexpr int64_t kSmallestSide = 64;
 constexpr int64_t kEnoughTiles = 8;
 constexpr int64_t kSmallestTile = 1 << 21;  // multiply-adds
+constexpr int64_t kFewRowsCols = 256;
 
 CBLAS_TRANSPOSE ToCblas(Transpose t) {
   return t == Transpose::kYes ? CblasTrans : CblasNoTrans;
@@ -35,6 +37,22 @@ void Scale(float beta, Matrix c) {
 // Rows [range] of op(a), or columns [range] of op(b) by the other transpose.
 ConstMatrix CutRows(Transpose t, ConstMatrix a, Range range) {
   return t == Transpose::kYes ? Cols(a, range) : Rows(a, range);
+}
+
+// Columns of c in parts that the threads share.
+void FewRowsGemm(const Context& context, Transpose tb, ConstMatrix a, ConstMatrix b,
+                 bool add, Matrix c) {
+  const int64_t parts = c.rows * c.cols * a.cols < 2 * kSmallestTile
+                            ? 1
+                            : std::max<int64_t>(1, c.cols / kFewRowsCols);
+  ForEach(context.parallel, parts, [&](int64_t i) {
+    const Range cols = Part(c.cols, parts, i);
+    if (tb == Transpose::kYes) {
+      FewRowsProductTransposed(a, Rows(b, cols), Cols(c, cols), add);
+    } else {
+      FewRowsProduct(a, Cols(b, cols), Cols(c, cols), add);
+    }
+  });
 }
 
 }  // namespace
@@ -65,6 +83,10 @@ void Gemm(const Context& context, Transpose ta, Transpose tb, float alpha, Const
   const int64_t m = c.rows;
   const int64_t n = c.cols;
   const int64_t k = ta == Transpose::kYes ? a.rows : a.cols;
+  if (ta == Transpose::kNo && alpha == 1 && (beta == 0 || beta == 1) && m > 0 && k > 0 &&
+      m <= MostFewRows()) {
+    return FewRowsGemm(context, tb, a, b, beta == 1, c);
+  }
   int64_t row_parts = std::max<int64_t>(1, (m + kTileRows - 1) / kTileRows);
   int64_t col_parts = std::max<int64_t>(1, (n + kTileCols - 1) / kTileCols);
   while (row_parts * col_parts < kEnoughTiles &&

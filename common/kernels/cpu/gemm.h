@@ -9,7 +9,8 @@ namespace moe::cpu {
 void Sgemm(Transpose ta, Transpose tb, float alpha, ConstMatrix a, ConstMatrix b,
            float beta, Matrix c);
 
-// The same, cut into tiles that depend on (m, n, k) alone and are shared by the threads.
+// The same, cut into tiles that depend on (m, n, k) alone and are shared by the threads; for few rows
+// by the kernels of few_rows.h.
 void Gemm(const Context& context, Transpose ta, Transpose tb, float alpha, ConstMatrix a,
           ConstMatrix b, float beta, Matrix c);
 
