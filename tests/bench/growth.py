@@ -8,6 +8,7 @@ the machine's cores. Build first: bazel build //tests/bench:suite.
 import argparse
 import csv
 import dataclasses
+import signal
 import statistics
 import sys
 from typing import Callable, List
@@ -140,6 +141,8 @@ def main():
     if args.plot:
         plot(args.png, read_csv(args.csv))
         return
+    # As an interrupt: what was started is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rows, failures = [], 0
     with Folder(args.bin) as folder:
         for curve in CURVES:

@@ -5,6 +5,7 @@ One table: name, ours, against, ratio, target; ratios of medians over rounds in 
 take turns, all of them rates, so that a ratio above the target meets it.
 """
 import argparse
+import signal
 import sys
 import time
 
@@ -89,6 +90,8 @@ def run(rows, ceilings, programs):
 
 def main():
     parser, args = parse()
+    # As an interrupt: what was started is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with Programs(args.bin) as programs, Folder(args.bin) as folder:
         ceilings = Ceilings(programs)
         rows = [AllCeilings(ceilings), *kernel_rows(programs, ceilings),
