@@ -103,9 +103,11 @@ std::string FlagSet::Help() const {
     absl::StrAppend(&help, "  --", entry.flag.name,
                     entry.flag.placeholder.empty() ? "" : " ", entry.flag.placeholder,
                     "\n      ", entry.flag.help);
-    if (entry.flag.required) absl::StrAppend(&help, " Required.");
-    if (!entry.default_text.empty())
+    if (entry.flag.required) {
+      absl::StrAppend(&help, " Required.");
+    } else if (!entry.default_text.empty()) {
       absl::StrAppend(&help, " Default: ", entry.default_text);
+    }
     absl::StrAppend(&help, "\n");
   }
   return help;

@@ -175,6 +175,18 @@ TEST(PlanCommand, WhatDoesNotFitSaysWhatWould) {
   EXPECT_THAT(never.err, HasSubstr("; and worker/w0 needs "));
 }
 
+TEST(PlanCommand, HelpTellsDefaultsButOfWhatIsRequired) {
+  const std::string help = Plan({"--help"}).out;
+  EXPECT_THAT(help, HasSubstr("  --servers N\n      Servers. Required.\n"));
+  for (const std::string flag :
+       {"nic", "latency", "gflops", "memory_gbps", "message_gbps"}) {
+    const size_t at = help.find("  --" + flag + " ");
+    ASSERT_NE(at, std::string::npos) << flag;
+    const size_t end = help.find("\n  --", at);
+    EXPECT_THAT(help.substr(at, end - at), HasSubstr(" Default: ")) << flag;
+  }
+}
+
 TEST(PlanCommand, RefusesWhatMakesNoSense) {
   const auto refusal = [](std::vector<std::string> flags) {
     const Result result = Plan(std::move(flags));
