@@ -11,10 +11,12 @@
 #include "common/base/status_macros.h"
 #include "common/job/placement.h"
 #include "common/net/channel.h"
+#include "common/net/checksum.h"
 #include "common/net/grpc_status.h"
 #include "glog/logging.h"
 #include "proto/moe/v1/transfer.grpc.pb.h"
 #include "server/shard_pieces.h"
+#include "server/transfer_messages.h"
 
 namespace moe {
 namespace {
@@ -119,6 +121,7 @@ absl::Status Arrivals::Fetch(Incoming& incoming, v1::FetchShardRequest request,
   request.set_shard(incoming.spec->id);
   const std::vector<uint64_t> versions = PieceVersions(*incoming.shard);
   request.mutable_versions()->Assign(versions.begin(), versions.end());
+  Seal(&request);
 
   const auto stub = v1::ShardTransferService::NewStub(
       MakeChannel(incoming.source, options_.tls, Role::kServer));
@@ -130,24 +133,20 @@ absl::Status Arrivals::Fetch(Incoming& incoming, v1::FetchShardRequest request,
     call_ = &context;
   }
   const auto reader = stub->FetchShard(&context, request);
-  PieceWriter writer(*incoming.shard);
-  absl::Status written;
+  PieceReceiver receiver(*incoming.shard);
+  absl::Status taken;
   v1::FetchShardResponse response;
-  while (written.ok() && reader->Read(&response)) {
-    for (const v1::ShardPiece& piece : response.pieces()) {
-      if (written.ok()) written = writer.Add(piece);
-    }
-  }
-  if (!written.ok()) context.TryCancel();
+  while (taken.ok() && reader->Read(&response)) taken = receiver.Take(response);
+  if (!taken.ok()) context.TryCancel();
   const grpc::Status status = reader->Finish();
   {
     absl::MutexLock lock(&mutex_);
     call_ = nullptr;
   }
-  RETURN_IF_ERROR(written);
-  RETURN_IF_ERROR(
-      FromGrpcStatus(status, absl::StrCat(incoming.spec->id, " from ", incoming.source)));
-  return writer.Finish();
+  const std::string what = absl::StrCat(incoming.spec->id, " from ", incoming.source);
+  RETURN_IF_ERROR(Annotate(taken, what));
+  RETURN_IF_ERROR(FromGrpcStatus(status, what));
+  return Annotate(receiver.Finish(), what);
 }
 
 bool Arrivals::stopped() const {

@@ -1,58 +1,24 @@
 #include "server/transfer_service.h"
 
-#include <algorithm>
 #include <string>
 
+#include "common/net/checksum.h"
 #include "common/net/grpc_status.h"
+#include "server/transfer_messages.h"
 
 namespace moe {
-namespace {
 
-// Of content in one message.
-constexpr size_t kMessageBytes = size_t{1} << 20;
-
-using Writer = grpc::ServerWriter<v1::FetchShardResponse>;
-
-// Small pieces share a message, large ones have several.
-bool WriteAll(const std::vector<v1::ShardPiece>& pieces, Writer* writer) {
-  v1::FetchShardResponse response;
-  size_t filled = 0;
-  const auto flush = [&] {
-    const bool written = response.pieces().empty() || writer->Write(response);
-    response.Clear();
-    filled = 0;
-    return written;
-  };
-  for (const v1::ShardPiece& piece : pieces) {
-    size_t sent = 0;
-    do {
-      const size_t part = std::min(piece.content().size() - sent, kMessageBytes - filled);
-      v1::ShardPiece* const added = response.add_pieces();
-      added->set_piece(piece.piece());
-      added->set_version(piece.version());
-      added->set_content(piece.content().substr(sent, part));
-      sent += part;
-      filled += part;
-      added->set_more(sent < piece.content().size());
-      if (filled == kMessageBytes && !flush()) return false;
-    } while (sent < piece.content().size());
+grpc::Status TransferService::FetchShard(
+    grpc::ServerContext* context, const v1::FetchShardRequest* request,
+    grpc::ServerWriter<v1::FetchShardResponse>* writer) {
+  if (const absl::Status sound = CheckSeal(*request); !sound.ok()) {
+    return ToGrpcStatus(absl::UnavailableError(sound.message()));
   }
-  return flush();
-}
-
-}  // namespace
-
-grpc::Status TransferService::FetchShard(grpc::ServerContext* context,
-                                         const v1::FetchShardRequest* request,
-                                         Writer* writer) {
-  const int64_t pieces = request->versions_size();
-  for (int64_t next = 0; next < pieces && !context->IsCancelled();) {
-    const absl::StatusOr<PieceBatch> batch = read_(*request, next);
-    if (!batch.ok()) return ToGrpcStatus(batch.status());
-    if (!WriteAll(batch->pieces, writer)) break;
-    next = batch->next;
-  }
-  return grpc::Status::OK;
+  return ToGrpcStatus(SendPieces(
+      request->versions_size(), [&](int64_t first) { return read_(*request, first); },
+      [&](const v1::FetchShardResponse& message) {
+        return !context->IsCancelled() && writer->Write(message);
+      }));
 }
 
 }  // namespace moe

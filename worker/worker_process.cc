@@ -104,7 +104,7 @@ absl::Status Worker::Run() {
     absl::MutexLock lock(&mutex_);
     return stopped_;
   };
-  ASSIGN_OR_RETURN(std::unique_ptr<Member> member, Member::Join(join));
+  ASSIGN_OR_RETURN(std::unique_ptr<Member> member, options_.join(join));
   {
     absl::MutexLock lock(&mutex_);
     if (stopped_) return absl::CancelledError("this process was told to stop");

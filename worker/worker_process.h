@@ -53,8 +53,11 @@ class Worker {
     TopContexts::Options contexts;
     // Called once, on the worker's thread, when it has become a member; may be empty.
     std::function<void()> on_joined;
-    // How streams to servers are opened; a cluster within one process puts its own here.
+    // How streams to servers are opened, and how the cluster is joined; a cluster within one process
+    // puts its own here.
     ShardStreamFactory open_stream = OpenShardStream;
+    std::function<absl::StatusOr<std::unique_ptr<Member>>(Member::Options)> join =
+        Member::Join;
   };
 
   // Works on a thread of its own.

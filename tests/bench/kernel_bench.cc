@@ -2,47 +2,14 @@
 // the products alone; GB/s counts each float once per read and once per write.
 #include <benchmark/benchmark.h>
 
-#include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <memory>
-#include <string>
-#include <utility>
 #include <vector>
 
 #include "common/kernels/backend.h"
-#include "common/tensor/bfloat16.h"
+#include "tests/bench/bench_backend.h"
+#include "tests/bench/expert_batch.h"
 
 namespace moe {
 namespace {
-
-Backend& BackendOf(int64_t threads) {
-  static std::unique_ptr<Backend> backends[3];
-  std::unique_ptr<Backend>& backend = backends[threads];
-  if (backend == nullptr) {
-    std::string error;
-    backend = MakeCpuBackend(static_cast<int>(threads), &error);
-    if (backend == nullptr) {
-      std::fprintf(stderr, "%s\n", error.c_str());
-      std::exit(1);
-    }
-  }
-  return *backend;
-}
-
-Tensor MakeNormal(Backend& backend, int64_t rows, int64_t cols, float scale = 1) {
-  Tensor tensor(backend, rows, cols);
-  std::vector<float> host(rows * cols);
-  FillNormal({1, 2}, 0, host);
-  for (float& x : host) x *= scale;
-  tensor.Upload(host);
-  return tensor;
-}
-
-void SetRate(benchmark::State& state, const char* name, double per_iteration) {
-  state.counters[name] = benchmark::Counter(
-      per_iteration / 1e9, benchmark::Counter::kIsIterationInvariantRate);
-}
 
 void Gemm(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
@@ -66,95 +33,9 @@ BENCHMARK(Gemm)
     ->ArgsProduct({{1, 2}, {64}, {512}, {128}, {0}})
     ->UseRealTime();
 
-// What is kept of a parameter: floats and both moments; floats and a factored second moment; the
-// same with bf16.
-enum Kept { kFull, kFactored, kBfloat16 };
-
-OptimizerStep StepOf(int64_t kept, float rate) {
-  OptimizerStep step;
-  step.kind = OptimizerStep::Kind::kAdam;
-  step.adam.rate = rate;
-  if (kept == kFull) return step;
-  step.adam.beta1 = 0;
-  step.second_moment = SecondMoment::kFactored;
-  return step;
-}
-
-// Experts of (d, h), each with the same number of rows. There are so many that their weights don't
-// stay in the caches, as in a model whose capacity matters.
-struct ExpertBench {
-  ExpertBench(Backend& backend, int64_t d, int64_t h, int64_t rows, int64_t kept)
-      : d(d),
-        h(h),
-        count(std::max<int64_t>(2, (int64_t{96} << 20) / (2 * d * h * 4))),
-        total(count * rows),
-        x(MakeNormal(backend, total, d)),
-        dy(MakeNormal(backend, total, d)),
-        gate(MakeNormal(backend, 1, total)),
-        y(backend, total, d),
-        dgate(backend, 1, total),
-        dx(backend, total, d),
-        steps(2, StepOf(kept, 1e-6f)) {
-    hidden.push_back(MakeNormal(backend, total, h));
-    dhidden.push_back(MakeNormal(backend, total, h));
-    for (int64_t e = 0; e < count; ++e) {
-      for (int i = 0; i < 2; ++i) {
-        Tensor floats = MakeNormal(backend, d, h, 0.02f);
-        if (kept == kBfloat16) {
-          std::vector<float> host(d * h);
-          floats.Download(host);
-          std::vector<Bfloat16> bits;
-          for (float value : host) bits.push_back(ToBfloat16(value));
-          halves.emplace_back(backend, d * h).Upload(bits);
-          w16.push_back(halves.back().data());
-        } else {
-          w.push_back(weights.emplace_back(std::move(floats)).data());
-        }
-      }
-      for (std::vector<float*>* pointers : {&m, &v}) {
-        for (int i = 0; i < 2; ++i) {
-          Tensor& moment = moments.emplace_back(backend, d, h);
-          moment.Zero();
-          pointers->push_back(moment.data());
-        }
-      }
-    }
-    for (int64_t e = 0; e < count; ++e) {
-      ExpertRows& expert = experts.emplace_back();
-      expert.begin = e * rows;
-      expert.rows = rows;
-      if (kept == kBfloat16) {
-        expert.w16 = std::span(w16).subspan(2 * e, 2);
-      } else {
-        expert.w = std::span(w).subspan(2 * e, 2);
-      }
-      ExpertUpdate update;
-      update.expert = experts.back();
-      update.m = std::span(m).subspan(2 * e, 2);
-      update.v = std::span(v).subspan(2 * e, 2);
-      update.steps = steps;
-      updates.push_back(update);
-    }
-  }
-  double flops() const { return 4.0 * total * d * h; }
-  double parameters() const { return 2.0 * count * d * h; }
-  double weight_bytes() const { return parameters() * (w.empty() ? 2 : 4); }
-
-  int64_t d, h, count, total;
-  Tensor x, dy, gate, y, dgate, dx;
-  std::vector<Tensor> hidden, dhidden;
-  std::vector<Tensor> weights, moments;
-  std::vector<Array<Bfloat16>> halves;
-  std::vector<float*> w, m, v;
-  std::vector<Bfloat16*> w16;
-  const std::vector<OptimizerStep> steps;
-  std::vector<ExpertRows> experts;
-  std::vector<ExpertUpdate> updates;
-};
-
 void ExpertForward(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
-  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3),
+  const ExpertBatch b(backend, state.range(1), state.range(2), state.range(3),
                       state.range(4));
   for (auto _ : state) {
     backend.ExpertForward(b.experts, b.x.view(), Views<Matrix>(b.hidden), b.y.view());
@@ -165,7 +46,7 @@ void ExpertForward(benchmark::State& state) {
 
 void ExpertBackward(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
-  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3),
+  const ExpertBatch b(backend, state.range(1), state.range(2), state.range(3),
                       state.range(4));
   for (auto _ : state) {
     backend.ExpertBackward(b.experts, ConstMatrix(), b.dy.view(), b.gate.data(),
@@ -178,7 +59,7 @@ void ExpertBackward(benchmark::State& state) {
 
 void ExpertUpdates(benchmark::State& state) {
   Backend& backend = BackendOf(state.range(0));
-  const ExpertBench b(backend, state.range(1), state.range(2), state.range(3),
+  const ExpertBatch b(backend, state.range(1), state.range(2), state.range(3),
                       state.range(4));
   for (auto _ : state) {
     backend.ExpertUpdates(b.updates, b.x.view(), Views<ConstMatrix>(b.hidden),

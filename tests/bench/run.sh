@@ -1,9 +1,15 @@
 #!/bin/bash
-# Builds and times training against PyTorch in one run; the flags are those of training.py.
-#   tests/bench/run.sh [--rounds N] [--steps N] [--d_model D --hidden H --experts N --k K] [--csv FILE]
+# Builds and runs the benchmark suite: the machine's ceilings, and everything whose speed is promised
+# against its rival or limit, in one run of less than 20 minutes on 2 cores. --help has the flags.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+for argument in "$@"; do
+  case $argument in
+    -h | --help | --list) exec /usr/bin/python3 tests/bench/suite.py "$@" ;;
+  esac
+done
+# A mistake in the flags shows before anything is built.
+/usr/bin/python3 tests/bench/suite.py --check "$@"
 deploy/install.sh build runtime test
-bazel build --jobs=2 //server:expert_server //server/coordinator:coordinator //worker:worker \
-  //worker/data:prepare_text //tests/cluster:train_in_process
-exec /usr/bin/python3 tests/bench/training.py "$@"
+bazel build --jobs=2 //tests/bench:suite
+exec /usr/bin/python3 tests/bench/suite.py "$@"

@@ -1,177 +1,175 @@
-#!/usr/bin/python3
-"""Words per second of training, side by side: our system as separate processes (coordinator, one
-server, one worker), the same in one process, and PyTorch at its better setting: torch with all
-cores, or torch with one thread and its BLAS with all.
+"""Training of ours, timed step by step: a job alone in one process, or as a cluster of processes.
 
-Every round runs each of them once, in turn; the table shows medians, and ratios of medians. Our
-figure is the mean over a whole run, the first step included; PyTorch's leaves two steps out.
+Only steps count, as in PyTorch's figures; starting the processes and the first steps don't.
 """
-import argparse
-import csv
-import json
 import os
 import random
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
 
-VOCABULARY = 8000
-LANES = 64
-UNROLL = 32
-DROPOUT = 0.1
+from programs import MeasurementError, Program, environment
 
+MODEL = """
+  layers {{ lstm {{ hidden: {d_model} forget_bias: 1 }} dropout: 0.1 residual: true }}
+  layers {{ {moe} dropout: 0.1 residual: true }}
+  layers {{ lstm {{ hidden: {d_model} forget_bias: 1 }} dropout: 0.1 residual: true }}
+"""
 JOB = """
 name: "bench" seed: 1
-model {{
-  d_model: {d_model}
-  embedding_dropout: {dropout}
-  layers {{ lstm {{ hidden: {d_model} forget_bias: 1 }} dropout: {dropout} residual: true }}
-  layers {{
-    moe {{
-      experts: {experts} k: {k} hidden: {hidden} groups: 4 gating: GATING_NOISY_TOP_K
-      w_importance: 0.1 w_load: 0.1 sigmoid_output: true
-    }}
-    dropout: {dropout} residual: true
-  }}
-  layers {{ lstm {{ hidden: {d_model} forget_bias: 1 }} dropout: {dropout} residual: true }}
-}}
-optimizer {{ adam {{}} schedule {{ base_rate: 0.001 constant {{}} }} }}
-training {{ replicas: {replicas} waves: 2 lanes: {lanes} unroll: {unroll} steps: {steps} }}
+model {{ d_model: {d_model} {extra} {layers} }}
+optimizer {{ adam {{}} {experts_optimizer} schedule {{ base_rate: 0.001 constant {{}} }} }}
+training {{ replicas: {replicas} waves: {waves} lanes: {lanes} unroll: {unroll} steps: 1000000 }}
 """
+FACTORED = "experts { beta1: 0 second_moment: SECOND_MOMENT_FACTORED }"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bin", default="bazel-bin", help="where Bazel put the programs")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=24, help="training steps of each run")
-    parser.add_argument("--threads", type=int, default=2, help="cores that each side may use")
-    parser.add_argument("--d_model", type=int, default=128)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--experts", type=int, default=32)
-    parser.add_argument("--k", type=int, default=4)
-    parser.add_argument("--csv", help="also write the table to this file")
-    args = parser.parse_args()
-    # Two replicas, so that one worker can use two cores; the step has the same words as PyTorch's.
-    sizes = dict(d_model=args.d_model, hidden=args.hidden, experts=args.experts, k=args.k,
-                 dropout=DROPOUT, replicas=2, lanes=LANES // 2, unroll=UNROLL, steps=args.steps)
-
-    with tempfile.TemporaryDirectory(prefix="moe-bench-") as folder:
-        data = prepare(args.bin, folder, sizes)
-        job = os.path.join(folder, "job.textproto")
-        with open(job, "w", encoding="utf-8") as out:
-            out.write(JOB.format(**sizes))
-        runs = {
-            "processes": lambda n: processes(args, folder, job, data, n),
-            "one process": lambda n: one_process(args, folder, job, data, n),
-            "PyTorch, 2 threads": lambda n: pytorch(args, args.threads),
-            "PyTorch, 1 thread": lambda n: pytorch(args, 1),  # its BLAS: all
-        }
-        words = {name: [] for name in runs}
-        for n in range(args.rounds):
-            for name, run in runs.items():
-                words[name].append(run(n))
-                print(f"round {n + 1}/{args.rounds}  {name}: {words[name][-1]:,.0f} words/s",
-                      file=sys.stderr)
-
-    median = {name: statistics.median(values) for name, values in words.items()}
-    rival = max(median["PyTorch, 2 threads"], median["PyTorch, 1 thread"])
-    label = f"d={args.d_model} h={args.hidden} n={args.experts} k={args.k}"
-    rows = [(f"training, {name}, {label}", median[name], rival, median[name] / rival)
-            for name in ("processes", "one process")]
-    print(f"{'words/s, medians of ' + str(args.rounds):55} {'ours':>9} {'PyTorch':>9} {'ratio':>6}")
-    for name, ours, against, ratio in rows:
-        print(f"{name:55} {ours:9,.0f} {against:9,.0f} {ratio:6.2f}")
-    if args.csv:
-        with open(args.csv, "w", encoding="utf-8", newline="") as out:
-            writer = csv.writer(out)
-            writer.writerow(["name", "ours", "against", "ratio", "target"])
-            for name, ours, against, ratio in rows:
-                writer.writerow([name, f"{ours:.1f}", f"{against:.1f}", f"{ratio:.3f}", ""])
+def moe(experts, k, hidden, groups=1, k_primary=0, sigmoid=False):
+    """A layer's mixture, in a job."""
+    primary = f"k_primary: {k_primary} " if k_primary else ""
+    return (f"moe {{ experts: {experts} k: {k} {primary}hidden: {hidden} groups: {groups} "
+            "gating: GATING_NOISY_TOP_K w_importance: 0.1 w_load: 0.1 "
+            f"sigmoid_output: {'true' if sigmoid else 'false'} }}")
 
 
-def prepare(binaries, folder, sizes):
-    """Random words: speed doesn't depend on what they say."""
-    generator = random.Random(1)
-    words = sizes["replicas"] * sizes["lanes"] * sizes["unroll"] * (sizes["steps"] + 1)
-    names = [f"w{i}" for i in range(VOCABULARY - 2)]
-
-    def text(count):
-        line = [generator.choice(names) for _ in range(count)]
-        return "\n".join(" ".join(line[i:i + 20]) for i in range(0, count, 20)) + "\n"
-
-    paths = {}
-    # Each word once more, so that the vocabulary is full.
-    for split, content in (("train", " ".join(names) + "\n" + text(words)),
-                           ("validation", text(40)), ("test", text(40))):
-        paths[split] = os.path.join(folder, split + ".txt")
-        with open(paths[split], "w", encoding="utf-8") as out:
-            out.write(content)
-    data = os.path.join(folder, "data")
-    subprocess.run([os.path.join(binaries, "worker/data/prepare_text"), "--tokenized",
-                    f"--vocabulary_size={VOCABULARY}", f"--out={data}"] +
-                   [f"--{split}={path}" for split, path in paths.items()],
-                   check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return data
+def layer_job(d_model, mixture, lanes=64, unroll=32, experts_optimizer=""):
+    """A model that is a MoE layer and a softmax over a few words, which costs next to nothing."""
+    return JOB.format(d_model=d_model, extra="", layers=f"layers {{ {mixture} }}", replicas=1, waves=1,
+                      lanes=lanes, unroll=unroll, experts_optimizer=experts_optimizer)
 
 
-def processes(args, folder, job, data, n):
-    out = os.path.join(folder, f"processes-{n}")
-    os.mkdir(out)
-    port, result = os.path.join(out, "port"), os.path.join(out, "result.json")
-    with open(os.path.join(out, "log"), "w", encoding="utf-8") as log:
-        def start(program, *flags):
-            return subprocess.Popen([os.path.join(args.bin, program), *flags],
-                                    stdout=log, stderr=log)
+def model_job(d_model, mixture, lanes=64, unroll=32, replicas=1, waves=1):
+    """LSTM-MoE-LSTM. lanes: of all replicas."""
+    return JOB.format(d_model=d_model, extra="embedding_dropout: 0.1",
+                      layers=MODEL.format(d_model=d_model, moe=mixture), replicas=replicas, waves=waves,
+                      lanes=lanes // replicas, unroll=unroll, experts_optimizer="")
 
-        members = [start("server/coordinator/coordinator", f"--job={job}", "--listen=127.0.0.1:0",
-                         f"--state_dir={out}/state", f"--checkpoint_dir={out}/checkpoints",
-                         "--servers=1", "--workers=1", f"--port_file={port}",
-                         f"--result_json={result}")]
+
+class Folder:
+    """What runs need on disk; removed at the end."""
+
+    def __init__(self, binaries):
+        self.binaries = binaries
+        self.folder = tempfile.TemporaryDirectory(prefix="moe-bench-")
+        self.count = 0
+
+    def data(self, vocabulary, words=1 << 18):
+        """Random words, prepared: speed doesn't depend on what they say."""
+        out = os.path.join(self.folder.name, f"data-{vocabulary}-{words}")
+        if os.path.exists(out):
+            return out
+        generator = random.Random(1)
+        # Two words are the vocabulary's own.
+        names = [f"w{i}" for i in range(vocabulary - 2)]
+
+        def text(count):
+            line = generator.choices(names, k=count)
+            return "\n".join(" ".join(line[i:i + 20]) for i in range(0, count, 20)) + "\n"
+
+        splits = []
+        # Each word once more, so that the vocabulary is full.
+        for split, content in (("train", " ".join(names) + "\n" + text(words)),
+                               ("validation", text(40)), ("test", text(40))):
+            path = f"{out}-{split}.txt"
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(content)
+            splits.append(f"--{split}={path}")
+        subprocess.run([os.path.join(self.binaries, "worker/data/prepare_text"), "--tokenized",
+                        f"--vocabulary_size={vocabulary}", f"--out={out}", *splits],
+                       check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return out
+
+    def new(self):
+        """An empty folder."""
+        self.count += 1
+        path = os.path.join(self.folder.name, f"run-{self.count}")
+        os.mkdir(path)
+        return path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.folder.cleanup()
+
+
+class Training:
+    """A job that takes steps when asked. servers 0: in one process without a network."""
+
+    def __init__(self, folder, job, words, vocabulary, threads, servers=0, preload=None):
+        self.words = words
+        self.members = []
+        self.folder = folder.new()
+        self.binaries = folder.binaries
+        path = os.path.join(self.folder, "job.textproto")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(job)
+        command = [os.path.join(self.binaries, "tests/bench/paced_training"),
+                   f"--data={folder.data(vocabulary)}", f"--threads={threads}"]
         try:
-            deadline = time.monotonic() + 30
-            while not (os.path.exists(port) and os.path.getsize(port)):
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f"the coordinator did not start; see {out}/log")
-                time.sleep(0.05)
-            with open(port, encoding="utf-8") as file:
-                address = file.read().strip()
-            common = [f"--coordinator={address}", f"--threads={args.threads}"]
-            members.append(start("server/expert_server", "--name=s0", *common))
-            members.append(start("worker/worker", "--name=w0", f"--data={data}", *common))
-            if members[0].wait(timeout=600) != 0:
-                raise RuntimeError(f"the job failed; see {out}/log")
-        finally:
-            for member in members:
-                member.terminate()
-            for member in members:
-                member.wait(timeout=30)
-    with open(result, encoding="utf-8") as file:
-        return json.load(file)["words_per_second"]
+            if servers == 0:
+                command.append(f"--job={path}")
+            else:
+                command.append(f"--coordinator={self._start(path, servers, threads, preload)}")
+            self.worker = Program(command, **(preload("worker") if preload else {}))
+            self.step()  # touches all memory
+        except MeasurementError as error:
+            log = self._log()
+            self.close()
+            raise MeasurementError(f"{error}\n{log}") from None
+
+    def _start(self, job, servers, threads, preload):
+        """The cluster but for the worker; the coordinator's address."""
+        def start(program, *flags, **settings):
+            with open(os.path.join(self.folder, "log"), "ab") as log:
+                self.members.append(subprocess.Popen(
+                    [os.path.join(self.binaries, program), *flags], stdout=log, stderr=log,
+                    env=environment(**settings)))
+
+        port = os.path.join(self.folder, "port")
+        start("server/coordinator/coordinator", f"--job={job}", "--listen=127.0.0.1:0",
+              f"--state_dir={self.folder}/state", f"--checkpoint_dir={self.folder}/checkpoints",
+              f"--servers={servers}", "--workers=1", f"--port_file={port}")
+        deadline = time.monotonic() + 30
+        while not (os.path.exists(port) and os.path.getsize(port)):
+            if time.monotonic() > deadline or self.members[0].poll() is not None:
+                raise MeasurementError("the coordinator did not start")
+            time.sleep(0.02)
+        with open(port, encoding="utf-8") as file:
+            address = file.read().strip()
+        for server in range(servers):
+            start("server/expert_server", f"--name=s{server}", f"--coordinator={address}",
+                  f"--threads={threads}", **(preload(f"server-{server}") if preload else {}))
+        return address
+
+    def step(self, steps=1):
+        """Words a second."""
+        return self.words / self.worker.ask(str(steps))["seconds"]
+
+    def memory(self):
+        """(all servers', the worker's) most resident bytes so far."""
+        return (sum(_most_resident(server.pid) for server in self.members[1:]),
+                _most_resident(self.worker.process.pid))
+
+    def _log(self):
+        try:
+            with open(os.path.join(self.folder, "log"), encoding="utf-8", errors="replace") as file:
+                return file.read()[-2000:]
+        except FileNotFoundError:
+            return ""
+
+    def close(self):
+        if hasattr(self, "worker"):
+            self.worker.close()
+        for member in reversed(self.members):
+            member.kill()
+        for member in self.members:
+            member.wait()
 
 
-def one_process(args, folder, job, data, n):
-    run = subprocess.run([os.path.join(args.bin, "tests/cluster/train_in_process"), f"--job={job}",
-                          f"--data={data}", f"--out={folder}/one-{n}",
-                          f"--threads={args.threads}"],
-                         check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return json.loads(run.stdout)["words_per_second"]
-
-
-def pytorch(args, threads):
-    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "torch_step.py")
-    run = subprocess.run(["/usr/bin/python3", script, f"--threads={threads}",
-                          f"--d_model={args.d_model}", f"--hidden={args.hidden}",
-                          f"--experts={args.experts}", f"--k={args.k}",
-                          f"--vocabulary={VOCABULARY}", f"--lanes={LANES}", f"--unroll={UNROLL}",
-                          f"--dropout={DROPOUT}"],
-                         check=True, stdout=subprocess.PIPE, text=True,
-                         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE",
-                              "OPENBLAS_NUM_THREADS": str(args.threads)})
-    return float(run.stdout)
-
-
-if __name__ == "__main__":
-    main()
+def _most_resident(pid):
+    with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    raise MeasurementError(f"process {pid} has ended")

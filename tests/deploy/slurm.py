@@ -55,6 +55,8 @@ def missing():
     absent = [name for name in DAEMONS + ("sbatch",) if not shutil.which(name, path=PATH)]
     if absent:
         return "{} not installed (deploy/packages.txt, group test)".format(", ".join(absent))
+    if not os.path.ismount("/sys/fs/cgroup"):
+        return "nothing is mounted at /sys/fs/cgroup, and slurmd wants cgroups"
     return ""
 
 

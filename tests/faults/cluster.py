@@ -5,6 +5,7 @@ of programs are relative to the runfiles' root, where Bazel starts a test.
 """
 
 import ctypes
+import glob
 import json
 import os
 import random
@@ -57,6 +58,8 @@ checkpointing { every_steps: %(every_steps)d }
 
 ENDLESS = 100000000  # steps
 CLONE_NEWNS = 0x20000
+# What a sanitizer says first, and some lines of what follows.
+SANITIZER = re.compile(r"^.*(?:: runtime error: |(?:Address|Leak)Sanitizer).*(?:\n.*){0,60}", re.M)
 
 
 def job(steps=ENDLESS, every_steps=0, edits=None):
@@ -237,8 +240,11 @@ class Cluster:
         return self._launch(name, [WORKER, "--name", name, "--coordinator", self.address, "--data",
                                    data or self.data] + list(flags), **options)
 
-    def _launch(self, name, command, **options):
+    def _launch(self, name, command, host=None, **options):
+        """host: a network.Host."""
         assert name not in self.processes, name
+        if host:
+            command = host.command(command)
         # Of several processes of one name each keeps its output.
         self._launched += 1
         log = name if "coordinator" in name else "{}.{}".format(name, self._launched)
@@ -316,6 +322,7 @@ class TestCase(unittest.TestCase):
 
     def new_cluster(self, job_text=None, **options):
         cluster = Cluster(self.new_folder(), self.data, job_text or job(), **options)
+        self.addCleanup(self.assert_sane, cluster.folder)
         self.addCleanup(cluster.close)
         return cluster
 
@@ -329,9 +336,16 @@ class TestCase(unittest.TestCase):
         folder = self.new_folder()
         os.makedirs(folder)
         process = Process(os.path.basename(command[0]), command, folder, env=env)
+        self.addCleanup(self.assert_sane, folder)
         self.addCleanup(process.close)
         self.assertIsNotNone(process.wait(PATIENCE), process.report())
         return process
+
+    def assert_sane(self, folder):
+        """No sanitizer stopped a process with its log there, also one that was to fail or be killed."""
+        for path in glob.glob(os.path.join(folder, "*.err")):
+            report = SANITIZER.search(read(path))
+            self.assertIsNone(report, "%s: %s" % (path, report and report[0]))
 
     def assert_finished(self, cluster):
         cluster.wait_all(PATIENCE)

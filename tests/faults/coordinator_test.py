@@ -18,8 +18,8 @@ COORDINATOR_FLAGS = FLAGS + ["--rejoin_timeout_s=%d" % REJOIN]
 
 
 def job(every_steps):
-    """With steps of about 20 ms."""
-    return c.job(steps=200 + int(60 * AWAY), every_steps=every_steps, edits={
+    """With steps of 10 to 20 ms."""
+    return c.job(steps=200 + int(150 * AWAY), every_steps=every_steps, edits={
         "d_model: 16": "d_model: 64", "lstm { hidden: 16": "lstm { hidden: 64",
         "hidden: 64 groups": "hidden: 256 groups",
         "lanes: 4 unroll: 8": "lanes: 16 unroll: 16"})

@@ -3,37 +3,16 @@ job ends with the digest of the undisturbed run, or says why it doesn't, but nev
 
 import os
 import random
-import threading
 import time
 
 from tests.faults import cluster as c
+from tests.faults.flip import Flip
 from tests.faults.undisturbed import UndisturbedCase
 
 SEED = int(os.environ.get("FLIP_SEED", random.SystemRandom().randrange(1 << 32)))
 FLIPS = int(os.environ.get("FLIPS", "12"))
 # Seconds in which a flipped bit that matters is noticed.
 NOTICED = 5 * c.DEADLINE_FACTOR
-
-
-class Flip:
-    """Flips a bit of what a proxy carries in one direction, once. large: of the first piece that holds
-    data of a frame; else of whatever comes next, which may be HTTP/2's own."""
-
-    def __init__(self, rng, proxy, direction, large):
-        self.rng, self.direction, self.large = rng, direction, large
-        self.done = threading.Event()
-        self._lock = threading.Lock()
-        proxy.spoil = self._spoil
-
-    def _spoil(self, direction, data):
-        with self._lock:
-            if (direction != self.direction or self.done.is_set() or
-                    (self.large and len(data) < 1000)):
-                return data
-            self.done.set()
-        spoilt = bytearray(data)
-        spoilt[self.rng.randrange(len(data))] ^= 1 << self.rng.randrange(8)
-        return bytes(spoilt)
 
 
 class FlippedBitsTest(UndisturbedCase):

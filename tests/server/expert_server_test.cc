@@ -172,6 +172,16 @@ class ExpertServerTest : public ::testing::Test {
     });
   }
 
+  // The first message of worker/w0, with one bit changed since it was sealed.
+  static v1::ExchangeRequest Damaged() {
+    v1::ExchangeRequest request = testing::ForwardOf(0, 0, {0, 1});
+    request.set_sequence(1);
+    Seal(&request);
+    std::string* const x = request.mutable_forward()->mutable_frames(1)->mutable_x();
+    (*x)[x->size() / 2] ^= 4;
+    return request;
+  }
+
   std::string Digests() {
     const auto stub = v1::ServerStatusService::NewStub(server_->rpc().InProcessChannel());
     grpc::ClientContext context;
@@ -310,16 +320,28 @@ TEST_F(ExpertServerTest, AStrangerSpeaksForNobody) {
 }
 
 TEST_F(ExpertServerTest, ADamagedMessageIsABrokenStream) {
-  Start(testing::MadeState(testing::MadeJob()));
+  Start(testing::MadeState(testing::MadeJob()), absl::Milliseconds(50));
   Connect();
-  v1::ExchangeRequest request = testing::ForwardOf(0, 0, {0, 1});
-  Seal(&request);
-  std::string* const x = request.mutable_forward()->mutable_frames(1)->mutable_x();
-  (*x)[x->size() / 2] ^= 4;
-  workers_["worker/w0"]->SendAsItIs(request);
+  workers_["worker/w0"]->SendAsItIs(Damaged());
   EXPECT_THAT(cluster_.AwaitFailure(), HasSubstr("the stream of worker/w0 broke"));
   EXPECT_EQ(workers_["worker/w1"]->Next().failure().code(),
             static_cast<int>(absl::StatusCode::kUnavailable));
+}
+
+TEST_F(ExpertServerTest, ADamagedMessageMayComeAgain) {
+  Start(testing::MadeState(testing::MadeJob()));
+  Connect();
+  workers_["worker/w0"]->SendAsItIs(Damaged());
+  EXPECT_FALSE(workers_["worker/w0"]->End().ok());
+  workers_["worker/w0"] = std::make_unique<Conversation>(*server_, "worker/w0");
+  const absl::StatusOr<uint64_t> received =
+      workers_["worker/w0"]->Return("worker/w0", /*sent=*/1);
+  ASSERT_TRUE(received.ok()) << received.status();
+  EXPECT_EQ(*received, 0u);
+  workers_["worker/w0"]->SendAs(1, testing::ForwardOf(0, 0, {0, 1}));
+  workers_["worker/w1"]->Send(testing::ForwardOf(0, 0, Workers().at("worker/w1")));
+  for (auto& [worker, stream] : workers_) EXPECT_TRUE(stream->Next().has_forward());
+  EXPECT_THAT(cluster_.failures(), ::testing::IsEmpty());
 }
 
 TEST_F(ExpertServerTest, ABadMessageFailsTheJob) {

@@ -81,7 +81,8 @@ class FakeCluster {
 class FakeMember : public Member {
  public:
   FakeMember(FakeCluster* cluster, const Options& options) : cluster_(*cluster) {
-    id_ = "server/" + options.registration.name();
+    const bool worker = options.registration.kind() == v1::MEMBER_KIND_WORKER;
+    id_ = (worker ? "worker/" : "server/") + options.registration.name();
     absl::MutexLock lock(&cluster_.mutex_);
     cluster_.registration_ = options.registration;
   }

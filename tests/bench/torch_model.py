@@ -1,13 +1,8 @@
-#!/usr/bin/python3
-"""Words per second of one training step of an LSTM-MoE-LSTM language model in PyTorch.
+"""The LSTM-MoE-LSTM language model and its MoE layer in PyTorch.
 
-The rival of tests/bench/run.sh: the same layers, sizes, batch, k and precision as the job that it is
-compared with; experts as a loop over rows that are sorted by expert, the usual way.
+The same layers, sizes, batch, k and precision as the job that is compared with it; experts as a loop over
+rows that are sorted by expert, the usual way.
 """
-import argparse
-import statistics
-import time
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -63,15 +58,14 @@ def cv_squared(v):
 
 
 class Model(nn.Module):
-    def __init__(self, args):
+    def __init__(self, width, hidden, experts, k, vocabulary, dropout):
         super().__init__()
-        d = args.d_model
-        self.embedding = nn.Embedding(args.vocabulary, d)
-        self.lstm1 = nn.LSTM(d, d)
-        self.moe = MoeLayer(d, args.hidden, args.experts, args.k, 0.1, 0.1)
-        self.lstm2 = nn.LSTM(d, d)
-        self.softmax = nn.Linear(d, args.vocabulary)
-        self.dropout = nn.Dropout(args.dropout)
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.lstm1 = nn.LSTM(width, width)
+        self.moe = MoeLayer(width, hidden, experts, k, 0.1, 0.1)
+        self.lstm2 = nn.LSTM(width, width)
+        self.softmax = nn.Linear(width, vocabulary)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, words, targets, states):
         x = self.dropout(self.embedding(words))
@@ -86,41 +80,3 @@ class Model(nn.Module):
         loss = F.cross_entropy(self.softmax(x.reshape(-1, x.shape[-1])), targets.reshape(-1))
         detach = lambda state: tuple(s.detach() for s in state)
         return loss + balance, (detach(state1), detach(state2))
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--d_model", type=int, default=128)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--experts", type=int, default=32)
-    parser.add_argument("--k", type=int, default=4)
-    parser.add_argument("--vocabulary", type=int, default=8000)
-    parser.add_argument("--lanes", type=int, default=64)
-    parser.add_argument("--unroll", type=int, default=32)
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps, after two for warm-up")
-    args = parser.parse_args()
-
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(1)
-    model = Model(args)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    shape = (args.unroll, args.lanes)
-    states = (None, None)
-    seconds = []
-    for step in range(args.steps + 2):
-        words = torch.randint(args.vocabulary, shape)
-        targets = torch.randint(args.vocabulary, shape)
-        start = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        loss, states = model(words, targets, states)
-        loss.backward()
-        optimizer.step()
-        if step >= 2:
-            seconds.append(time.perf_counter() - start)
-    print(f"{args.lanes * args.unroll / statistics.median(seconds):.1f}")
-
-
-if __name__ == "__main__":
-    main()
