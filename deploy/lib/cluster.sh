@@ -49,7 +49,7 @@ start_cluster() {
   done
 }
 
-# A unix socket, which takes a third less of the processors than loopback, if its path may be so long.
+# A unix socket, which takes a quarter less of the processors than loopback, if its path may be so long.
 server_address() {
   local path="$out/$1.socket"
   if ((${#path} > longest_socket)); then path=; fi
