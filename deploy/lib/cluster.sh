@@ -7,6 +7,7 @@ readonly start_patience=20 # for the coordinator's address
 readonly end_patience=8    # for members to leave a finished job
 readonly restart_limit=10  # how often a member that is killed is started again
 readonly disk_patience=10m # as a flag: for each other, of members with experts on disk
+readonly longest_socket=107 # bytes of a unix socket's path
 
 started=()           # pids of the cluster
 coordinator=         # its pid
@@ -39,13 +40,20 @@ start_cluster() {
   fi
   for ((i = 0; i < servers; ++i)); do
     start_member "server s$i" "$logs/server-s$i.log" "$bin/server/expert_server" --name "s$i" \
-      --listen 127.0.0.1:0 --coordinator "$address" --threads "$server_threads" \
+      --listen "$(server_address "s$i")" --coordinator "$address" --threads "$server_threads" \
       "${server_flags[@]}"
   done
   for ((i = 0; i < workers; ++i)); do
     start_member "worker w$i" "$logs/worker-w$i.log" "$bin/worker/worker" --name "w$i" \
       --coordinator "$address" --data "$out/data" --threads "$worker_threads" "${worker_flags[@]}"
   done
+}
+
+# A unix socket, which takes a quarter less of the processors than loopback, if its path may be so long.
+server_address() {
+  local path="$out/$1.socket"
+  if ((${#path} > longest_socket)); then path=; fi
+  say "${path:+unix:}${path:-127.0.0.1:0}"
 }
 
 share_of_processors() {

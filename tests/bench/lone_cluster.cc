@@ -68,8 +68,8 @@ class DirectStream : public ShardStream {
     request.set_generation(host_.generation());
     return host_.Handle(kLoneWorker, std::move(request), answers_);
   }
-  absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& key,
-                                             absl::Time deadline) override {
+  absl::StatusOr<Received<v1::ExchangeResponse>> Await(const ExchangeKey& key,
+                                                       absl::Time deadline) override {
     return answers_->Await(key, deadline);
   }
   void Cancel(const absl::Status& cause) override { answers_->Break(cause); }
