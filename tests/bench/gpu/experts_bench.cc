@@ -114,10 +114,8 @@ void Time(Backend& backend, const std::string& kind, const Sizes& s) {
     } else {
       expert.w16 = std::span(w).subspan(2 * e, 2);
     }
-    updates.push_back({.expert = expert,
-                       .m = {},
-                       .v = std::span(v).subspan(2 * e, 2),
-                       .steps = steps});
+    updates.push_back(
+        {.expert = expert, .m = {}, .v = std::span(v).subspan(2 * e, 2), .steps = steps});
   }
   const Matrix hidden_out[] = {hidden.view()}, dhidden_out[] = {dhidden.view()};
   const ConstMatrix hidden_in[] = {hidden.view()}, dhidden_in[] = {dhidden.view()};
@@ -149,7 +147,8 @@ void Time(Backend& backend, const std::string& kind, const Sizes& s) {
 
 // What the arrays take, with what an update needs besides.
 double Gib(const Sizes& s, size_t weight_bytes) {
-  const double floats = static_cast<double>(s.rows()) * static_cast<double>(3 * s.d + 2 * s.h);
+  const double floats =
+      static_cast<double>(s.rows()) * static_cast<double>(3 * s.d + 2 * s.h);
   const double weights = 2.0 * static_cast<double>(s.experts * s.d * s.h);
   return (4 * floats + static_cast<double>(weight_bytes) * weights) / (1 << 30) + 4;
 }
@@ -168,7 +167,8 @@ int main(int argc, char** argv) {
     std::string name;
     bool tf32, bfloat16;
   };
-  std::vector<std::pair<int64_t, int64_t>> widths = {{512, 1024}, {1024, 4096}, {1024, 8192}};
+  std::vector<std::pair<int64_t, int64_t>> widths = {
+      {512, 1024}, {1024, 4096}, {1024, 8192}};
   std::vector<int64_t> tokens = {256, 1024, 64, 16}, experts = {64, 256};
   if (small) {
     widths = {{16, 32}};

@@ -10,13 +10,15 @@ inline const char* openblas_get_config() { return "plain loops"; }
 inline const char* openblas_get_corename() { return ""; }
 
 inline void cblas_sgemm(CBLAS_ORDER order, CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m,
-                        int n, int k, float alpha, const float* a, int lda, const float* b,
-                        int ldb, float beta, float* c, int ldc) {
+                        int n, int k, float alpha, const float* a, int lda,
+                        const float* b, int ldb, float beta, float* c, int ldc) {
   // The transposed product of the transposed matrices.
   if (order == CblasColMajor) {
-    return cblas_sgemm(CblasRowMajor, tb, ta, n, m, k, alpha, b, ldb, a, lda, beta, c, ldc);
+    return cblas_sgemm(CblasRowMajor, tb, ta, n, m, k, alpha, b, ldb, a, lda, beta, c,
+                       ldc);
   }
-  const auto at = [](const float* x, CBLAS_TRANSPOSE t, int stride, long row, long column) {
+  const auto at = [](const float* x, CBLAS_TRANSPOSE t, int stride, long row,
+                     long column) {
     return t == CblasTrans ? x[column * stride + row] : x[row * stride + column];
   };
   for (long i = 0; i < m; ++i) {

@@ -260,7 +260,7 @@ inline int RunAll(const std::string& filter) {
   class suite##_##name##_Test : public base {                \
    public:                                                   \
     void TestBody() override;                                \
-    static ::testing::Test* Make() {                         \
+    static ::testing::Test* StandInMake() {                      \
       return new suite##_##name##_Test;                      \
     }                                                        \
   };                                                         \
@@ -269,9 +269,9 @@ inline int RunAll(const std::string& filter) {
   void suite##_##name##_Test::TestBody()
 #define TEST(suite, name)               \
   STAND_IN_TEST_(suite, name, ::testing::Test, \
-                 Register(#suite "." #name, suite##_##name##_Test::Make))
+                 Register(#suite "." #name, suite##_##name##_Test::StandInMake))
 #define TEST_P(suite, name) \
-  STAND_IN_TEST_(suite, name, suite, RegisterOf(#suite, #name, suite##_##name##_Test::Make))
+  STAND_IN_TEST_(suite, name, suite, RegisterOf(#suite, #name, suite##_##name##_Test::StandInMake))
 #define INSTANTIATE_TEST_SUITE_P(prefix, suite, values, ...)            \
   [[maybe_unused]] static const int prefix##_##suite##_instantiated =   \
       ::testing::stand_in::Instantiate<suite>(#prefix, #suite, values, __VA_ARGS__)
