@@ -44,7 +44,7 @@ class DescribeCommand final : public Command {
            "that training\n"
            "takes of each member, as the coordinator computes it at start.\n\n"
            "Usage: moectl describe --job FILE [--vocabulary N] [--json]\n"
-           "           [--servers N] [--workers N] [--threads N]\n"
+           "           [--servers N] [--workers N] [--threads N] [--copies 1|2]\n"
            "           [--disk] [--activation_gib N] [--copy_gib N]\n\n"
            "Example: moectl describe --job deploy/configs/tiny.textproto\n";
   }
@@ -73,6 +73,11 @@ class DescribeCommand final : public Command {
                .help =
                    "Threads of each server and worker. 0: as many as there is work for, "
                    "groups of experts or replicas."});
+    flags.Add({.name = "copies",
+               .value = &copies_,
+               .placeholder = "N",
+               .help = "Copies of each shard, 1 or 2 (coordinator --copies).",
+               .minimum = 1});
     flags.Add({.name = "disk",
                .value = &disk_,
                .help = "The servers keep experts on disk (expert_server --disk_dir)."});
@@ -104,6 +109,7 @@ class DescribeCommand final : public Command {
     if (servers_ == 0 && workers_ == 0) {
       for (const auto& [flag, given] :
            {std::pair("disk", disk_), std::pair("threads", threads_ != 0),
+            std::pair("copies", copies_ != 1),
             std::pair("activation_gib", activation_gib_ > 0),
             std::pair("copy_gib", copy_gib_ > 0)}) {
         if (!given) continue;
@@ -156,6 +162,11 @@ class DescribeCommand final : public Command {
           "the job takes its number of words from the data, on which its memory depends: "
           "give --vocabulary");
     }
+    if (copies_ > 2 || copies_ > std::max(servers_, 1)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--copies is ", copies_,
+          "; it must be 1, or 2 with at least 2 --servers, which are to have one each"));
+    }
     const std::vector<std::string> servers = Ids("server/s", std::max(servers_, 1));
     const std::vector<std::string> workers = Ids("worker/w", std::max(workers_, 1));
     const auto bytes = [](double gib) {
@@ -171,7 +182,7 @@ class DescribeCommand final : public Command {
     std::map<std::string, int> worker_threads;
     for (const std::string& worker : workers) worker_threads[worker] = threads_;
     const ModelPlan plan = MakeModelPlan(job);
-    return ComputeMemoryNeeds(job, plan, MakePlacement(plan, servers),
+    return ComputeMemoryNeeds(job, plan, MakePlacement(plan, servers, copies_),
                               AssignReplicas(job.training().replicas(), workers), limits,
                               worker_threads, /*training=*/true);
   }
@@ -300,6 +311,7 @@ class DescribeCommand final : public Command {
   int servers_ = 0;
   int workers_ = 0;
   int threads_ = 0;
+  int copies_ = 1;
   bool disk_ = false;
   double activation_gib_ = 0;
   double copy_gib_ = 0;
