@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -39,11 +40,15 @@ class ClusterClient {
     // Called by the waiting thread with the reason when a wait begins, and with "" when
     // it ends.
     std::function<void(const std::string& reason)> on_wait;
+    // Called by the same thread, also by Connect's, when a server is lost of whose shards others have
+    // copies. Whether to go on without it: not if it was lost because the generation is over. Null: never.
+    std::function<bool(const std::string& server, const absl::Status& why)> go_on_without;
     // Tests put fakes here.
     ShardStreamFactory open_stream = OpenShardStream;
   };
 
-  // Opens a stream to every server of state.placement that hosts a shard. The state is
+  // Opens a stream to every server of state.placement that hosts a shard, unless it is gone on without.
+  // The state is
   // that of a cluster from phase LOADING on, and `plan` is its job's.
   static absl::StatusOr<std::unique_ptr<ClusterClient>> Connect(
       const v1::ClusterState& state, const ModelPlan& plan, Options options);
@@ -53,6 +58,9 @@ class ClusterClient {
   virtual ParameterClient& parameters() = 0;
   // Of a job without tables: not to be used.
   virtual TableClient& tables() = 0;
+  // The coordinator has lost all servers but these: what waits for the others goes on without them. Any
+  // thread.
+  virtual void KeepServers(const std::set<std::string>& servers) = 0;
   // Every wait, now and later, returns `cause`. Any thread.
   virtual void Cancel(const absl::Status& cause) = 0;
 };

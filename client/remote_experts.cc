@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -106,12 +108,13 @@ absl::Status CheckBytes(const char* field, size_t bytes, size_t expected) {
       absl::StrFormat("%s has %d bytes instead of %d", field, bytes, expected));
 }
 
-// Where to find one group of one replica: in a reply of its server.
+// Where to find one group of one replica: in a reply of a server that has it.
 template <typename GroupReply>
 struct GroupPart {
   const RoutingPlan::Group* plan = nullptr;
   const GroupReply* reply = nullptr;
   Pieces rows;  // y or dx
+  int32_t server = 0;
 };
 // [results][groups]
 template <typename GroupReply>
@@ -120,8 +123,8 @@ using GroupParts = std::vector<std::vector<GroupPart<GroupReply>>>;
 const std::string& RowsOf(const v1::GroupOutput& output) { return output.y(); }
 const std::string& RowsOf(const v1::GroupGradient& gradient) { return gradient.dx(); }
 
-// Puts a server's groups into `parts`, each after `check`, which says what is wrong with a
-// group's reply.
+// Puts those of a server's groups into `parts` that aren't there from another's, each after `check`, which
+// says what is wrong with a group's reply.
 template <typename Reply, typename Result, typename Check, typename GroupReply>
 absl::Status CollectGroups(const google::protobuf::RepeatedPtrField<Reply>& replies,
                            const Payloads& payloads, std::span<const Result> results,
@@ -137,7 +140,8 @@ absl::Status CollectGroups(const google::protobuf::RepeatedPtrField<Reply>& repl
       RETURN_IF_ERROR(Annotate(
           check(groups[g], reply, rows.size()),
           absl::StrFormat("replica %d, group %d", results[r].replica, groups[g].group)));
-      (*parts)[r][groups[g].group] = {&groups[g], &reply, std::move(rows)};
+      GroupPart<GroupReply>& part = (*parts)[r][groups[g].group];
+      if (part.reply == nullptr) part = {&groups[g], &reply, std::move(rows), server};
     }
   }
   return absl::OkStatus();
@@ -146,10 +150,12 @@ absl::Status CollectGroups(const google::protobuf::RepeatedPtrField<Reply>& repl
 MixtureId MixtureOf(const v1::FrameId& id) { return {id.layer(), id.mixture()}; }
 
 // Servers that host a group of the mixture, ascending.
-std::vector<int32_t> HostsOf(const ExpertLayout& layout) {
-  std::vector<int32_t> hosts = layout.server_of_group;
-  std::sort(hosts.begin(), hosts.end());
-  hosts.erase(std::unique(hosts.begin(), hosts.end()), hosts.end());
+std::set<int32_t> HostsOf(const ExpertLayout& layout) {
+  std::set<int32_t> hosts;
+  for (int32_t g = 0; g < layout.groups; ++g) {
+    const std::vector<int32_t> of_group = layout.HostsOf(g);
+    hosts.insert(of_group.begin(), of_group.end());
+  }
   return hosts;
 }
 
@@ -160,7 +166,7 @@ std::string WrongAnswer(const ServerSet& servers, int32_t server,
                       Describe(key), " is wrong");
 }
 
-// The answers of all servers of a layer; the parts point into the responses.
+// The answers of all servers of a layer that aren't lost; the parts point into the responses.
 template <typename GroupReply>
 struct Answers {
   std::vector<Received<v1::ExchangeResponse>> responses;
@@ -170,18 +176,19 @@ struct Answers {
 // replies: of a response. check: as of CollectGroups.
 template <typename GroupReply, typename Result, typename Replies, typename Check>
 absl::StatusOr<Answers<GroupReply>> AwaitAnswers(
-    const ServerSet& servers, const ExpertLayout& layout, const ExchangeKey& key,
+    ServerSet& servers, const ExpertLayout& layout, const ExchangeKey& key,
     std::span<const Result> results, const Replies& replies, const Check& check) {
   const absl::Time deadline = servers.Deadline();
-  const std::vector<int32_t> hosts = HostsOf(layout);
+  const std::set<int32_t> hosts = HostsOf(layout);
   Answers<GroupReply> answers;
   answers.responses.reserve(hosts.size());
   answers.parts.assign(results.size(), std::vector<GroupPart<GroupReply>>(layout.groups));
   for (const int32_t s : hosts) {
-    ASSIGN_OR_RETURN(Received<v1::ExchangeResponse> response,
+    ASSIGN_OR_RETURN(std::optional<Received<v1::ExchangeResponse>> response,
                      servers.Await(s, key, deadline));
+    if (!response.has_value()) continue;
     const auto& [message, payloads, _] =
-        answers.responses.emplace_back(std::move(response));
+        answers.responses.emplace_back(*std::move(response));
     const absl::Status collected =
         CollectGroups(replies(message), payloads, results, s, check, &answers.parts);
     RETURN_IF_ERROR(Annotate(collected, WrongAnswer(servers, s, key)));
@@ -222,7 +229,7 @@ absl::Status RemoteExperts::SendForward(const v1::FrameId& id,
         if (id.mode() == v1::MODE_TRAIN) PutBalance(layout, call, &routing);
       }
     }
-    RETURN_IF_ERROR(servers_.streams[s]->Send(std::move(request)));
+    RETURN_IF_ERROR(servers_.Send(s, std::move(request)));
   }
   return absl::OkStatus();
 }
@@ -235,7 +242,7 @@ absl::Status RemoteExperts::SendForwardAgain(const v1::FrameId& id,
     for (const uint32_t replica : replicas) {
       request.mutable_forward()->add_frames()->set_replica(replica);
     }
-    RETURN_IF_ERROR(servers_.streams[s]->Send(std::move(request)));
+    RETURN_IF_ERROR(servers_.Send(s, std::move(request)));
   }
   return absl::OkStatus();
 }
@@ -272,7 +279,7 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
           Annotate(AppendChosen(layout, *parts[r][g].plan, id.mode(),
                                 parts[r][g].reply->chosen(), results[r].chosen),
                    absl::StrFormat("%s: replica %d, group %d",
-                                   WrongAnswer(servers_, layout.server_of_group[g], key),
+                                   WrongAnswer(servers_, parts[r][g].server, key),
                                    results[r].replica, g)));
     }
   }
@@ -289,7 +296,7 @@ absl::Status RemoteExperts::AwaitForward(const v1::FrameId& id,
       }
       return absl::InternalError(
           absl::StrFormat("%s: the totals of group %d differ from others",
-                          WrongAnswer(servers_, layout.server_of_group[g], key), g));
+                          WrongAnswer(servers_, parts[r][g].server, key), g));
     }
   }
   *totals = JoinTotals(layout, groups);
@@ -310,7 +317,7 @@ absl::Status RemoteExperts::SendBackward(const v1::FrameId& id,
       PutMoments(call.moments->importance, frame.mutable_importance());
       PutMoments(call.moments->load, frame.mutable_load());
     }
-    RETURN_IF_ERROR(servers_.streams[s]->Send(std::move(request)));
+    RETURN_IF_ERROR(servers_.Send(s, std::move(request)));
   }
   return absl::OkStatus();
 }
@@ -352,8 +359,8 @@ absl::Status RemoteExperts::AwaitBackward(const v1::FrameId& id,
       if (!std::isfinite(gradient) || gradient != parts[0][g].reply->dload_primary()) {
         return absl::InternalError(absl::StrFormat(
             "%s: dload_primary of group %d is %g for replica %d and %g for replica %d",
-            WrongAnswer(servers_, layout.server_of_group[g], key), g, gradient,
-            result.replica, parts[0][g].reply->dload_primary(), results[0].replica));
+            WrongAnswer(servers_, parts[r][g].server, key), g, gradient, result.replica,
+            parts[0][g].reply->dload_primary(), results[0].replica));
       }
       result.dload_primary[g] = gradient;
     }

@@ -13,7 +13,7 @@ namespace moe {
 class RemoteExperts final : public ExpertClient {
  public:
   // servers must outlive the client.
-  explicit RemoteExperts(const ServerSet& servers) : servers_(servers) {}
+  explicit RemoteExperts(ServerSet& servers) : servers_(servers) {}
 
   const ExpertLayout& layout(MixtureId mixture) const override;
   absl::Status SendForward(const v1::FrameId& id,
@@ -28,7 +28,7 @@ class RemoteExperts final : public ExpertClient {
                              std::span<const BackwardResult> results) override;
 
  private:
-  const ServerSet& servers_;
+  ServerSet& servers_;
 };
 
 }  // namespace moe

@@ -1,5 +1,6 @@
 #include "client/remote_parameters.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -16,7 +17,7 @@ namespace moe {
 
 using Case = v1::ExchangeRequest;
 
-RemoteParameters::RemoteParameters(const ServerSet& servers, const ModelPlan& plan,
+RemoteParameters::RemoteParameters(ServerSet& servers, const ModelPlan& plan,
                                    std::vector<uint32_t> owned_replicas,
                                    uint32_t replicas, double clip_norm)
     : servers_(servers),
@@ -34,17 +35,21 @@ absl::Status RemoteParameters::SendPull(uint64_t version, int32_t shard) {
   v1::ExchangeRequest request;
   request.mutable_pull()->set_version(version);
   request.mutable_pull()->add_shards(plan_.shards[shard].id);
-  return servers_.streams[servers_.map.server_of_shard[shard]]->Send(std::move(request));
+  return servers_.SendToOne(shard, request, &asked_[shard]);
 }
 
 absl::StatusOr<std::string> RemoteParameters::AwaitPull(uint64_t version, int32_t shard,
                                                         absl::Time deadline) {
   ExchangeKey key = StepKey(Case::kPull, version);
   key.shard = plan_.shards[shard].id;
-  const int32_t server = servers_.map.server_of_shard[shard];
-  ASSIGN_OR_RETURN(Received<v1::ExchangeResponse> received,
+  const int32_t server = asked_.at(shard);
+  ASSIGN_OR_RETURN(std::optional<Received<v1::ExchangeResponse>> received,
                    servers_.Await(server, key, deadline));
-  v1::ExchangeResponse& response = received.message;
+  if (!received.has_value()) {
+    RETURN_IF_ERROR(SendPull(version, shard));
+    return AwaitPull(version, shard, servers_.Deadline());
+  }
+  v1::ExchangeResponse& response = received->message;
   if (response.pull().shards_size() != 1) {
     return absl::InternalError(
         absl::StrFormat("%s answered %s with %d shards", servers_.streams[server]->peer(),
@@ -63,10 +68,10 @@ absl::Status RemoteParameters::PullDense(uint64_t version,
     const int32_t shard = dense_shards_[i];
     ASSIGN_OR_RETURN(const std::string content, AwaitPull(version, shard, deadline));
     if (content.size() != shards[i].size_bytes()) {
-      return absl::InternalError(absl::StrFormat(
-          "%s sent %d bytes for shard %s instead of %d",
-          servers_.streams[servers_.map.server_of_shard[shard]]->peer(), content.size(),
-          plan_.shards[shard].id, shards[i].size_bytes()));
+      return absl::InternalError(
+          absl::StrFormat("%s sent %d bytes for shard %s instead of %d",
+                          servers_.streams[asked_.at(shard)]->peer(), content.size(),
+                          plan_.shards[shard].id, shards[i].size_bytes()));
     }
     std::memcpy(shards[i].data(), content.data(), content.size());
   }
@@ -104,12 +109,13 @@ std::vector<v1::CloseRequest> RemoteParameters::MakeCloseRequests(StepClose clos
       CHECK(added.ok()) << spec.id << ": " << added;
     }
     for (auto& [node, sum] : reduction.TakeNodes()) {
-      v1::GradientNode& gradient =
-          *requests[servers_.map.server_of_shard[shard]].add_gradients();
-      gradient.set_shard(spec.id);
-      gradient.set_level(node.level);
-      gradient.set_index(node.index);
-      gradient.set_gradient(sum.data(), sum.size() * sizeof(float));
+      for (const int32_t server : servers_.HostsOf(shard)) {
+        v1::GradientNode& gradient = *requests[server].add_gradients();
+        gradient.set_shard(spec.id);
+        gradient.set_level(node.level);
+        gradient.set_index(node.index);
+        gradient.set_gradient(sum.data(), sum.size() * sizeof(float));
+      }
     }
   }
 
@@ -123,22 +129,24 @@ std::vector<v1::CloseRequest> RemoteParameters::MakeCloseRequests(StepClose clos
     if (spec.kind != ShardKind::kReplica) continue;
     const auto state = close.replica_states.find(spec.replica);
     if (state == close.replica_states.end()) continue;
-    v1::ShardContent& content =
-        *requests[servers_.map.server_of_shard[i]].add_replica_states();
-    content.set_shard(spec.id);
-    content.set_content(std::move(state->second));
+    for (const int32_t server : servers_.HostsOf(static_cast<int32_t>(i))) {
+      v1::ShardContent& content = *requests[server].add_replica_states();
+      content.set_shard(spec.id);
+      content.set_content(state->second);
+    }
   }
   return requests;
 }
 
 absl::StatusOr<double> RemoteParameters::GradientNorm(
-    std::span<const v1::CloseResponse> responses) const {
+    std::span<const std::optional<v1::CloseResponse>> responses) const {
   // By position in the logical order: in that order they are added.
   std::map<uint64_t, double> sums;
   for (size_t s = 0; s < responses.size(); ++s) {
+    if (!responses[s].has_value()) continue;
     const std::string& peer = servers_.streams[s]->peer();
     std::map<uint64_t, double> of_server;
-    for (const v1::TensorSquareSum& sum : responses[s].square_sums()) {
+    for (const v1::TensorSquareSum& sum : responses[s]->square_sums()) {
       if (!of_server.emplace(sum.tensor(), sum.sum()).second) {
         return absl::InternalError(
             absl::StrFormat("%s sent two square sums of tensor %d", peer, sum.tensor()));
@@ -162,7 +170,12 @@ absl::StatusOr<double> RemoteParameters::GradientNorm(
           return absl::FailedPreconditionError(absl::StrFormat(
               "the gradient of %s is not finite", plan_.tensors[tensor].name));
         }
-        sums.emplace(tensor, sum.mapped());
+        const auto [first, added] = sums.emplace(tensor, sum.mapped());
+        if (added || first->second == sum.mapped()) continue;
+        return absl::InternalError(absl::StrFormat(
+            "%s sent the square sum %.17g of tensor %s, and the other server that has "
+            "it %.17g: their copies differ",
+            peer, sum.mapped(), plan_.tensors[tensor].name, first->second));
       }
     }
     if (!of_server.empty()) {
@@ -185,13 +198,14 @@ absl::StatusOr<StepClosed> RemoteParameters::Close(StepClose close) {
   const bool clips = clip_norm_ > 0;
   // Whoever applies the step may have to wait for its disk.
   absl::Time deadline = patient && !clips ? servers_.CutDeadline() : servers_.Deadline();
-  for (size_t s = 0; s < requests.size(); ++s) {
+  const int32_t count = static_cast<int32_t>(requests.size());
+  for (int32_t s = 0; s < count; ++s) {
     v1::ExchangeRequest request;
     *request.mutable_close() = std::move(requests[s]);
     request.mutable_close()->set_step(step);
     request.mutable_close()->set_learning_rate(learning_rate);
     request.mutable_close()->set_cut(cut);
-    RETURN_IF_ERROR(servers_.streams[s]->Send(std::move(request)));
+    RETURN_IF_ERROR(servers_.Send(s, std::move(request)));
   }
 
   const auto expect_version = [&](int32_t server, uint64_t version, uint64_t expected) {
@@ -200,24 +214,27 @@ absl::StatusOr<StepClosed> RemoteParameters::Close(StepClose close) {
         absl::StrFormat("%s is at version %d after the close of step %d, not at %d",
                         servers_.streams[server]->peer(), version, step, expected));
   };
-  const int32_t count = static_cast<int32_t>(requests.size());
-  std::vector<v1::CloseResponse> responses;
+  std::vector<std::optional<v1::CloseResponse>> responses(count);
+  int32_t first = count;  // that has answered
   for (int32_t s = 0; s < count; ++s) {
-    ASSIGN_OR_RETURN(Received<v1::ExchangeResponse> received,
+    ASSIGN_OR_RETURN(std::optional<Received<v1::ExchangeResponse>> received,
                      servers_.Await(s, StepKey(Case::kClose, step), deadline));
-    v1::ExchangeResponse& response = received.message;
+    if (!received.has_value()) continue;
+    v1::ExchangeResponse& response = received->message;
     RETURN_IF_ERROR(
         expect_version(s, response.close().version(), clips ? step : step + 1));
-    responses.push_back(std::move(*response.mutable_close()));
+    responses[s] = std::move(*response.mutable_close());
+    first = std::min(first, s);
   }
   StepClosed closed;
+  closed.cut = responses.at(first)->cut();
   for (int32_t s = 0; s < count; ++s) {
-    if (responses[s].cut() == responses[0].cut() && responses[s].cut() <= cut) continue;
-    return absl::InternalError(
-        absl::StrFormat("%s and %s don't agree about the cut of step %d",
-                        servers_.streams[0]->peer(), servers_.streams[s]->peer(), step));
+    if (!responses[s].has_value()) continue;
+    if (responses[s]->cut() == closed.cut && responses[s]->cut() <= cut) continue;
+    return absl::InternalError(absl::StrFormat(
+        "%s and %s don't agree about the cut of step %d", servers_.streams[first]->peer(),
+        servers_.streams[s]->peer(), step));
   }
-  closed.cut = responses[0].cut();
   if (!clips) return closed;
 
   ASSIGN_OR_RETURN(closed.gradient_norm, GradientNorm(responses));
@@ -227,12 +244,13 @@ absl::StatusOr<StepClosed> RemoteParameters::Close(StepClose close) {
     request.mutable_apply()->set_step(step);
     request.mutable_apply()->set_scale(
         closed.gradient_norm > clip_norm_ ? clip_norm_ / closed.gradient_norm : 1.0);
-    RETURN_IF_ERROR(servers_.streams[s]->Send(std::move(request)));
+    RETURN_IF_ERROR(servers_.Send(s, std::move(request)));
   }
   for (int32_t s = 0; s < count; ++s) {
-    ASSIGN_OR_RETURN(const Received<v1::ExchangeResponse> received,
+    ASSIGN_OR_RETURN(const std::optional<Received<v1::ExchangeResponse>> received,
                      servers_.Await(s, StepKey(Case::kApply, step), deadline));
-    RETURN_IF_ERROR(expect_version(s, received.message.apply().version(), step + 1));
+    if (!received.has_value()) continue;
+    RETURN_IF_ERROR(expect_version(s, received->message.apply().version(), step + 1));
   }
   return closed;
 }

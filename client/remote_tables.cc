@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <deque>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -101,15 +102,14 @@ absl::Status Join(const v1::ScoreReply& reply, int position, const std::string& 
 
 }  // namespace
 
-RemoteTables::RemoteTables(const ServerSet& servers, const ModelPlan& plan,
-                           int64_t d_model)
+RemoteTables::RemoteTables(ServerSet& servers, const ModelPlan& plan, int64_t d_model)
     : servers_(servers),
       plan_(plan),
       d_model_(d_model),
       embedding_(ShardsOf(plan, Table::kEmbedding)),
       softmax_(ShardsOf(plan, Table::kSoftmax)) {
   for (const int32_t shard : softmax_) {
-    softmax_servers_.insert(servers.map.server_of_shard[shard]);
+    for (const int32_t host : servers.HostsOf(shard)) softmax_servers_.insert(host);
   }
 }
 
@@ -136,21 +136,27 @@ std::vector<RemoteTables::Run> RemoteTables::RunsOf(
 absl::Status RemoteTables::SendPull(uint64_t version, PullFor purpose, Table table,
                                     std::span<const int32_t> words) {
   for (const Run& run : RunsOf(table, words)) {
-    const ShardSpec& spec = plan_.shards[run.shard];
-    std::vector<uint32_t> row;
-    for (const int32_t word : words.subspan(run.begin, run.count)) {
-      row.push_back(static_cast<uint32_t>(word - spec.first_row));
-    }
-    v1::ExchangeRequest request;
-    request.mutable_pull()->set_version(version);
-    request.mutable_pull()->set_evaluation(purpose == PullFor::kEvaluation);
-    v1::RowSet& rows = *request.mutable_pull()->add_rows();
-    rows.set_shard(spec.id);
-    PutArray(row, rows.mutable_row());
-    RETURN_IF_ERROR(servers_.streams[servers_.map.server_of_shard[run.shard]]->Send(
-        std::move(request)));
+    RETURN_IF_ERROR(SendPull(version, purpose, run, words));
   }
   return absl::OkStatus();
+}
+
+absl::Status RemoteTables::SendPull(uint64_t version, PullFor purpose, const Run& run,
+                                    std::span<const int32_t> words) {
+  const ShardSpec& spec = plan_.shards[run.shard];
+  std::vector<uint32_t> row;
+  for (const int32_t word : words.subspan(run.begin, run.count)) {
+    row.push_back(static_cast<uint32_t>(word - spec.first_row));
+  }
+  v1::ExchangeRequest request;
+  request.mutable_pull()->set_version(version);
+  request.mutable_pull()->set_evaluation(purpose == PullFor::kEvaluation);
+  v1::RowSet& rows = *request.mutable_pull()->add_rows();
+  rows.set_shard(spec.id);
+  PutArray(row, rows.mutable_row());
+  Asked& asked = asked_[run.shard];
+  asked.purpose = purpose;
+  return servers_.SendToOne(run.shard, request, &asked.server);
 }
 
 absl::Status RemoteTables::AwaitPull(uint64_t version, Table table,
@@ -158,21 +164,27 @@ absl::Status RemoteTables::AwaitPull(uint64_t version, Table table,
                                      std::span<float> out) {
   const int64_t width = columns(table);
   CHECK_EQ(out.size(), words.size() * width);
-  const absl::Time deadline = servers_.Deadline();
+  absl::Time deadline = servers_.Deadline();
   for (const Run& run : RunsOf(table, words)) {
     const ShardSpec& spec = plan_.shards[run.shard];
-    const int32_t server = servers_.map.server_of_shard[run.shard];
+    const Asked& asked = asked_.at(run.shard);
     ExchangeKey key = StepKey(Case::kPull, version);
     key.shard = spec.id;
-    ASSIGN_OR_RETURN(const Received<v1::ExchangeResponse> received,
-                     servers_.Await(server, key, deadline));
-    const v1::ExchangeResponse& response = received.message;
+    std::optional<Received<v1::ExchangeResponse>> received;
+    while (true) {
+      ASSIGN_OR_RETURN(received, servers_.Await(asked.server, key, deadline));
+      if (received.has_value()) break;
+      RETURN_IF_ERROR(SendPull(version, asked.purpose, run, words));
+      deadline = servers_.Deadline();
+    }
+    const v1::ExchangeResponse& response = received->message;
     const size_t expected = run.count * width * sizeof(float);
     if (response.pull().shards_size() != 1 ||
         response.pull().shards(0).content().size() != expected) {
-      return absl::InternalError(absl::StrFormat(
-          "%s did not answer %s with %d bytes (%d rows of %d floats)",
-          servers_.streams[server]->peer(), Describe(key), expected, run.count, width));
+      return absl::InternalError(
+          absl::StrFormat("%s did not answer %s with %d bytes (%d rows of %d floats)",
+                          servers_.streams[asked.server]->peer(), Describe(key), expected,
+                          run.count, width));
     }
     std::memcpy(out.data() + run.begin * width,
                 response.pull().shards(0).content().data(), expected);
@@ -213,7 +225,7 @@ absl::StatusOr<std::vector<double>> RemoteTables::Score(
       for (const int32_t server : softmax_servers_) {
         v1::ExchangeRequest request;
         *request.mutable_score() = score;
-        RETURN_IF_ERROR(servers_.streams[server]->Send(std::move(request)));
+        RETURN_IF_ERROR(servers_.Send(server, std::move(request)));
       }
       continue;
     }
@@ -237,10 +249,11 @@ absl::StatusOr<std::vector<std::vector<double>>> RemoteTables::AwaitScore(
       absl::Now() + static_cast<double>(servers_.map.workers) * servers_.timeout;
   std::map<int32_t, v1::ExchangeResponse> answers;
   for (const int32_t server : softmax_servers_) {
-    ASSIGN_OR_RETURN(Received<v1::ExchangeResponse> received,
+    ASSIGN_OR_RETURN(std::optional<Received<v1::ExchangeResponse>> answer,
                      servers_.Await(server, key, deadline));
-    answers[server] = std::move(received.message);
-    const int replies = answers[server].score().replies_size();
+    if (!answer.has_value()) continue;
+    const int replies = answer->message.score().replies_size();
+    answers[server] = std::move(answer->message);
     if (replies == score.frames_size()) continue;
     return absl::InternalError(absl::StrFormat(
         "%s answered %s with %d replies, not %d", servers_.streams[server]->peer(),
@@ -254,10 +267,17 @@ absl::StatusOr<std::vector<std::vector<double>>> RemoteTables::AwaitScore(
     // By rows, whoever hosts them: in this order the sums are joined.
     std::map<int32_t, int> next_of_server;
     for (const int32_t shard : softmax_) {
-      const int32_t server = servers_.map.server_of_shard[shard];
+      int32_t server = ShardMap::kNone;
+      int position = 0;
+      for (const int32_t host : servers_.map.CopiesOf(shard)) {
+        const int next = next_of_server[host]++;
+        if (server != ShardMap::kNone || !answers.contains(host)) continue;
+        server = host;
+        position = next;
+      }
       RETURN_IF_ERROR(Annotate(
-          Join(answers[server].score().replies(f), next_of_server[server]++,
-               plan_.shards[shard].id, frame.replica(), scores),
+          Join(answers.at(server).score().replies(f), position, plan_.shards[shard].id,
+               frame.replica(), scores),
           absl::StrCat(servers_.streams[server]->peer(), " answered ", Describe(key))));
     }
     std::vector<double>& of_frame = losses.emplace_back();
@@ -288,13 +308,14 @@ void AddRowGradients(const ServerSet& servers, const ModelPlan& plan, Table tabl
       CHECK(added.ok()) << spec.id << ": " << added;
     }
     for (const auto& [node, sum] : tree.TakeNodes()) {
-      v1::RowGradientNode& gradient =
-          *requests[servers.map.server_of_shard[shard]].add_row_gradients();
-      gradient.set_shard(spec.id);
-      gradient.set_level(node.level);
-      gradient.set_index(node.index);
-      PutArray(sum.row, gradient.mutable_row());
-      PutArray(sum.value, gradient.mutable_gradient());
+      for (const int32_t server : servers.HostsOf(shard)) {
+        v1::RowGradientNode& gradient = *requests[server].add_row_gradients();
+        gradient.set_shard(spec.id);
+        gradient.set_level(node.level);
+        gradient.set_index(node.index);
+        PutArray(sum.row, gradient.mutable_row());
+        PutArray(sum.value, gradient.mutable_gradient());
+      }
     }
   }
 }

@@ -21,7 +21,7 @@ namespace moe {
 class RemoteTables final : public TableClient {
  public:
   // servers and plan must outlive the client.
-  RemoteTables(const ServerSet& servers, const ModelPlan& plan, int64_t d_model);
+  RemoteTables(ServerSet& servers, const ModelPlan& plan, int64_t d_model);
 
   int64_t columns(Table table) const override;
   absl::Status SendPull(uint64_t version, PullFor purpose, Table table,
@@ -40,11 +40,13 @@ class RemoteTables final : public TableClient {
     size_t count;
   };
   std::vector<Run> RunsOf(Table table, std::span<const int32_t> words) const;
+  absl::Status SendPull(uint64_t version, PullFor purpose, const Run& run,
+                        std::span<const int32_t> words);
   // Of the tokens that frames of `score` have, [frames][tokens]: -ln p(target).
   absl::StatusOr<std::vector<std::vector<double>>> AwaitScore(
       const v1::ScoreRequest& score);
 
-  const ServerSet& servers_;
+  ServerSet& servers_;
   const ModelPlan& plan_;
   const int64_t d_model_;
   // Positions in plan.shards, by rows.
@@ -52,6 +54,12 @@ class RemoteTables final : public TableClient {
   std::vector<int32_t> softmax_;
   // Those that host a part of the softmax, ascending.
   std::set<int32_t> softmax_servers_;
+  // By shard: who was asked for rows of it last, and what for.
+  struct Asked {
+    int32_t server = 0;
+    PullFor purpose = PullFor::kTraining;
+  };
+  std::map<int32_t, Asked> asked_;
 };
 
 // Adds the gradients of the owned replicas' rows, for every shard of the table, to the close requests

@@ -2,7 +2,7 @@
 // dispatch, combine and both of their backwards.
 //
 // A token's row goes once to each server that hosts any of its experts, and comes back
-// once for each group; the worker adds groups in group order.
+// once for each group; the worker adds groups in group order. Of a group with two copies both get it.
 #pragma once
 
 #include <cstdint>
@@ -25,11 +25,15 @@ struct ExpertLayout {
   int32_t k = 0;
   // [groups]: index of the server that hosts each.
   std::vector<int32_t> server_of_group;
+  // [groups]: of the server that has its second copy, -1: none has. Empty: no group has one.
+  std::vector<int32_t> standby_of_group;
 
   int32_t experts_per_group() const { return experts / groups; }
   // Of what the worker's gate chooses among, in a group and in the layer.
   int32_t choices_per_group() const { return hierarchical ? 1 : experts_per_group(); }
   int32_t choices() const { return hierarchical ? groups : experts; }
+  // Servers that have a copy of the group.
+  std::vector<int32_t> HostsOf(int32_t group) const;
 };
 
 class RoutingPlan {

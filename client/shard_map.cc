@@ -3,8 +3,17 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "common/job/placement.h"
 
 namespace moe {
+
+std::vector<int32_t> ShardMap::CopiesOf(int32_t shard) const {
+  std::vector<int32_t> copies = {server_of_shard[shard]};
+  if (!standby_of_shard.empty() && standby_of_shard[shard] != kNone) {
+    copies.push_back(standby_of_shard[shard]);
+  }
+  return copies;
+}
 
 absl::StatusOr<ShardMap> MakeShardMap(const v1::ClusterState& state,
                                       const ModelPlan& plan) {
@@ -12,14 +21,18 @@ absl::StatusOr<ShardMap> MakeShardMap(const v1::ClusterState& state,
   for (const v1::ServerAddress& server : state.servers()) {
     address[server.server()] = server.address();
   }
-  std::map<std::string, std::string> host;
+  std::map<std::string, const v1::ShardPlacement*> placed;
   std::map<std::string, int32_t> index;
   for (const v1::ShardPlacement& shard : state.placement().shards()) {
-    if (!host.emplace(shard.shard(), shard.server()).second) {
+    if (!placed.emplace(shard.shard(), &shard).second) {
       return absl::InvalidArgumentError(
           absl::StrCat("the placement names shard ", shard.shard(), " twice"));
     }
-    index[shard.server()] = 0;
+    if (shard.server() == shard.standby()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the placement has both copies of ", shard.shard(), " on ", shard.server()));
+    }
+    for (const std::string& server : HostsOf(shard)) index[server] = 0;
   }
 
   ShardMap map;
@@ -38,14 +51,19 @@ absl::StatusOr<ShardMap> MakeShardMap(const v1::ClusterState& state,
   }
   for (size_t i = 0; i < plan.shards.size(); ++i) {
     const ShardSpec& shard = plan.shards[i];
-    const auto found = host.find(shard.id);
-    if (found == host.end()) {
+    const auto found = placed.find(shard.id);
+    if (found == placed.end()) {
       return absl::InvalidArgumentError(
           absl::StrCat("the placement doesn't name shard ", shard.id));
     }
-    const int32_t server = index.at(found->second);
-    map.servers[server].shards.push_back(static_cast<int32_t>(i));
+    for (const std::string& host : HostsOf(*found->second)) {
+      map.servers[index.at(host)].shards.push_back(static_cast<int32_t>(i));
+    }
+    const std::string& second = found->second->standby();
+    const int32_t server = index.at(found->second->server());
+    const int32_t standby = second.empty() ? ShardMap::kNone : index.at(second);
     map.server_of_shard.push_back(server);
+    map.standby_of_shard.push_back(standby);
     if (shard.kind == ShardKind::kExpert) {
       // The plan has a layer's groups in ascending order.
       ExpertLayout& layout =
@@ -54,10 +72,11 @@ absl::StatusOr<ShardMap> MakeShardMap(const v1::ClusterState& state,
       layout.groups += 1;
       layout.hierarchical = shard.gate_tensors > 0;
       layout.server_of_group.push_back(server);
+      layout.standby_of_group.push_back(standby);
     }
   }
-  if (host.size() != plan.shards.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("the placement names ", host.size(),
+  if (placed.size() != plan.shards.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("the placement names ", placed.size(),
                                                    " shards, but the job has ",
                                                    plan.shards.size()));
   }

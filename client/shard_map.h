@@ -19,21 +19,25 @@ struct ShardMap {
     // Member id, and where it listens.
     std::string id;
     std::string address;
-    // Positions in ModelPlan.shards, ascending.
+    // Of which it has a copy: positions in ModelPlan.shards, ascending.
     std::vector<int32_t> shards;
   };
+  static constexpr int32_t kNone = -1;
   // Every server that hosts a shard, by id.
   std::vector<Server> servers;
   // How many workers share the servers.
   int64_t workers = 0;
-  // [shards of the plan]: index into servers.
+  // [shards of the plan]: index into servers; of the second copy, kNone where there is none.
   std::vector<int32_t> server_of_shard;
+  std::vector<int32_t> standby_of_shard;
+  // Servers that have a copy of the shard, the first copy first.
+  std::vector<int32_t> CopiesOf(int32_t shard) const;
   // For each mixture of experts.
   std::map<MixtureId, ExpertLayout> layouts;
 };
 
 // INVALID_ARGUMENT unless the placement names every shard of the plan once and nothing
-// else, and every server of the placement has an address.
+// else, its copies are on different servers, and every server of the placement has an address.
 absl::StatusOr<ShardMap> MakeShardMap(const v1::ClusterState& state,
                                       const ModelPlan& plan);
 

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -60,6 +61,7 @@ std::vector<v1::ServerAddress> Hosts(const v1::ClusterState& state) {
   std::set<std::string> hosting;
   for (const v1::ShardPlacement& shard : state.placement().shards()) {
     hosting.insert(shard.server());
+    if (!shard.standby().empty()) hosting.insert(shard.standby());
   }
   std::vector<v1::ServerAddress> hosts;
   for (const v1::ServerAddress& server : state.servers()) {
@@ -126,6 +128,10 @@ absl::StatusOr<LiveDigest> GetLiveDigest(const StatusClient& client,
     LiveDigest live;
     std::set<uint64_t> distinct;
     bool aborted = false;
+    // By number: the digest, and whose it is.
+    std::map<uint64_t, std::pair<std::string, std::string>> tensors;
+    std::set<std::string> untouched;
+    std::string differs;
     versions.clear();
     for (const v1::ServerAddress& host : hosts) {
       const absl::StatusOr<v1::GetTensorDigestsResponse> answer =
@@ -143,12 +149,27 @@ absl::StatusOr<LiveDigest> GetLiveDigest(const StatusClient& client,
       live.version = digests.version();
       distinct.insert(digests.version());
       versions.push_back(absl::StrCat(host.server(), " ", digests.version()));
-      live.tensors.insert(live.tensors.end(), digests.tensors().begin(),
-                          digests.tensors().end());
-      live.untouched.insert(live.untouched.end(), digests.untouched().begin(),
-                            digests.untouched().end());
+      // Where a shard has two copies both say the same.
+      for (const v1::TensorDigest& tensor : digests.tensors()) {
+        const auto [there, added] =
+            tensors.try_emplace(tensor.tensor(), tensor.sha256(), host.server());
+        if (added) {
+          live.tensors.push_back(tensor);
+        } else if (there->second.first != tensor.sha256()) {
+          differs = absl::StrCat(
+              "the copies of ", tensor.name(), " differ: ", there->second.second,
+              " has one with SHA-256 ", there->second.first.substr(0, 12), ", ",
+              host.server(), " one with ", tensor.sha256().substr(0, 12));
+        }
+      }
+      for (const v1::UntouchedTensors& range : digests.untouched()) {
+        if (untouched.insert(range.SerializeAsString()).second) {
+          live.untouched.push_back(range);
+        }
+      }
     }
     if (aborted || distinct.size() > 1) continue;
+    if (!differs.empty()) return absl::DataLossError(differs);
     ASSIGN_OR_RETURN(live.digest, ModelDigest(live.tensors, live.untouched));
     return live;
   }

@@ -306,21 +306,17 @@ absl::StatusOr<std::unique_ptr<ShardHost>> ExpertServer::Load(
 
 absl::StatusOr<ShardStock> ExpertServer::TakeOver(const v1::ClusterState& state) {
   ShardStock stock;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (kept_.has_value()) {
-      RETURN_IF_ERROR(CheckStep(*kept_, state.handover().step()));
-      for (const std::string& id : ShardsOf(state.placement(), id_)) {
-        if (auto shard = kept_->shards.extract(id)) stock.insert(std::move(shard));
-      }
-    }
-  }
+  // First: others may fetch copies of what stays here, and this one of what stays with them.
   if (arrivals_ != nullptr) {
-    ASSIGN_OR_RETURN(ShardStock arrived,
-                     arrivals_->Finish(state.handover().step(), [this] {
-                       return !member_->generation_health().ok();
-                     }));
-    stock.merge(arrived);
+    ASSIGN_OR_RETURN(stock, arrivals_->Finish(state.handover().step(), [this] {
+      return !member_->generation_health().ok();
+    }));
+  }
+  absl::MutexLock lock(&mutex_);
+  if (!kept_.has_value()) return stock;
+  RETURN_IF_ERROR(CheckStep(*kept_, state.handover().step()));
+  for (const std::string& id : ShardsOf(state.placement(), id_)) {
+    if (auto shard = kept_->shards.extract(id)) stock.insert(std::move(shard));
   }
   return stock;
 }
@@ -343,15 +339,28 @@ absl::StatusOr<PieceBatch> ExpertServer::ReadForTransfer(
     if (host == nullptr || host->generation() != request.generation()) return not_yet;
     return host->ReadPiecesOf(request.shard(), have, first, kTransferBytes);
   }
-  absl::MutexLock lock(&mutex_);
-  if (!kept_.has_value() || kept_->generation != request.generation()) return not_yet;
-  RETURN_IF_ERROR(CheckStep(*kept_, request.step()));
-  const auto shard = kept_->shards.find(request.shard());
-  if (shard == kept_->shards.end()) {
-    return absl::NotFoundError(
-        absl::StrCat(id_, " has no ", request.shard(), " to give away"));
+  std::shared_ptr<ShardHost> next;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!kept_.has_value() || kept_->generation != request.generation()) return not_yet;
+    RETURN_IF_ERROR(CheckStep(*kept_, request.step()));
+    const auto shard = kept_->shards.find(request.shard());
+    if (shard != kept_->shards.end()) {
+      return ReadPieces(*shard->second, have, first, kTransferBytes);
+    }
+    next = host_;
   }
-  return ReadPieces(*shard->second, have, first, kTransferBytes);
+  // One of which this server keeps a copy. No step changes it before all servers have theirs.
+  if (next == nullptr) {
+    return absl::UnavailableError(
+        absl::StrCat(id_, " is taking over ", request.shard(), " itself"));
+  }
+  if (next->version() != request.step()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(id_, " has gone on to step ", next->version(), " with ",
+                     request.shard(), "; asked for was step ", request.step()));
+  }
+  return next->ReadPiecesOf(request.shard(), have, first, kTransferBytes);
 }
 
 std::shared_ptr<ShardHost> ExpertServer::host() const {

@@ -11,6 +11,7 @@
 #include "common/base/protocol.h"
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
+#include "common/job/placement.h"
 #include "common/net/checksum.h"
 #include "glog/logging.h"
 
@@ -48,8 +49,11 @@ TracePart TraceHeadOf(const v1::ClusterState& state, const std::string& server,
   for (const MixtureId& id : shards.mixtures()) {
     head.mixtures.push_back({id.layer, id.mixture, shards.FindMixture(id)->calls});
   }
+  const std::set<std::string> here = ShardsOf(state.placement(), server);
   for (const v1::ShardPlacement& placed : state.placement().shards()) {
-    if (placed.server() == server) head.shards.push_back(placed.shard());
+    if (!here.contains(placed.shard())) continue;
+    head.shards.push_back(placed.shard());
+    if (!placed.standby().empty()) head.copied.insert(placed.shard());
   }
   return head;
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -191,11 +192,25 @@ absl::Status Worker::Work(Backend& backend, const TokenDataset& data, Member& me
     member.SetWaitingFor(reason);
   };
   connect.open_stream = options_.open_stream;
+  connect.go_on_without = [&](const std::string& server, const absl::Status& why) {
+    if (!member.generation_health().ok()) return false;
+    member.GoOnWithout(server, std::string(why.message()));
+    return true;
+  };
   ASSIGN_OR_RETURN(std::shared_ptr<ClusterClient> cluster,
                    ClusterClient::Connect(state, plan, std::move(connect)));
   // The member outlives the connection.
   member.OnTrouble([cluster = std::weak_ptr(cluster)](const absl::Status& cause) {
     if (auto alive = cluster.lock()) alive->Cancel(cause);
+  });
+  member.OnState([cluster = std::weak_ptr(cluster)](const v1::ClusterState& state) {
+    const auto alive = cluster.lock();
+    if (alive == nullptr) return;
+    std::set<std::string> servers;
+    for (const v1::ServerAddress& server : state.servers()) {
+      servers.insert(server.server());
+    }
+    alive->KeepServers(servers);
   });
 
   ASSIGN_OR_RETURN(

@@ -60,6 +60,13 @@ void AssumedCluster::AddFlags(bool required, FlagSet& flags) {
              .help =
                  "Threads of each server and worker. 0: as many as there is work for, "
                  "groups of experts or replicas."});
+  if (!required) {
+    flags.Add({.name = "copies",
+               .value = &copies_,
+               .placeholder = "N",
+               .help = "Copies of each shard, 1 or 2 (coordinator --copies).",
+               .minimum = 1});
+  }
   flags.Add({.name = "disk",
              .value = &disk_,
              .help = "The servers keep experts on disk (expert_server --disk_dir)."});
@@ -91,6 +98,7 @@ absl::StatusOr<bool> AssumedCluster::Given() const {
   if (servers_ > 0 || workers_ > 0) return true;
   for (const auto& [flag, given] :
        {std::pair("disk", disk_), std::pair("threads", threads_ != 0),
+        std::pair("copies", copies_ != 1),
         std::pair("activation_gib", activation_gib_ > 0),
         std::pair("copy_gib", copy_gib_ > 0)}) {
     if (!given) continue;
@@ -120,6 +128,11 @@ absl::Status AssumedCluster::Check(const v1::Job& job) const {
         "the job takes its number of words from the data, on which its memory depends: "
         "give --vocabulary");
   }
+  if (copies_ > 2 || copies_ > servers()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--copies is ", copies_,
+        "; it must be 1, or 2 with at least 2 --servers, which are to have one each"));
+  }
   return absl::OkStatus();
 }
 
@@ -145,7 +158,7 @@ MemoryNeeds AssumedCluster::Memory(const v1::Job& job, const ModelPlan& plan, in
   const std::vector<std::string> worker_ids = WorkerIds(workers);
   std::map<std::string, int> worker_threads;
   for (const std::string& worker : worker_ids) worker_threads[worker] = threads_;
-  return ComputeMemoryNeeds(job, plan, MakePlacement(plan, ServerIds(servers)),
+  return ComputeMemoryNeeds(job, plan, MakePlacement(plan, ServerIds(servers), copies_),
                             AssignReplicas(job.training().replicas(), worker_ids), limits,
                             worker_threads, /*training=*/true);
 }

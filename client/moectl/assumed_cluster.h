@@ -18,7 +18,7 @@ namespace moe {
 
 class AssumedCluster {
  public:
-  // required: --servers and --workers. The object outlives the flags.
+  // required: --servers and --workers, and there is no --copies. The object outlives the flags.
   void AddFlags(bool required, FlagSet& flags);
 
   // --job with --vocabulary.
@@ -47,6 +47,7 @@ class AssumedCluster {
   int servers_ = 0;
   int workers_ = 0;
   int threads_ = 0;
+  int copies_ = 1;
   bool disk_ = false;
   double activation_gib_ = 0;
   double copy_gib_ = 0;

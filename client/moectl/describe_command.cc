@@ -37,7 +37,7 @@ class DescribeCommand final : public Command {
            "that training\n"
            "takes of each member, as the coordinator computes it at start.\n\n"
            "Usage: moectl describe --job FILE [--vocabulary N] [--json]\n"
-           "           [--servers N] [--workers N] [--threads N]\n"
+           "           [--servers N] [--workers N] [--threads N] [--copies 1|2]\n"
            "           [--disk] [--activation_gib N] [--copy_gib N]\n\n"
            "Example: moectl describe --job deploy/configs/tiny.textproto\n";
   }

@@ -15,7 +15,9 @@ class ShardsCommand final : public ClusterCommand {
   std::string details() const override {
     return "Asks every server: one line a shard with its server, version (optimizer "
            "steps taken),\n"
-           "experts, their rows in the last step, and resident bytes.\n\n"
+           "experts, their rows in the last step, and resident bytes. A shard with two "
+           "copies\n"
+           "(coordinator --copies=2) has a line for each.\n\n"
            "Usage: moectl shards [--coordinator HOST:PORT] [--json]\n\n"
            "Example: moectl shards\n";
   }

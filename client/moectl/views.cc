@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -73,6 +74,9 @@ std::string StatusView(const v1::GetClusterStatusResponse& status) {
        absl::StrCat(PhaseName(state.phase()), ", generation ", state.generation()));
   if (!state.recovery().empty()) Line(&text, "since", state.recovery());
   if (!state.failure().empty()) Line(&text, "failure", state.failure());
+  if (!state.without_standby().empty()) {
+    Line(&text, "standby", state.without_standby());
+  }
   if (!state.waiting_for().empty()) {
     // "waiting for 1 of 2 servers"
     Line(&text, "waiting for",
@@ -181,6 +185,7 @@ namespace {
 // Of the shards of tables; empty without any.
 std::string TableRowsView(std::span<const ServerReport> reports) {
   TextTable table(std::vector<Column>{{"TABLE"},
+                                      {"SERVER"},
                                       {"ROWS PULLED", kRight},
                                       {"PUSHED", kRight},
                                       {"PULLED TO EVALUATE", kRight},
@@ -191,8 +196,9 @@ std::string TableRowsView(std::span<const ServerReport> reports) {
     for (const v1::ShardStatus& shard : report.status->shards()) {
       if (!absl::StrContains(shard.shard(), "/rows")) continue;
       any = true;
-      table.AddRow({shard.shard(), Count(shard.rows_pulled()), Count(shard.rows_pushed()),
-                    Count(shard.evaluation_rows_pulled()), Count(shard.rows_touched())});
+      table.AddRow({shard.shard(), report.server.server(), Count(shard.rows_pulled()),
+                    Count(shard.rows_pushed()), Count(shard.evaluation_rows_pulled()),
+                    Count(shard.rows_touched())});
     }
   }
   return any ? absl::StrCat("\n", table.ToString()) : "";
@@ -245,10 +251,13 @@ std::string ShardsView(std::span<const ServerReport> reports) {
 }
 
 std::vector<LayerLoad> LayerLoads(std::span<const ServerReport> reports) {
+  // Of a shard with two copies the first that there is.
+  std::set<std::string> seen;
   std::map<std::pair<uint32_t, std::string>, LayerLoad> layers;
   for (const ServerReport& report : reports) {
     if (!report.status.ok()) continue;
     for (const v1::ShardStatus& shard : report.status->shards()) {
+      if (!seen.insert(shard.shard()).second) continue;
       for (const v1::ExpertStatus& expert : shard.experts()) {
         LayerLoad& layer = layers[{expert.layer(), expert.mixture()}];
         layer.experts.push_back(

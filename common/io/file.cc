@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
+#include <random>
 #include <system_error>
 #include <vector>
 
@@ -66,10 +67,27 @@ std::string FolderOf(const std::string& path) {
 
 constexpr char kTemporary[] = ".tmp-";
 
-// Several threads and processes may write the same path.
+// Several threads and processes may write the same path, also on machines that share the folder.
 std::string TemporaryName(const std::string& path) {
   static std::atomic<uint64_t> counter = 0;
-  return absl::StrCat(path, kTemporary, getpid(), "-", counter++);
+  static const uint32_t process = std::random_device()();
+  return absl::StrCat(path, kTemporary, getpid(), "-", absl::Hex(process), "-",
+                      counter++);
+}
+
+// Those files in the folder whose names are chosen. OK if one goes meanwhile.
+absl::Status RemoveFiles(const std::string& folder,
+                         const std::function<bool(const std::string& name)>& chosen) {
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(folder, error), end;
+       !error && entry != end; entry.increment(error)) {
+    if (!chosen(entry->path().filename().string())) continue;
+    if (unlink(entry->path().c_str()) != 0 && errno != ENOENT) {
+      return SystemError(errno, "remove", entry->path().string());
+    }
+  }
+  if (error) return SystemError(error.value(), "list", folder);
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -127,19 +145,15 @@ absl::Status WriteFileAtomically(const std::string& path,
 }
 
 absl::Status RemoveUnfinished(const std::string& path) {
-  namespace fs = std::filesystem;
-  const std::string prefix = fs::path(path).filename().string() + kTemporary;
-  std::error_code error;
-  for (fs::directory_iterator entry(FolderOf(path), error), end; !error && entry != end;
-       entry.increment(error)) {
-    if (entry->path().filename().string().compare(0, prefix.size(), prefix) != 0)
-      continue;
-    if (unlink(entry->path().c_str()) != 0) {
-      return SystemError(errno, "remove", entry->path().string());
-    }
-  }
-  if (error) return SystemError(error.value(), "list", FolderOf(path));
-  return absl::OkStatus();
+  const std::string prefix = std::filesystem::path(path).filename().string() + kTemporary;
+  return RemoveFiles(FolderOf(path), [&](const std::string& name) {
+    return name.compare(0, prefix.size(), prefix) == 0;
+  });
+}
+
+absl::Status RemoveAllUnfinished(const std::string& folder) {
+  return RemoveFiles(
+      folder, [](const std::string& name) { return name.find(kTemporary) != name.npos; });
 }
 
 absl::Status MakeDirs(const std::string& path) {

@@ -32,6 +32,9 @@ absl::Status WriteFileAtomically(const std::string& path,
 // Nobody may be writing it now.
 absl::Status RemoveUnfinished(const std::string& path);
 
+// The same of all files in the folder. One that is being written fails, and isn't there.
+absl::Status RemoveAllUnfinished(const std::string& folder);
+
 // Creates the folder and its parents; OK if it is there. After OK they are on disk.
 absl::Status MakeDirs(const std::string& path);
 

@@ -39,9 +39,11 @@ class Dealer {
     }
   }
 
-  // present: where each shard is, kNowhere if it needs a place.
-  std::vector<size_t> Deal(const std::vector<size_t>& present) {
-    for (const std::vector<size_t>& shards : classes_) Keep(shards, present);
+  // present: where each shard is, kNowhere if it needs a place. settled: whose second copies are right
+  // if they stay there, so that others move rather than they.
+  std::vector<size_t> Deal(const std::vector<size_t>& present,
+                           const std::vector<bool>& settled) {
+    for (const std::vector<size_t>& shards : classes_) Keep(shards, present, settled);
     for (const std::vector<size_t>& shards : classes_) DealRest(shards);
     return server_of_;
   }
@@ -56,7 +58,8 @@ class Dealer {
   }
 
   // Leaves each server of its shards of a class as many as it may have.
-  void Keep(const std::vector<size_t>& shards, const std::vector<size_t>& present) {
+  void Keep(const std::vector<size_t>& shards, const std::vector<size_t>& present,
+            const std::vector<bool>& settled) {
     std::vector<size_t> has(servers());
     for (size_t shard : shards) {
       if (present[shard] != kNowhere) ++has[present[shard]];
@@ -69,11 +72,16 @@ class Dealer {
     std::vector<size_t> quota(servers(), shards.size() / servers());
     for (size_t i = 0; i < shards.size() % servers(); ++i) ++quota[by_number[i]];
     std::vector<size_t> kept(servers());
-    for (size_t shard : shards) {
-      const size_t server = present[shard];
-      if (server == kNowhere || kept[server] == quota[server]) continue;
-      ++kept[server];
-      Give(shard, server);
+    for (const bool first : {true, false}) {
+      for (size_t shard : shards) {
+        const size_t server = present[shard];
+        if (server == kNowhere || settled[shard] != first ||
+            kept[server] == quota[server]) {
+          continue;
+        }
+        ++kept[server];
+        Give(shard, server);
+      }
     }
   }
 
@@ -105,15 +113,20 @@ class Dealer {
 };
 
 v1::Placement Place(const ModelPlan& plan, const std::vector<std::string>& servers,
-                    const std::vector<size_t>& present) {
+                    const std::vector<size_t>& present, const std::vector<bool>& settled,
+                    int copies) {
   CHECK(!servers.empty());
-  const std::vector<size_t> server_of = Dealer(plan, servers.size()).Deal(present);
+  CHECK(copies == 1 || copies == 2) << copies;
+  const std::vector<size_t> server_of =
+      Dealer(plan, servers.size()).Deal(present, settled);
   v1::Placement placement;
   placement.set_version(1);
   for (size_t i = 0; i < plan.shards.size(); ++i) {
     v1::ShardPlacement* shard = placement.add_shards();
     shard->set_shard(plan.shards[i].id);
     shard->set_server(servers[server_of[i]]);
+    if (copies == 1 || servers.size() == 1) continue;
+    shard->set_standby(servers[(server_of[i] + 1) % servers.size()]);
   }
   return placement;
 }
@@ -121,19 +134,27 @@ v1::Placement Place(const ModelPlan& plan, const std::vector<std::string>& serve
 }  // namespace
 
 v1::Placement MakePlacement(const ModelPlan& plan,
-                            const std::vector<std::string>& servers) {
-  return Place(plan, servers, std::vector<size_t>(plan.shards.size(), kNowhere));
+                            const std::vector<std::string>& servers, int copies) {
+  const size_t shards = plan.shards.size();
+  return Place(plan, servers, std::vector<size_t>(shards, kNowhere),
+               std::vector<bool>(shards), copies);
 }
 
 v1::Placement MovePlacement(const ModelPlan& plan, const v1::Placement& present,
-                            const std::vector<std::string>& servers) {
+                            const std::vector<std::string>& servers, int copies) {
   CHECK_EQ(present.shards_size(), static_cast<int>(plan.shards.size()));
   std::vector<size_t> at;
+  std::vector<bool> settled;
   for (const v1::ShardPlacement& shard : present.shards()) {
-    const auto found = std::find(servers.begin(), servers.end(), shard.server());
-    at.push_back(found == servers.end() ? kNowhere : found - servers.begin());
+    std::vector<size_t> hosts;  // that stay
+    for (const std::string& host : HostsOf(shard)) {
+      const auto found = std::find(servers.begin(), servers.end(), host);
+      if (found != servers.end()) hosts.push_back(found - servers.begin());
+    }
+    at.push_back(hosts.empty() ? kNowhere : hosts[0]);
+    settled.push_back(hosts.size() == 2 && hosts[1] == (hosts[0] + 1) % servers.size());
   }
-  v1::Placement placement = Place(plan, servers, at);
+  v1::Placement placement = Place(plan, servers, at, settled, copies);
   placement.set_version(present.version() + 1);
   return placement;
 }
@@ -151,11 +172,39 @@ std::vector<v1::ReplicaAssignment> AssignReplicas(
   return assignments;
 }
 
+std::vector<std::string> HostsOf(const v1::ShardPlacement& placed) {
+  std::vector<std::string> hosts = {placed.server()};
+  if (!placed.standby().empty()) hosts.push_back(placed.standby());
+  return hosts;
+}
+
+bool CanSpare(const v1::Placement& placement, const std::string& server) {
+  return std::all_of(placement.shards().begin(), placement.shards().end(),
+                     [&](const v1::ShardPlacement& placed) {
+                       return placed.server() != server || !placed.standby().empty();
+                     });
+}
+
+v1::Placement Without(v1::Placement placement, const std::string& server) {
+  CHECK(CanSpare(placement, server)) << server;
+  for (v1::ShardPlacement& placed : *placement.mutable_shards()) {
+    if (placed.server() == server) {
+      placed.set_server(placed.standby());
+    } else if (placed.standby() != server) {
+      continue;
+    }
+    placed.clear_standby();
+  }
+  return placement;
+}
+
 std::set<std::string> ShardsOf(const v1::Placement& placement,
                                const std::string& server) {
   std::set<std::string> shards;
   for (const v1::ShardPlacement& placed : placement.shards()) {
-    if (placed.server() == server) shards.insert(placed.shard());
+    if (placed.server() == server || placed.standby() == server) {
+      shards.insert(placed.shard());
+    }
   }
   return shards;
 }
@@ -164,7 +213,9 @@ std::map<std::string, std::vector<ShardSpec>> ShardsByServer(
     const ModelPlan& plan, const v1::Placement& placement) {
   std::map<std::string, std::vector<ShardSpec>> shards;
   for (int i = 0; i < placement.shards_size(); ++i) {
-    shards[placement.shards(i).server()].push_back(plan.shards[i]);
+    for (const std::string& host : HostsOf(placement.shards(i))) {
+      shards[host].push_back(plan.shards[i]);
+    }
   }
   return shards;
 }

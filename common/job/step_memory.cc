@@ -83,10 +83,17 @@ MemoryNeeds ComputeMemoryNeeds(const v1::Job& job, const ModelPlan& plan,
         });
   };
   const int64_t score_servers = std::count_if(shards.begin(), shards.end(), scores);
+  const int copies = std::any_of(placement.shards().begin(), placement.shards().end(),
+                                 [](const v1::ShardPlacement& placed) {
+                                   return !placed.standby().empty();
+                                 })
+                         ? 2
+                         : 1;
   for (const auto& [worker, of_worker] : owned) {
     const auto threads = worker_threads.find(worker);
-    needs[worker] = memory.OfWorker(
-        of_worker, score_servers, threads == worker_threads.end() ? 0 : threads->second);
+    needs[worker] =
+        memory.OfWorker(of_worker, score_servers,
+                        threads == worker_threads.end() ? 0 : threads->second, copies);
   }
   return needs;
 }
@@ -348,12 +355,12 @@ StepMemory::MixtureWork StepMemory::WorkOf(const Mixture& mixture, int32_t group
 // ---------------------------------------------------------------- workers
 
 MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned, int64_t score_servers,
-                                int threads) const {
+                                int threads, int copies) const {
   const int64_t replicas = static_cast<int64_t>(owned.size());
   const Sizes dense = SizesOf(plan_.shards, ShardKind::kDense);
 
   // A call's rows to the servers of a mixture, kept until they are answered while those of the other
-  // waves are sent, and those that come back, in either pass.
+  // waves are sent, and those that come back, in either pass; of each copy of a group.
   int64_t frames = 0;
   const int64_t others = job_.training().waves() - 1;
   for (const Mixture& mixture : MixturesOf(job_)) {
@@ -362,8 +369,8 @@ MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned, int64_t score_s
         traffic.group_rows * static_cast<double>(replicas * Rows()) / mixture.calls;
     const int64_t in = Bytes(rows * static_cast<double>(mixture.in));
     const int64_t out = Bytes(rows * static_cast<double>(mixture.out));
-    frames = std::max({frames, others * in + Sent(in) + Received(out),
-                       others * out + Sent(out) + Received(in)});
+    frames = std::max({frames, copies * (others * in + Sent(in) + Received(out)),
+                       copies * (others * out + Sent(out) + Received(in))});
   }
   const Work kept = {.activations = replicas * Activations()};
   Work work;
@@ -384,10 +391,11 @@ MemoryNeed StepMemory::OfWorker(std::span<const uint32_t> owned, int64_t score_s
     }
     const int64_t touched = replicas * (traffic_.Bytes(plan_.shards, 1) + largest);
     const int64_t pushed = traffic_.PushedBytes(plan_.shards, owned);
-    work.messages =
-        std::max({work.messages,
-                  replicas * dense.floats + nodes * dense.largest + touched + pushed,
-                  Sent(nodes * dense.floats + pushed)});
+    const int64_t again = (copies - 1) * (nodes * dense.floats + pushed);
+    work.messages = std::max(
+        {work.messages,
+         replicas * dense.floats + nodes * dense.largest + touched + pushed + again,
+         copies * Sent(nodes * dense.floats + pushed)});
   }
   MemoryNeed need;
   need.program = kProgram;

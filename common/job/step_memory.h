@@ -87,9 +87,9 @@ class StepMemory {
                       std::span<const std::vector<uint32_t>> owned,
                       const ServerLimits& limits) const;
   // score_servers: those with a part of the softmax's table. threads: 0: as many as there is
-  // work for.
+  // work for. copies: of each shard.
   MemoryNeed OfWorker(std::span<const uint32_t> owned, int64_t score_servers = 0,
-                      int threads = 0) const;
+                      int threads = 0, int copies = 1) const;
 
  private:
   // What is there at some moment of a step, beside parameters and gradients.

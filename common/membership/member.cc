@@ -139,6 +139,8 @@ class GrpcMember final : public Member {
     step_ = state_.generation() == generation ? state_.start_step() : 0;
     left_generation_ = absl::OkStatus();
     callbacks_.clear();
+    state_callback_ = nullptr;
+    lost_.clear();
     files_.clear();
     queue_.Clear();
     NoteGeneration(state_.generation(), state_.recovery());
@@ -165,6 +167,20 @@ class GrpcMember final : public Member {
       }
     }
     callback(trouble);
+  }
+
+  void OnState(std::function<void(const v1::ClusterState&)> callback) override {
+    absl::MutexLock lock(&mutex_);
+    state_callback_ = std::move(callback);
+  }
+
+  void GoOnWithout(const std::string& server, const std::string& why) override {
+    LOG(WARNING) << "goes on without " << server << ": " << why;
+    absl::MutexLock lock(&mutex_);
+    v1::LostServer& lost = lost_.emplace_back();
+    lost.set_server(server);
+    lost.set_cause(why);
+    HeartbeatNow();
   }
 
   std::string Describe() const override {
@@ -537,6 +553,7 @@ class GrpcMember final : public Member {
     request.set_seen_upcoming(state_.upcoming().placement().version());
     request.set_arrived(arrived_);
     if (left_generation_.ok()) request.set_generation(entered_);
+    request.mutable_lost()->Assign(lost_.begin(), lost_.end());
     request.set_step(step_);
     request.set_placement_version(placement_version_);
     request.set_finished_generation(finished_generation_);
@@ -582,6 +599,14 @@ class GrpcMember final : public Member {
       if (state_.phase() == v1::PHASE_FAILED && health_.ok()) {
         health_ = absl::AbortedError(state_.failure());
         for (grpc::ClientContext* call : calls_) call->TryCancel();
+      }
+      if (state_callback_ && state_.phase() == v1::PHASE_RUNNING &&
+          state_.generation() == entered_) {
+        const auto callback = state_callback_;
+        const v1::ClusterState state = state_;
+        mutex_.Unlock();
+        callback(state);
+        mutex_.Lock();
       }
       return;
     }
@@ -673,6 +698,9 @@ class GrpcMember final : public Member {
   v1::MemberTimes times_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::function<void(const absl::Status&)>> callbacks_
       ABSL_GUARDED_BY(mutex_);
+  std::function<void(const v1::ClusterState&)> state_callback_ ABSL_GUARDED_BY(mutex_);
+  // Servers of the generation without which the process goes on.
+  std::vector<v1::LostServer> lost_ ABSL_GUARDED_BY(mutex_);
   std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mutex_);
   grpc::ClientContext* heartbeat_call_ ABSL_GUARDED_BY(mutex_) = nullptr;
   ReportQueue queue_;

@@ -71,6 +71,13 @@ class Member {
   // generation_health() turns bad. For waking up whoever waits elsewhere.
   virtual void OnTrouble(std::function<void(const absl::Status&)> callback) = 0;
 
+  // Called from the heartbeat thread with each state that an answer brings, as long as it is of the
+  // generation that the process entered last, and that runs.
+  virtual void OnState(std::function<void(const v1::ClusterState&)> callback) = 0;
+  // The process goes on without the server in the generation that it entered. The coordinator hears of it
+  // with the heartbeats; doesn't wait for that. why: for people.
+  virtual void GoOnWithout(const std::string& server, const std::string& why) = 0;
+
   // In a line, for people: the generation, how far it is, and whom the process waits for.
   virtual std::string Describe() const = 0;
 

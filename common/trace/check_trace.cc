@@ -47,8 +47,8 @@ class PartCheck {
     }
   }
 
-  // end: steps below it count.
-  absl::Status Run(uint64_t end) {
+  // end: steps below it count. may_end_early: others have them, too.
+  absl::Status Run(uint64_t end, bool may_end_early) {
     for (const TraceRecord& record : part_.records) {
       if (record.generation != part_.generation) {
         return Wrong(Where(record), " is of generation ", record.generation);
@@ -69,7 +69,7 @@ class PartCheck {
           break;
       }
     }
-    if (version_ < end) {
+    if (version_ < end && !may_end_early) {
       return Wrong(Where(), " step ", version_, " was not taken, though steps below ",
                    end, " count: the trace ends too early");
     }
@@ -220,10 +220,23 @@ uint64_t Taken(const TracePart& part) {
          });
 }
 
-// That the servers of a generation agree, and have all shards, each once.
+// Steps that each shard of a generation has taken, on the server that took most.
+std::map<std::string, uint64_t> TakenByShard(const std::vector<Located>& parts) {
+  std::map<std::string, uint64_t> taken;
+  for (const auto& [file, part] : parts) {
+    const uint64_t of_part = Taken(*part);
+    for (const std::string& shard : part->shards) {
+      uint64_t& most = taken[shard];
+      most = std::max(most, of_part);
+    }
+  }
+  return taken;
+}
+
+// That the servers of a generation agree, and have all shards, each once, or twice where it has copies.
 absl::Status CheckServers(uint64_t generation, const std::vector<Located>& parts) {
   const TracePart& first = *parts[0].part;
-  std::map<std::string, std::string> server_of;
+  std::map<std::string, std::vector<const TracePart*>> hosts;
   for (const auto& [file, part] : parts) {
     if (part->start_step != first.start_step || part->job != first.job ||
         part->job_shards != first.job_shards || part->replicas != first.replicas) {
@@ -231,15 +244,18 @@ absl::Status CheckServers(uint64_t generation, const std::vector<Located>& parts
                    ") is of another job or begins at another step than ", first.server);
     }
     for (const std::string& shard : part->shards) {
-      const auto [there, added] = server_of.emplace(shard, part->server);
-      if (added) continue;
-      return Wrong("generation ", generation, ": shard ", shard, " is on ", there->second,
-                   " and on ", part->server);
+      std::vector<const TracePart*>& there = hosts[shard];
+      there.push_back(part);
+      const bool copied = part->copied.contains(shard);
+      if (there.size() == 1) continue;
+      if (there.size() == 2 && copied && there[0]->copied.contains(shard)) continue;
+      return Wrong("generation ", generation, ": shard ", shard, " is on ",
+                   there[0]->server, " and on ", part->server);
     }
   }
-  if (server_of.size() == first.job_shards) return absl::OkStatus();
+  if (hosts.size() == first.job_shards) return absl::OkStatus();
   return Wrong("generation ", generation, ": of ", first.job_shards, " shards only ",
-               server_of.size(), " are in the traces: a server's trace is missing");
+               hosts.size(), " are in the traces: a server's trace is missing");
 }
 
 }  // namespace
@@ -263,15 +279,20 @@ absl::StatusOr<TraceSummary> CheckTraces(const std::vector<TraceFile>& files,
   for (auto it = generations.rbegin(); it != generations.rend(); ++it) {
     const auto& [generation, parts] = *it;
     uint64_t counts = limit;
+    const std::map<std::string, uint64_t> taken = TakenByShard(parts);
     if (it == generations.rbegin() && !end.has_value()) {
-      for (const auto& [file, part] : parts) counts = std::min(counts, Taken(*part));
+      for (const auto& [shard, steps] : taken) counts = std::min(counts, steps);
     }
     if (it == generations.rbegin()) summary.end = counts;
     const uint64_t start = parts[0].part->start_step;
     // Of a generation of which nothing counts some servers may not know.
     if (counts > start) RETURN_IF_ERROR(CheckServers(generation, parts));
     for (const auto& [file, part] : parts) {
-      RETURN_IF_ERROR(PartCheck(file->name, *part, &summary).Run(counts));
+      const bool others_have = std::all_of(
+          part->shards.begin(), part->shards.end(), [&](const std::string& shard) {
+            return part->copied.contains(shard) && taken.at(shard) >= counts;
+          });
+      RETURN_IF_ERROR(PartCheck(file->name, *part, &summary).Run(counts, others_have));
     }
     limit = std::min(limit, start);
   }

@@ -33,7 +33,8 @@ struct TraceSummary {
 };
 
 // What counts of a generation are the steps up to the one at which a later generation goes on; of the
-// last one those up to `end`, or if that isn't given those that all its servers have taken.
+// last one those up to `end`, or if that isn't given those that all its shards have taken. Where a shard
+// has two copies the trace of one may end early, or be missing: the generation went on without its server.
 // DATA_LOSS: a contribution is missing or was applied twice, out of turn or in another generation than its
 // own; names it, the server, the generation and the step.
 absl::StatusOr<TraceSummary> CheckTraces(const std::vector<TraceFile>& files,

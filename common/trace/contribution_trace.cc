@@ -43,8 +43,9 @@ bool ParseLine(const Fields& f, std::vector<TracePart>* parts) {
              Parse(f[2], &mixture.mixture) && Parse(f[3], &mixture.calls);
     }
     case 'H':
-      if (f.size() != 2) return false;
+      if (f.size() != 2 && (f.size() != 3 || f[2] != "2")) return false;
       part.shards.push_back(f[1]);
+      if (f.size() == 3) part.copied.insert(f[1]);
       return true;
     case 'R':
     case 'I':
@@ -98,7 +99,9 @@ std::string TraceHead(const TracePart& part) {
     absl::StrAppend(&head, "M ", mixture.layer, " ", mixture.mixture, " ", mixture.calls,
                     "\n");
   }
-  for (const std::string& shard : part.shards) absl::StrAppend(&head, "H ", shard, "\n");
+  for (const std::string& shard : part.shards) {
+    absl::StrAppend(&head, "H ", shard, part.copied.contains(shard) ? " 2\n" : "\n");
+  }
   return head;
 }
 

@@ -6,7 +6,7 @@
 //   G <generation> <server> <incarnation> <start step> <replicas> <waves> <clips: 0 or 1>
 //     <shards of the job> <job>
 //   M <layer> <mixture> <calls>                 each mixture of which it has a group
-//   H <shard>                                   each shard that it has
+//   H <shard> [2]                               each shard that it has; 2: another server has a copy, too
 // and goes on with
 //   R, I, K, A <generation> <step> <what> <incarnation of the sender>
 //   V <generation> <step>                       every shard has taken the step
@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -69,6 +70,8 @@ struct TracePart {
   std::string job;
   std::vector<TraceMixture> mixtures;
   std::vector<std::string> shards;
+  // Those of which another server has a copy, too.
+  std::set<std::string> copied;
   // Of those that are read.
   std::vector<TraceRecord> records;
 };

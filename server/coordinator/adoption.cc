@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "common/job/model_plan.h"
+#include "common/job/placement.h"
 #include "server/coordinator/restore.h"
 
 namespace moe {
@@ -56,10 +57,13 @@ bool IsPlacementOf(const v1::RunningGeneration& running) {
   return std::equal(
       plan.shards.begin(), plan.shards.end(), placed.begin(), placed.end(),
       [&](const ShardSpec& spec, const v1::ShardPlacement& shard) {
+        const std::vector<std::string> hosts = HostsOf(shard);
         return spec.id == shard.shard() &&
-               std::any_of(
-                   running.members().begin(), running.members().end(),
-                   [&](const auto& member) { return member.member() == shard.server(); });
+               std::all_of(hosts.begin(), hosts.end(), [&](const std::string& host) {
+                 return std::any_of(
+                     running.members().begin(), running.members().end(),
+                     [&](const auto& member) { return member.member() == host; });
+               });
       });
 }
 
@@ -114,8 +118,9 @@ absl::StatusOr<MemberTable> RestoreMembers(const v1::RunningGeneration& running,
   return members;
 }
 
-std::string AskedSize(int servers, int workers) {
-  return absl::StrCat(servers, " ", workers);
+std::string AskedSize(int servers, int workers, int copies) {
+  return absl::StrCat(servers, " ", workers,
+                      copies == 1 ? "" : absl::StrCat(", ", copies, " copies"));
 }
 
 absl::StatusOr<std::optional<Adoption>> FindAdoption(Store& store, const AskedRun& asked,
@@ -137,9 +142,9 @@ absl::StatusOr<std::optional<Adoption>> FindAdoption(Store& store, const AskedRu
     return differs(absl::StrCat("generation ", generation, " had just been opened"));
   }
   ASSIGN_OR_RETURN(const std::string size, Text(store, "job/asked_size"));
-  const std::string asked_size = AskedSize(asked.servers, asked.workers);
+  const std::string asked_size = AskedSize(asked.servers, asked.workers, asked.copies);
   if (size != asked_size) {
-    return differs(absl::StrCat("other --servers or --workers are asked for: ",
+    return differs(absl::StrCat("other --servers, --workers or --copies are asked for: ",
                                 asked_size, " instead of ", size));
   }
   if (running.checkpoint_dir() != asked.checkpoint_dir) {
@@ -153,7 +158,7 @@ absl::StatusOr<std::optional<Adoption>> FindAdoption(Store& store, const AskedRu
   ASSIGN_OR_RETURN(const MemberTable members, RestoreMembers(running, {}, absl::Now()));
   if (!IsPlacementOf(running)) return differs("this release has other shards");
   const absl::StatusOr<Layout> layout =
-      MakeLayout(asked.job, true, members, &running.placement());
+      MakeLayout(asked.job, true, members, asked.copies, &running.placement());
   if (!layout.ok()) return differs(std::string(layout.status().message()));
   if (!SameReplicas(*layout, running)) {
     return differs("this release would share out the replicas otherwise");

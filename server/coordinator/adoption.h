@@ -39,10 +39,11 @@ struct AskedRun {
   v1::Job job;
   int servers = 1;
   int workers = 1;
+  int copies = 1;
   std::string checkpoint_dir;
 };
-// "2 1": the numbers of members that were asked for.
-std::string AskedSize(int servers, int workers);
+// "2 1": the numbers of members that were asked for; with two copies of each shard "2 1, 2 copies".
+std::string AskedSize(int servers, int workers, int copies);
 
 // The generation that ran, if the coordinator before ended while it did and it is what is asked for.
 // Else none, and why_not says why. An error is the store's.

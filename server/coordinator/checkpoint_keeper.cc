@@ -13,6 +13,7 @@
 #include "common/base/status_macros.h"
 #include "common/checkpoint/manifest.h"
 #include "common/io/file.h"
+#include "common/job/placement.h"
 
 namespace moe {
 namespace {
@@ -90,6 +91,8 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
   RETURN_IF_ERROR(
       Annotate(VerifySizes(folder, manifest),
                "a server's file isn't here (is the checkpoint folder shared?)"));
+  // Of a server that was lost, and with whose shards others went on.
+  RETURN_IF_ERROR(RemoveAllUnfinished(folder));
   RETURN_IF_ERROR(WriteManifest(folder, manifest));
   RETURN_IF_ERROR(RenameFolder(
       folder, absl::StrCat(checkpoint_dir, "/", StepFolderName(manifest.step()))));
@@ -107,15 +110,25 @@ void CheckpointKeeper::Begin(const Layout& layout, uint64_t generation) {
   google::protobuf::TextFormat::PrintToString(layout.job, manifest_.mutable_job());
   manifest_.set_data_sha256(layout.data.sha256());
   manifest_.set_generation(generation);
-  server_of_.clear();
-  for (const v1::ShardPlacement& shard : layout.placement.shards()) {
-    server_of_[shard.shard()] = shard.server();
-  }
+  servers_ = 0;
+  KeepServers(layout);
   // A coordinator before may have committed one that a worker still waits for.
   for (const v1::CheckpointStatus& checkpoint : present_) {
     committed_[checkpoint.step()] = checkpoint;
   }
   evaluates_ = layout.data.validation_tokens() > 0;
+}
+
+void CheckpointKeeper::KeepServers(const Layout& layout) {
+  if (layout.addresses.size() == servers_) return;
+  servers_ = layout.addresses.size();
+  copies_.clear();
+  for (const v1::ShardPlacement& shard : layout.placement.shards()) {
+    for (const std::string& host : HostsOf(shard)) copies_.emplace(shard.shard(), host);
+  }
+  for (auto& [step, cut] : cuts_) {
+    std::erase_if(cut.reported, [this](const Copy& c) { return !copies_.contains(c); });
+  }
 }
 
 void CheckpointKeeper::End() {
@@ -135,14 +148,22 @@ bool CheckpointKeeper::BeginCut(uint64_t step, absl::Time now) {
 absl::Status CheckpointKeeper::AddShard(const v1::ReportShardFileRequest& request,
                                         absl::Time now) {
   const std::string& shard = request.file().shard();
-  const auto server = server_of_.find(shard);
-  if (server == server_of_.end() || server->second != request.member()) {
+  if (!copies_.contains({shard, request.member()})) {
     return absl::FailedPreconditionError(absl::StrCat(
         request.member(), " reported a file of shard ", shard, ", which it isn't given"));
   }
   if (IsOld(request.step())) return absl::OkStatus();
   Cut& cut = cuts_[request.step()];
-  cut.shards.try_emplace(shard, request.file());
+  const v1::ShardFile& first =
+      cut.shards.try_emplace(shard, request.file()).first->second;
+  if (first.sha256() != request.file().sha256()) {
+    return absl::DataLossError(
+        absl::StrCat("the copies of ", shard, " differ after ", request.step(),
+                     " steps: ", request.member(), " has written a file with SHA-256 ",
+                     request.file().sha256().substr(0, 12), ", another server one with ",
+                     first.sha256().substr(0, 12)));
+  }
+  cut.reported.emplace(shard, request.member());
   cut.sign = now;
   return absl::OkStatus();
 }
@@ -153,7 +174,7 @@ bool CheckpointKeeper::IsOld(uint64_t step) const {
 }
 
 bool CheckpointKeeper::Ready(uint64_t step, const Cut& cut) const {
-  return !cut.taken && cut.shards.size() == server_of_.size() &&
+  return !cut.taken && cut.reported.size() == copies_.size() &&
          (!evaluates_ || evaluated_.contains(step));
 }
 
@@ -201,8 +222,8 @@ const v1::CheckpointStatus* CheckpointKeeper::Find(uint64_t step) const {
 
 std::string CheckpointKeeper::MissingFiles(const Cut& cut) const {
   std::map<std::string, std::vector<std::string>> missing;
-  for (const auto& [shard, server] : server_of_) {
-    if (!cut.shards.contains(shard)) missing[server].push_back(shard);
+  for (const auto& [shard, server] : copies_) {
+    if (!cut.reported.contains({shard, server})) missing[server].push_back(shard);
   }
   return absl::StrJoin(missing, ", ", [](std::string* out, const auto& of_server) {
     absl::StrAppend(out, of_server.first, " to write ",

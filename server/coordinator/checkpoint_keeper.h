@@ -1,14 +1,16 @@
 // From reported shard files to committed checkpoints.
 //
 // A cut begins with the first that is heard of it: a worker says in each report which one was the last,
-// a server reports a file. Workers go on meanwhile. Its checkpoint is committed once every shard of
-// the placement has reported its file and, if there is validation text, the evaluation after the cut
+// a server reports a file. Workers go on meanwhile. Its checkpoint is committed once the file of every
+// shard of the placement has been reported (where there are two copies, by both servers, which give the
+// same file the same name; not by one that is lost) and, if there is validation text, the evaluation after the cut
 // is complete, so that the manifest has its perplexity.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,13 +44,16 @@ class CheckpointKeeper {
  public:
   // A generation begins to run.
   void Begin(const Layout& layout, uint64_t generation);
+  // It goes on, with these servers: what others haven't written isn't waited for.
+  void KeepServers(const Layout& layout);
   // It is over: what it has cut and not committed is void.
   void End();
 
   // A cut was taken in the close after which so many steps are taken. True: nobody has said so before;
   // what comes again changes nothing.
   bool BeginCut(uint64_t step, absl::Time now);
-  // FAILED_PRECONDITION if the shard isn't the sender's. A repetition changes nothing.
+  // FAILED_PRECONDITION if the shard isn't the sender's, DATA_LOSS if the other server that has a copy has
+  // reported another file. A repetition changes nothing.
   absl::Status AddShard(const v1::ReportShardFileRequest& request, absl::Time now);
   // The evaluation of the validation text after so many steps is complete.
   void Evaluated(uint64_t step, double perplexity) { evaluated_[step] = perplexity; }
@@ -86,8 +91,11 @@ class CheckpointKeeper {
   void Excuse(absl::Duration pause);
 
  private:
+  // Shard and server.
+  using Copy = std::pair<std::string, std::string>;
   struct Cut {
     std::map<std::string, v1::ShardFile> shards;
+    std::set<Copy> reported;
     absl::Time begun = absl::InfiniteFuture();
     // When a server has last written something, or the cut has begun.
     absl::Time sign = absl::InfiniteFuture();
@@ -101,7 +109,8 @@ class CheckpointKeeper {
   std::string MissingFiles(const Cut& cut) const;
 
   v1::Manifest manifest_;  // what those of all checkpoints have in common
-  std::map<std::string, std::string> server_of_;  // by shard
+  std::set<Copy> copies_;
+  size_t servers_ = 0;                    // of the generation
   bool evaluates_ = false;                // whether an evaluation belongs to each cut
   std::map<uint64_t, double> evaluated_;  // perplexities by step
   std::map<uint64_t, Cut> cuts_;          // by step

@@ -97,6 +97,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
                                             {.job = options.job,
                                              .servers = options.servers,
                                              .workers = options.workers,
+                                             .copies = options.copies,
                                              .checkpoint_dir = options.checkpoint_dir},
                                             &why_not));
     if (!adoption.has_value()) {
@@ -137,6 +138,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(Options options)
   controller.job = options.job;
   controller.servers = options.servers;
   controller.workers = options.workers;
+  controller.copies = options.copies;
   controller.mode = options.mode;
   controller.evaluate_split = options.evaluate_split;
   controller.restore = std::move(restore);

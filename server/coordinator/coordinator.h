@@ -41,6 +41,8 @@ class Coordinator {
     std::string checkpoint_dir;
     int servers = 1;
     int workers = 1;
+    // As in RunOptions.
+    int copies = 1;
     // Go on from the last checkpoint in checkpoint_dir, or from restore_from if that is
     // set.
     bool resume = false;

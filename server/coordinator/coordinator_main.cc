@@ -108,6 +108,18 @@ ABSL_FLAG(
     "How many seconds lost members may take to come back, or others in their place. Then "
     "the job goes on with those that are there, if their memory holds it.");
 ABSL_FLAG(
+    int32_t, copies, 1,
+    "Copies of each shard, 1 or 2. With 2 they are on two servers, which are sent the "
+    "same "
+    "and compute the same: when a server is lost, the job goes on with the other copies "
+    "and "
+    "no step is lost, as long as each shard has one. Servers need twice the memory and "
+    "do "
+    "twice the work, and workers send and get twice the bytes; at least 2 servers. "
+    "A server that joins in the place of a lost one takes second copies over while the "
+    "job "
+    "trains.");
+ABSL_FLAG(
     bool, grow, false,
     "Take in servers and workers beyond --servers and --workers while the job trains, as "
     "`moectl scale` would; also those that come back after the job went on without "
@@ -149,6 +161,7 @@ Coordinator::Options OptionsFromFlags() {
   options.listen = absl::GetFlag(FLAGS_listen);
   options.servers = absl::GetFlag(FLAGS_servers);
   options.workers = absl::GetFlag(FLAGS_workers);
+  options.copies = absl::GetFlag(FLAGS_copies);
   options.checkpoint_dir = absl::GetFlag(FLAGS_checkpoint_dir);
   options.state_dir = absl::GetFlag(FLAGS_state_dir);
   options.resume = absl::GetFlag(FLAGS_resume);

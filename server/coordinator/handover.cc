@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/job/placement.h"
+
 namespace moe {
 namespace {
 
@@ -31,8 +33,12 @@ void Handover::Plan(Layout next, const Layout& present) {
   next_->placement.set_version(++version_);
   receivers_.clear();
   for (int i = 0; i < next_->placement.shards_size(); ++i) {
-    const std::string& server = next_->placement.shards(i).server();
-    if (server != present.placement.shards(i).server()) receivers_.insert(server);
+    const std::vector<std::string> before = HostsOf(present.placement.shards(i));
+    for (const std::string& server : HostsOf(next_->placement.shards(i))) {
+      if (std::find(before.begin(), before.end(), server) == before.end()) {
+        receivers_.insert(server);
+      }
+    }
   }
 }
 

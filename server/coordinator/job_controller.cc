@@ -92,6 +92,12 @@ absl::StatusOr<v1::HeartbeatResponse> JobController::Heartbeat(
         life_.phase() == v1::PHASE_RUNNING) {
       NoteFinished(request.member());
     }
+    if (member->registration.kind() == v1::MEMBER_KIND_WORKER) {
+      for (const v1::LostServer& lost : request.lost()) {
+        life_.LoseServer(lost.server(), request.member(), lost.cause(),
+                         request.generation());
+      }
+    }
     Advance();
     RETURN_IF_ERROR(Hold(cancelled, absl::Now() + options_.heartbeat, [&] {
       return request.seen_phase() != life_.PhaseFor(request.member()) ||
@@ -205,7 +211,9 @@ absl::StatusOr<v1::ReportEvaluationResponse> JobController::ReportEvaluation(
 absl::Status JobController::ReportShardFile(const v1::ReportShardFileRequest& request) {
   absl::MutexLock lock(&mutex_);
   RETURN_IF_ERROR(TakeReport(request, v1::MEMBER_KIND_SERVER));
-  RETURN_IF_ERROR(checkpoints_.AddShard(request, options_.now()));
+  const absl::Status status = checkpoints_.AddShard(request, options_.now());
+  if (absl::IsDataLoss(status)) life_.Fail(std::string(status.message()));
+  RETURN_IF_ERROR(status);
   NoteCut(request.step());
   return absl::OkStatus();
 }
@@ -436,7 +444,11 @@ void JobController::Advance() {
   if (life_.ReadyToHandOver() && !checkpoints_.under_way() && !record_.wishes_cut()) {
     record_.RequestHandover();
   }
-  if (recorded_generation_ != 0 || life_.phase() != v1::PHASE_RUNNING) return;
+  if (life_.phase() != v1::PHASE_RUNNING) return;
+  if (recorded_generation_ != 0) {
+    checkpoints_.KeepServers(life_.layout());
+    return;
+  }
   recorded_generation_ = life_.generation();
   const Layout& layout = life_.layout();
   // A generation that was adopted may have come further than where it began.

@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
+#include "common/job/placement.h"
 #include "server/coordinator/scaling.h"
 
 namespace moe {
@@ -64,8 +65,8 @@ absl::Status JobLifecycle::Begin() {
   } else {
     RETURN_IF_ERROR(SaveSize(0, 0));
   }
-  RETURN_IF_ERROR(
-      store_.Put("job/asked_size", AskedSize(options_.servers, options_.workers)));
+  RETURN_IF_ERROR(store_.Put(
+      "job/asked_size", AskedSize(options_.servers, options_.workers, options_.copies)));
   RETURN_IF_ERROR(OpenGeneration());
   RETURN_IF_ERROR(store_.Put("job/name", options_.job.name()));
   RETURN_IF_ERROR(store_.Put("job/phase", v1::Phase_Name(phase_)));
@@ -85,9 +86,13 @@ absl::Status JobLifecycle::Adopt(const v1::RunningGeneration& running) {
       .vocabulary = options_.job.model().vocabulary(),
       .data_sha256 = ""};
   ASSIGN_OR_RETURN(members_, RestoreMembers(running, rules, options_.now()));
-  ASSIGN_OR_RETURN(layout_,
-                   MakeLayout(options_.job, true, members_, &running.placement()));
+  ASSIGN_OR_RETURN(layout_, MakeLayout(options_.job, true, members_, options_.copies,
+                                       &running.placement()));
   members_.Fix(layout_->data.sha256());
+  lost_.assign(running.lost().begin(), running.lost().end());
+  // In whose places others may come.
+  members_.Want(members_.count(v1::MEMBER_KIND_SERVER) + static_cast<int>(lost_.size()),
+                members_.count(v1::MEMBER_KIND_WORKER));
   generation_ = running.generation();
   generation_since_ = options_.now();
   recovery_ = running.recovery();
@@ -139,7 +144,11 @@ void JobLifecycle::Welcome(const v1::HeartbeatRequest& request,
   }
   member->awaited = false;
   member->heard_generation = generation_;
-  if (!members_.Awaited().empty()) return;
+  NoteBack();
+}
+
+void JobLifecycle::NoteBack() {
+  if (!adopting_ || !members_.Awaited().empty()) return;
   adopting_ = false;
   progress_.Line(absl::StrCat("generation ", generation_, " goes on: all are back"));
 }
@@ -161,6 +170,7 @@ absl::Status JobLifecycle::OpenGeneration() {
   generation_ = generation + 1;
   generation_since_ = options_.now();
   members_.BeginGeneration(generation_);
+  lost_.clear();
   handover_.Begin();
   taken_over_.reset();
   return absl::OkStatus();
@@ -169,8 +179,10 @@ absl::Status JobLifecycle::OpenGeneration() {
 absl::Status JobLifecycle::LoadSize() {
   // Whoever starts it with other numbers than before wants those.
   ASSIGN_OR_RETURN(const std::optional<Store::Entry> asked, store_.Get("job/asked_size"));
-  if (!asked.has_value() || asked->value != AskedSize(options_.servers, options_.workers))
+  if (!asked.has_value() ||
+      asked->value != AskedSize(options_.servers, options_.workers, options_.copies)) {
     return absl::OkStatus();
+  }
   ASSIGN_OR_RETURN(const uint64_t servers, GetCounter(store_, "job/servers"));
   ASSIGN_OR_RETURN(const uint64_t workers, GetCounter(store_, "job/workers"));
   if (servers > 0 && workers > 0) {
@@ -211,7 +223,7 @@ void JobLifecycle::Recover(const std::string& cause) {
     return;
   }
   progress_.Line(absl::StrCat("recovering: ", cause));
-  const auto servers = static_cast<int>(layout_->addresses.size());
+  const auto servers = static_cast<int>(layout_->addresses.size() + lost_.size());
   const auto workers = static_cast<int>(layout_->workers.size());
   if (!members_.enough()) {
     // Who was to leave may be needed in the place of the lost one.
@@ -248,8 +260,10 @@ absl::StatusOr<std::string> JobLifecycle::Scale(const v1::ScaleRequest& request)
         absl::StrCat("the job isn't training now", WaitingFor().empty() ? "" : ", it is ",
                      WaitingFor()));
   }
-  ASSIGN_OR_RETURN(members_, PlanScaling(members_, request, options_.job, *layout_));
+  ASSIGN_OR_RETURN(
+      members_, PlanScaling(members_, request, options_.job, options_.copies, *layout_));
   handover_.Cancel();
+  no_room_for_standby_ = false;
   const std::map<std::string, MemberRecord> all = members_.members();
   for (const auto& [id, member] : all) {
     if (member.leaving && !TakesPart(id)) members_.Release(id);
@@ -267,7 +281,14 @@ absl::StatusOr<std::string> JobLifecycle::Scale(const v1::ScaleRequest& request)
 }
 
 bool JobLifecycle::WaitsToScale() const {
-  if (phase_ != v1::PHASE_RUNNING || !members_.complete()) return false;
+  if (options_.mode != v1::RUN_MODE_TRAIN || phase_ != v1::PHASE_RUNNING ||
+      !members_.complete()) {
+    return false;
+  }
+  if (!no_room_for_standby_ && members_.count(v1::MEMBER_KIND_SERVER) > 1 &&
+      !WithoutStandby().empty()) {
+    return true;
+  }
   return std::any_of(members_.members().begin(), members_.members().end(),
                      [this](const auto& entry) {
                        return entry.second.leaving == TakesPart(entry.first);
@@ -280,7 +301,8 @@ void JobLifecycle::PlanHandover() {
     return;
   }
   if (handover_.planned()) return;
-  absl::StatusOr<Layout> next = MakeNextLayout(options_.job, members_, *layout_);
+  absl::StatusOr<Layout> next =
+      MakeNextLayout(options_.job, members_, options_.copies, *layout_);
   if (next.ok()) {
     handover_.Plan(*std::move(next), *layout_);
     return;
@@ -288,6 +310,7 @@ void JobLifecycle::PlanHandover() {
   // Members that have come since decide, too, whether it fits.
   progress_.Line(absl::StrCat("can't scale: ", std::string(next.status().message())));
   members_.Restrict(layout_->memory);
+  no_room_for_standby_ = true;
 }
 
 bool JobLifecycle::ReadyToHandOver() const {
@@ -322,6 +345,7 @@ bool JobLifecycle::EndVainHandover() {
 
 void JobLifecycle::HandOver(uint64_t steps) {
   Layout next = handover_.next();
+  const bool again = !WithoutStandby().empty();
   v1::Handover taken_over;
   taken_over.set_generation(generation_);
   taken_over.set_step(steps);
@@ -334,7 +358,8 @@ void JobLifecycle::HandOver(uint64_t steps) {
   taken_over_ = std::move(taken_over);
   recovery_ =
       absl::StrCat("scaled to ", Count(members_.count(v1::MEMBER_KIND_SERVER), "server"),
-                   " and ", Count(members_.count(v1::MEMBER_KIND_WORKER), "worker"));
+                   " and ", Count(members_.count(v1::MEMBER_KIND_WORKER), "worker"),
+                   again ? ", with second copies of all shards again" : "");
   progress_.Line(recovery_);
   StartLoading(std::move(next));
 }
@@ -387,6 +412,7 @@ absl::StatusOr<const MemberRecord*> JobLifecycle::Join(
     const MemberRecord& member = members_.Add(request, incarnation + 1, options_.now());
     // A plan may know another process of that name.
     handover_.Cancel();
+    no_room_for_standby_ = false;
     LOG(INFO) << Describe(member) << " has joined"
               << (request.address().empty() ? "" : " at ") << request.address();
   }
@@ -416,9 +442,55 @@ void JobLifecycle::Lose(const std::string& id, const std::string& how) {
   if (phase_ == v1::PHASE_WAITING || (!over() && !needed)) {
     // Nothing is lost yet, so another process may take the place.
     progress_.Line(text);
-  } else if (!over()) {
+  } else if (!over() && !GoOnWithout(id, text)) {
     Recover(text);
   }
+}
+
+void JobLifecycle::LoseServer(const std::string& server, const std::string& worker,
+                              const std::string& cause, uint64_t generation) {
+  if (phase_ != v1::PHASE_RUNNING || generation != generation_ ||
+      !layout_->addresses.contains(server)) {
+    return;
+  }
+  const std::string text = absl::StrCat(server, " was lost by ", worker, ": ", cause);
+  if (!GoOnWithout(server, text)) Recover(text);
+}
+
+bool JobLifecycle::GoOnWithout(const std::string& server, const std::string& cause) {
+  if (options_.copies == 1 || phase_ != v1::PHASE_RUNNING ||
+      !layout_->addresses.contains(server) || !CanSpare(layout_->placement, server)) {
+    return false;
+  }
+  Layout rest = *layout_;
+  rest.placement = Without(std::move(rest.placement), server);
+  rest.addresses.erase(server);
+  rest.memory.erase(server);
+  // If it lives it finds out, and comes as another.
+  members_.Remove(server);
+  handover_.Cancel();
+  lost_.push_back(cause);
+  if (const absl::Status status = SaveGeneration(rest); !status.ok()) {
+    FailForStore(status);
+    return true;
+  }
+  layout_ = std::move(rest);
+  progress_.Line(absl::StrCat("going on without ", server, ": ", WithoutStandby()));
+  NoteBack();
+  return true;
+}
+
+std::string JobLifecycle::WithoutStandby() const {
+  if (options_.copies == 1 || !layout_.has_value()) return "";
+  const auto& shards = layout_->placement.shards();
+  const auto single = std::count_if(
+      shards.begin(), shards.end(),
+      [](const v1::ShardPlacement& placed) { return placed.standby().empty(); });
+  if (single == 0) return "";
+  std::vector<std::string> parts = lost_;
+  parts.push_back(absl::StrCat(single, " of ", shards.size(),
+                               " shards have no second copy until another server joins"));
+  return absl::StrJoin(parts, "; ");
 }
 
 bool JobLifecycle::HasMembers() {
@@ -436,8 +508,16 @@ bool JobLifecycle::HasMembers() {
 void JobLifecycle::Advance() {
   if (phase_ == v1::PHASE_RUNNING) PlanHandover();
   if (phase_ == v1::PHASE_WAITING && !needs_restore_point_ && HasMembers()) {
+    const bool training = options_.mode == v1::RUN_MODE_TRAIN;
     absl::StatusOr<Layout> layout =
-        MakeLayout(options_.job, options_.mode == v1::RUN_MODE_TRAIN, members_);
+        MakeLayout(options_.job, training, members_, options_.copies);
+    if (!layout.ok() && options_.copies > 1 && !recovery_.empty()) {
+      // Rather than not at all.
+      progress_.Line(absl::StrCat("without second copies: ",
+                                  std::string(layout.status().message())));
+      no_room_for_standby_ = true;
+      layout = MakeLayout(options_.job, training, members_, /*copies=*/1);
+    }
     if (!layout.ok()) {
       Fail(std::string(layout.status().message()));
       return;
@@ -451,7 +531,7 @@ void JobLifecycle::Advance() {
   StartRunning();
 }
 
-void JobLifecycle::StartLoading(Layout layout) {
+absl::Status JobLifecycle::SaveGeneration(const Layout& layout) {
   v1::RunningGeneration running;
   running.set_generation(generation_);
   running.set_recovery(recovery_);
@@ -462,8 +542,13 @@ void JobLifecycle::StartLoading(Layout layout) {
   } else if (restore_.has_value()) {
     running.set_restore_from(restore_->folder);
   }
+  running.mutable_lost()->Assign(lost_.begin(), lost_.end());
   DescribeLayout(layout, members_, running);
-  if (const absl::Status status = SaveRunning(store_, running); !status.ok()) {
+  return SaveRunning(store_, running);
+}
+
+void JobLifecycle::StartLoading(Layout layout) {
+  if (const absl::Status status = SaveGeneration(layout); !status.ok()) {
     FailForStore(status);
     return;
   }
@@ -512,7 +597,9 @@ void JobLifecycle::FailBy(const std::string& member, const std::string& cause,
   const std::string text = named ? cause : absl::StrCat(member, ": ", cause);
   if (!peer_lost) {
     Fail(text);
-  } else if (phase_ == v1::PHASE_LOADING || phase_ == v1::PHASE_RUNNING) {
+  } else if ((phase_ == v1::PHASE_LOADING || phase_ == v1::PHASE_RUNNING) &&
+             // It may be the server's end of a link that broke.
+             !GoOnWithout(member, text)) {
     Recover(text);
   }
 }
@@ -661,6 +748,7 @@ v1::ClusterState JobLifecycle::State() const {
   AddHandover(&state);
   state.set_start_step(start_step());
   state.set_checkpoint_dir(options_.checkpoint_dir);
+  state.set_without_standby(WithoutStandby());
   return state;
 }
 

@@ -8,7 +8,8 @@
 //             too many generations in a row got nowhere; the first cause stands.
 //
 // A member that is lost in LOADING or RUNNING ends the generation: the next begins with WAITING
-// and goes on from the last checkpoint. One that changes over to other members begins with LOADING
+// and goes on from the last checkpoint. Not so a server that is lost in RUNNING while others have copies
+// of all its shards: the generation goes on without it. One that changes over to other members begins with LOADING
 // and goes on where the workers of the one before have stopped.
 //
 // What must outlive the coordinator is in the store before anybody can see it.
@@ -82,6 +83,9 @@ class JobLifecycle {
   uint64_t upcoming() const { return handover_.version(); }
   // A member has left or was lost.
   void Lose(const std::string& id, const std::string& how);
+  // A worker goes on without the server in that generation; cause: what it knows of it.
+  void LoseServer(const std::string& server, const std::string& worker,
+                  const std::string& cause, uint64_t generation);
   // Enters the phases whose conditions are met: LOADING when the members are complete, or have
   // been waited for long enough; RUNNING when all servers are ready.
   void Advance();
@@ -137,10 +141,15 @@ class JobLifecycle {
   // How many members the job is to have, in the store.
   absl::Status LoadSize();
   absl::Status SaveSize(int servers, int workers);
+  // Whether the generation goes on without the server, of whose shards others must have copies. cause:
+  // names it.
+  bool GoOnWithout(const std::string& server, const std::string& cause);
   // The generation can't go on: opens the next one, if the job may have another.
   void Recover(const std::string& cause);
   // Takes one more member of that kind, if the process would be one too many.
   void Grow(const std::string& id, v1::MemberKind kind);
+  // All that were awaited may be back.
+  void NoteBack();
   // Goes over to a new generation; cause: why.
   void Reopen(const std::string& cause);
   // Whether the members that are there are those that the generation is for.
@@ -159,8 +168,12 @@ class JobLifecycle {
   // The job is FAILED from here on; people read "<how>: <cause>".
   void End(const char* how, const std::string& cause);
   void StartLoading(Layout layout);
+  // What the next coordinator must know of the generation, with that layout.
+  absl::Status SaveGeneration(const Layout& layout);
   void StartRunning();
   std::string WaitingFor() const;
+  // As ClusterState.without_standby.
+  std::string WithoutStandby() const;
   // What servers are told of the last handover and of the next.
   void AddHandover(v1::ClusterState* state) const;
 
@@ -183,6 +196,10 @@ class JobLifecycle {
   bool needs_restore_point_ = false;
   // Some of its members haven't been heard yet.
   bool adopting_ = false;
+  // Servers that it goes on without, each with the cause.
+  std::vector<std::string> lost_;
+  // The members that are there don't have the memory for second copies.
+  bool no_room_for_standby_ = false;
   // The most that any generation has taken, and how many have ended since.
   uint64_t furthest_step_ = 0;
   int recoveries_ = 0;

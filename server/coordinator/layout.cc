@@ -1,6 +1,9 @@
 #include "server/coordinator/layout.h"
 
+#include <set>
+
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/job/job_file.h"
 #include "common/job/model_plan.h"
@@ -33,19 +36,21 @@ absl::Status CheckMemoryOfMoves(const Layout& layout, const ModelPlan& plan,
   const std::map<std::string, ServerLimits> limits = LimitsOf(members);
   MemoryNeeds needs = present.memory;
   needs.insert(layout.memory.begin(), layout.memory.end());
-  for (size_t i = 0; i < plan.shards.size(); ++i) {
-    const std::string& server = layout.placement.shards(i).server();
+  const std::map<std::string, std::vector<ShardSpec>> next =
+      ShardsByServer(plan, layout.placement);
+  for (const auto& [server, shards] : next) {
     // A newcomer's need has its shards.
-    if (server == present.placement.shards(i).server() ||
-        !present.memory.contains(server)) {
-      continue;
-    }
-    for (int64_t t : plan.shards[i].tensors) {
-      const TensorSpec& tensor = plan.tensors[t];
-      if (tensor.of_expert && limits.at(server).tier) continue;
-      const TensorState state = StateOf(layout.job.optimizer(), tensor);
-      needs[server].parameters += state.parameter_bytes;
-      needs[server].optimizer += state.optimizer_bytes();
+    if (!present.memory.contains(server)) continue;
+    const std::set<std::string> has = ShardsOf(present.placement, server);
+    for (const ShardSpec& shard : shards) {
+      if (has.contains(shard.id)) continue;
+      for (const int64_t t : shard.tensors) {
+        const TensorSpec& tensor = plan.tensors[t];
+        if (tensor.of_expert && limits.at(server).tier) continue;
+        const TensorState state = StateOf(layout.job.optimizer(), tensor);
+        needs[server].parameters += state.parameter_bytes;
+        needs[server].optimizer += state.optimizer_bytes();
+      }
     }
   }
   // One that has gone needs nothing.
@@ -57,8 +62,13 @@ absl::Status CheckMemoryOfMoves(const Layout& layout, const ModelPlan& plan,
 }  // namespace
 
 absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
-                                  const MemberTable& members,
+                                  const MemberTable& members, int copies,
                                   const v1::Placement* placement) {
+  const auto with_copies = [copies](const absl::Status& status) {
+    if (copies == 1) return status;
+    return Annotate(status,
+                    absl::StrCat("with ", copies, " copies of each shard (--copies)"));
+  };
   Layout layout;
   layout.job = job;
   layout.workers = members.Ids(v1::MEMBER_KIND_WORKER);
@@ -75,14 +85,15 @@ absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
   const ModelPlan plan = MakeModelPlan(layout.job);
   RETURN_IF_ERROR(CheckShardSizes(plan, kMaxMessageBytes));
   const std::vector<std::string> servers = members.Ids(v1::MEMBER_KIND_SERVER);
-  layout.placement = placement != nullptr ? *placement : MakePlacement(plan, servers);
+  layout.placement =
+      placement != nullptr ? *placement : MakePlacement(plan, servers, copies);
   layout.replicas = AssignReplicas(job.training().replicas(), layout.workers);
   for (v1::ReplicaAssignment& assignment : layout.replicas) {
     assignment.set_nonce(members.Find(assignment.worker())->registration.nonce());
   }
   if (training) {
-    RETURN_IF_ERROR(CheckStepMessages(layout.job, plan, layout.placement, layout.replicas,
-                                      kMaxMessageBytes));
+    RETURN_IF_ERROR(with_copies(CheckStepMessages(layout.job, plan, layout.placement,
+                                                  layout.replicas, kMaxMessageBytes)));
   }
   for (const std::string& server : servers) {
     layout.addresses[server] = members.Find(server)->registration.address();
@@ -93,16 +104,16 @@ absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
   }
   layout.memory = ComputeMemoryNeeds(layout.job, plan, layout.placement, layout.replicas,
                                      LimitsOf(members), threads, training);
-  RETURN_IF_ERROR(CheckMemory(job.name(), layout.memory, members));
+  RETURN_IF_ERROR(with_copies(CheckMemory(job.name(), layout.memory, members)));
   return layout;
 }
 
 absl::StatusOr<Layout> MakeNextLayout(const v1::Job& job, const MemberTable& members,
-                                      const Layout& present) {
+                                      int copies, const Layout& present) {
   const ModelPlan plan = MakeModelPlan(present.job);
   const v1::Placement placement =
-      MovePlacement(plan, present.placement, members.Ids(v1::MEMBER_KIND_SERVER));
-  ASSIGN_OR_RETURN(Layout layout, MakeLayout(job, true, members, &placement));
+      MovePlacement(plan, present.placement, members.Ids(v1::MEMBER_KIND_SERVER), copies);
+  ASSIGN_OR_RETURN(Layout layout, MakeLayout(job, true, members, copies, &placement));
   RETURN_IF_ERROR(CheckMemoryOfMoves(layout, plan, present, members));
   return layout;
 }

@@ -26,13 +26,14 @@ struct Layout {
   MemoryNeeds memory;
 };
 
-// members: complete. training: not just an evaluation. placement: of all the job's shards on these
-// members; null: a new one. FAILED_PRECONDITION, with what to change, if they can't hold the job.
+// members: complete. training: not just an evaluation. copies: of each shard; one server has one of each.
+// placement: of all the job's shards on these members; null: a new one. FAILED_PRECONDITION, with what to
+// change, if they can't hold the job.
 absl::StatusOr<Layout> MakeLayout(const v1::Job& job, bool training,
-                                  const MemberTable& members,
+                                  const MemberTable& members, int copies,
                                   const v1::Placement* placement = nullptr);
 // The same, with shards moving from where they are, also from servers that leave.
 absl::StatusOr<Layout> MakeNextLayout(const v1::Job& job, const MemberTable& members,
-                                      const Layout& present);
+                                      int copies, const Layout& present);
 
 }  // namespace moe

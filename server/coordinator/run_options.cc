@@ -11,6 +11,21 @@ absl::Status CompleteRunOptions(RunOptions& options) {
     return absl::InvalidArgumentError("--servers must be at least 1");
   if (options.workers < 1)
     return absl::InvalidArgumentError("--workers must be at least 1");
+  if (options.copies != 1 && options.copies != 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--copies is ", options.copies, "; it must be 1 or 2"));
+  }
+  if (options.copies > options.servers) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--copies=2 puts the second copy of each shard on another server, so "
+        "--servers must be at least 2, not ",
+        options.servers));
+  }
+  if (options.copies > 1 && options.job.allow_mixed_numerics()) {
+    return absl::InvalidArgumentError(
+        "--copies=2 needs servers that compute equal bits, or copies would differ; the "
+        "job has allow_mixed_numerics, so take --copies=1");
+  }
   if (options.workers > options.job.training().replicas()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--workers is ", options.workers, ", but the job's training.replicas is ",

@@ -18,6 +18,9 @@ struct RunOptions {
   v1::Job job;
   int servers = 1;
   int workers = 1;
+  // Of each shard, on different servers: 1 or 2. With two the loss of a server doesn't end the generation
+  // as long as the others have its shards.
+  int copies = 1;
   v1::RunMode mode = v1::RUN_MODE_TRAIN;
   v1::Split evaluate_split = v1::SPLIT_TEST;
   std::optional<RestorePoint> restore;

@@ -11,7 +11,8 @@ namespace moe {
 
 absl::StatusOr<MemberTable> PlanScaling(const MemberTable& members,
                                         const v1::ScaleRequest& request,
-                                        const v1::Job& job, const Layout& present) {
+                                        const v1::Job& job, int copies,
+                                        const Layout& present) {
   const int replicas = job.training().replicas();
   MemberTable scaled = members;
   for (const auto& [id, member] : members.members()) {
@@ -41,6 +42,11 @@ absl::StatusOr<MemberTable> PlanScaling(const MemberTable& members,
   if (servers < 1 || workers < 1) {
     return absl::InvalidArgumentError("a job needs at least one server and one worker");
   }
+  if (servers < copies) {
+    return absl::InvalidArgumentError(
+        "the coordinator was started with --copies=2, and the second copies of shards "
+        "need another server than the first: at least 2 servers, not 1");
+  }
   if (workers > replicas) {
     return absl::InvalidArgumentError(
         absl::StrCat("the job has ", replicas,
@@ -56,7 +62,7 @@ absl::StatusOr<MemberTable> PlanScaling(const MemberTable& members,
   }
   if (scaled.count(v1::MEMBER_KIND_SERVER) > 0 &&
       scaled.count(v1::MEMBER_KIND_WORKER) > 0) {
-    const absl::Status fits = MakeNextLayout(job, scaled, present).status();
+    const absl::Status fits = MakeNextLayout(job, scaled, copies, present).status();
     if (!fits.ok()) return absl::FailedPreconditionError(fits.message());
   }
   return scaled;

@@ -90,6 +90,9 @@ class ClusterClientTest : public testing::Test {
                                ? (shard.group % 2 == 0 ? "server/s0" : "server/s1")
                            : shard.id == "dense/0" ? "server/s0"
                                                    : "server/s2");
+      if (!copies_) continue;
+      const int next = (placement.server().back() - '0' + 1) % 3;
+      placement.set_standby("server/s" + std::to_string(next));
     }
     for (int s = 0; s < 3; ++s) {
       const std::string id = "server/s" + std::to_string(s);
@@ -101,13 +104,26 @@ class ClusterClientTest : public testing::Test {
       address.set_server(id);
       address.set_address(servers_.back()->address());
     }
-    auto client = ClusterClient::Connect(state_, plan_,
-                                         {.member = "worker/w0",
-                                          .owned_replicas = owned_,
-                                          .timeout = timeout,
-                                          .on_wait = {}});
+    auto client = ClusterClient::Connect(
+        state_, plan_,
+        {.member = "worker/w0",
+         .owned_replicas = owned_,
+         .timeout = timeout,
+         .reconnect_timeout = reconnect_timeout_,
+         .on_wait = {},
+         .go_on_without = [this](const std::string& server, const absl::Status& why) {
+           lost_.push_back(server);
+           why_ = why;
+           return go_on_;
+         }});
     ASSERT_TRUE(client.ok()) << client.status();
     client_ = *std::move(client);
+  }
+  // Whether the placement gives the server a copy.
+  bool Hosts(int server, int shard) const {
+    const std::string id = "server/s" + std::to_string(server);
+    const v1::ShardPlacement& placed = state_.placement().shards(shard);
+    return placed.server() == id || placed.standby() == id;
   }
 
   // Experts that scale by 10^expert, so that sums of groups depend on their order.
@@ -118,9 +134,13 @@ class ClusterClientTest : public testing::Test {
   grpc::Status Answer(int server, const v1::ExchangeRequest& request,
                       Responses* responses) {
     v1::ExchangeResponse response;
+    if (fail_) {
+      const grpc::Status failed = fail_(server, request);
+      if (!failed.ok()) return failed;
+    }
     switch (request.message_case()) {
       case v1::ExchangeRequest::kForward:
-        AnswerForward(request.forward(), response.mutable_forward());
+        AnswerForward(server, request.forward(), response.mutable_forward());
         break;
       case v1::ExchangeRequest::kBackward:
         AnswerBackward(server, request.backward(), response.mutable_backward());
@@ -159,7 +179,8 @@ class ClusterClientTest : public testing::Test {
     return grpc::Status::OK;
   }
 
-  void AnswerForward(const v1::ForwardRequest& request, v1::ForwardResponse* response) {
+  void AnswerForward(int server, const v1::ForwardRequest& request,
+                     v1::ForwardResponse* response) {
     *response->mutable_id() = request.id();
     for (const v1::ForwardFrame& frame : request.frames()) {
       v1::ForwardReply& reply = *response->add_replies();
@@ -197,7 +218,7 @@ class ClusterClientTest : public testing::Test {
     absl::MutexLock lock(&mutex_);
     for (const v1::ForwardFrame& frame : request.frames()) {
       for (const v1::GroupRouting& routing : frame.groups()) {
-        frames_[{frame.replica(), routing.group()}] = routing;
+        frames_[server][{frame.replica(), routing.group()}] = routing;
       }
     }
   }
@@ -212,9 +233,8 @@ class ClusterClientTest : public testing::Test {
       v1::BackwardReply& reply = *response->add_replies();
       reply.set_replica(frame.replica());
       const auto dy = ToVector<float>(frame.dy());
-      for (const auto& [key, routing] : frames_) {
+      for (const auto& [key, routing] : frames_[server]) {
         if (key.first != frame.replica()) continue;
-        if (static_cast<int>(key.second % 2) != server) continue;
         v1::GroupGradient& gradient = *reply.add_groups();
         gradient.set_group(key.second);
         const auto row = ToVector<uint32_t>(routing.row());
@@ -252,10 +272,7 @@ class ClusterClientTest : public testing::Test {
   std::vector<int64_t> TensorsOf(int server) {
     std::vector<int64_t> tensors;
     for (size_t i = 0; i < plan_.shards.size(); ++i) {
-      if (state_.placement().shards(static_cast<int>(i)).server() !=
-          "server/s" + std::to_string(server)) {
-        continue;
-      }
+      if (!Hosts(server, static_cast<int>(i))) continue;
       tensors.insert(tensors.begin(), plan_.shards[i].tensors.begin(),
                      plan_.shards[i].tensors.end());
     }
@@ -365,12 +382,22 @@ class ClusterClientTest : public testing::Test {
   std::vector<uint32_t> owned_ = {0, 2};
   // Of such a layer only forwards in evaluation are answered.
   bool hierarchical_ = false;
+  // Second copies, each on the next server.
+  bool copies_ = false;
+  absl::Duration reconnect_timeout_ = absl::ZeroDuration();
+  // What go_on_without was asked, and what it answers.
+  std::vector<std::string> lost_;
+  absl::Status why_;
+  bool go_on_ = true;
+  // How a server ends the stream instead of answering.
+  std::function<grpc::Status(int server, const v1::ExchangeRequest&)> fail_;
   v1::Job job_;
   ModelPlan plan_;
   v1::ClusterState state_;
   std::function<void(int server, v1::ExchangeResponse*)> spoil_;
   absl::Mutex mutex_;
-  std::map<std::pair<uint32_t, uint32_t>, v1::GroupRouting> frames_;
+  // By server; by replica and group.
+  std::map<int, std::map<std::pair<uint32_t, uint32_t>, v1::GroupRouting>> frames_;
   std::vector<std::unique_ptr<FakeServer>> servers_;
   std::unique_ptr<ClusterClient> client_;
 };
@@ -749,11 +776,217 @@ TEST_F(ClusterClientTest, WrongSquareSumsAreRefused) {
   }
 }
 
+// What a job with two copies does all the time: one forward, one backward and one close.
+class StandbyClientTest : public ClusterClientTest {
+ protected:
+  void SetUp() override { copies_ = true; }
+  // The server's stream breaks when it gets such a message.
+  void Break(int server, v1::ExchangeRequest::MessageCase at) {
+    fail_ = [=](int asked, const v1::ExchangeRequest& request) {
+      return asked == server && request.message_case() == at
+                 ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "killed")
+                 : grpc::Status::OK;
+    };
+  }
+  // The results of a step, to be compared.
+  struct Step {
+    std::vector<std::vector<float>> numbers;
+    double norm = 0;
+    absl::Status status;
+  };
+  Step TakeStep() {
+    Step step;
+    std::vector<Batch> batches = TwoBatches();
+    BalanceTotals totals;
+    step.status = Forward(batches, &totals);
+    if (step.status.ok()) step.status = Backward(batches);
+    for (const Batch& batch : batches) {
+      step.numbers.insert(step.numbers.end(), {batch.y, batch.dx, batch.dgate});
+    }
+    if (!step.status.ok()) return step;
+    const auto closed = client_->parameters().Close(MakeClose());
+    step.status = closed.status();
+    if (closed.ok()) step.norm = closed->gradient_norm;
+    return step;
+  }
+  // Of messages but Hello.
+  size_t Asked(int server) const { return servers_[server]->requests().size() - 1; }
+};
+
+TEST_F(StandbyClientTest, BothServersAreSentTheSameAndItCountsOnce) {
+  Start(/*clip_norm=*/1);
+  const Step step = TakeStep();
+  ASSERT_TRUE(step.status.ok()) << step.status;
+  EXPECT_TRUE(lost_.empty());
+  // Groups 0 and 2 are on s0 and s1, 1 and 3 on s1 and s2.
+  const auto groups = [this](int server) {
+    std::vector<uint32_t> groups;
+    const v1::ForwardFrame frame = servers_[server]->requests().at(1).forward().frames(0);
+    for (const v1::GroupRouting& routing : frame.groups()) {
+      groups.push_back(routing.group());
+    }
+    return groups;
+  };
+  EXPECT_THAT(groups(0), testing::ElementsAre(0, 2));
+  EXPECT_THAT(groups(1), testing::ElementsAre(0, 1, 2, 3));
+  EXPECT_THAT(groups(2), testing::ElementsAre(1, 3));
+  // dense/0 is on s0 and s1, dense/1 on s2 and s0.
+  const auto gradients = [this](int server) {
+    std::map<std::string, std::vector<std::string>> sent;
+    const v1::CloseRequest close = servers_[server]->requests().at(3).close();
+    for (const v1::GradientNode& node : close.gradients()) {
+      sent[node.shard()].push_back(node.gradient());
+    }
+    return sent;
+  };
+  EXPECT_EQ(gradients(0).at("dense/0"), gradients(1).at("dense/0"));
+  EXPECT_EQ(gradients(0).at("dense/1"), gradients(2).at("dense/1"));
+
+  copies_ = false;
+  lost_.clear();
+  client_.reset();
+  servers_.clear();
+  frames_.clear();
+  state_.Clear();
+  Start(/*clip_norm=*/1);
+  const Step single = TakeStep();
+  ASSERT_TRUE(single.status.ok()) << single.status;
+  EXPECT_EQ(step.numbers, single.numbers);
+  EXPECT_EQ(step.norm, single.norm);
+}
+
+TEST_F(StandbyClientTest, GoesOnWithoutAServerThatIsLost) {
+  Start(/*clip_norm=*/1);
+  const Step whole = TakeStep();
+  using Case = v1::ExchangeRequest;
+  for (const auto at : {Case::kForward, Case::kBackward, Case::kClose, Case::kApply}) {
+    for (const int server : {0, 1, 2}) {
+      client_.reset();
+      servers_.clear();
+      frames_.clear();
+      state_.Clear();
+      lost_.clear();
+      Start(/*clip_norm=*/1);
+      Break(server, at);
+      const Step step = TakeStep();
+      ASSERT_TRUE(step.status.ok()) << step.status;
+      EXPECT_EQ(step.numbers, whole.numbers) << server << " at " << at;
+      EXPECT_EQ(step.norm, whole.norm);
+      EXPECT_THAT(lost_, testing::ElementsAre(servers_[server]->id()));
+      EXPECT_THAT(std::string(why_.message()), HasSubstr(servers_[server]->id()));
+      // Nothing is sent to it any more, and there is nothing to lose any more.
+      const size_t before = Asked(server);
+      fail_ = nullptr;
+      frames_.clear();
+      EXPECT_TRUE(TakeStep().status.ok());
+      EXPECT_EQ(Asked(server), before);
+      Break((server + 1) % 3, Case::kClose);
+      EXPECT_EQ(TakeStep().status.code(), absl::StatusCode::kUnavailable);
+      EXPECT_EQ(lost_.size(), 1u);
+    }
+  }
+}
+
+TEST_F(StandbyClientTest, AsksTheOtherForWhatALostOneWasAsked) {
+  Start();
+  Break(0, v1::ExchangeRequest::kPull);
+  std::vector<std::vector<float>> values;
+  std::vector<std::span<float>> spans;
+  for (const ShardSpec& shard : plan_.shards) {
+    if (shard.kind == ShardKind::kDense) values.emplace_back(plan_.SizeOf(shard));
+  }
+  for (auto& v : values) spans.emplace_back(v);
+  const absl::Status status = client_->parameters().PullDense(3, spans);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(ToBytes(values[0]), ContentOf("dense/0"));
+  EXPECT_EQ(ToBytes(values[1]), ContentOf("dense/1"));
+  EXPECT_THAT(lost_, testing::ElementsAre("server/s0"));
+  // One of them was asked, not both.
+  EXPECT_EQ(Asked(1), 1u);
+  EXPECT_EQ(Asked(2), 1u);
+}
+
+TEST_F(StandbyClientTest, TheCoordinatorMayHaveLostOne) {
+  Start();
+  client_->KeepServers({"server/s0", "server/s2"});
+  const Step step = TakeStep();
+  ASSERT_TRUE(step.status.ok()) << step.status;
+  EXPECT_THAT(lost_, testing::ElementsAre("server/s1"));
+  EXPECT_THAT(std::string(why_.message()),
+              HasSubstr("the coordinator has lost server/s1"));
+  EXPECT_EQ(Asked(1), 0u);
+}
+
+TEST_F(StandbyClientTest, GoesOnWithoutOneThatDoesNotAnswer) {
+  Start(/*clip_norm=*/0, absl::Seconds(2));
+  spoil_ = [](int server, v1::ExchangeResponse* response) {
+    if (server == 1 && response->has_backward()) response->Clear();
+  };
+  const Step step = TakeStep();
+  ASSERT_TRUE(step.status.ok()) << step.status;
+  EXPECT_THAT(lost_, testing::ElementsAre("server/s1"));
+  EXPECT_EQ(why_.code(), absl::StatusCode::kDeadlineExceeded);
+}
+
+TEST_F(StandbyClientTest, GoesOnWithoutOneThatIsNotThere) {
+  Start();
+  servers_[1].reset();
+  client_.reset();
+  auto client = ClusterClient::Connect(
+      state_, plan_,
+      {.member = "worker/w0",
+       .owned_replicas = owned_,
+       .reconnect_timeout = absl::Milliseconds(50),
+       .on_wait = {},
+       .go_on_without = [this](const std::string& server, const absl::Status&) {
+         lost_.push_back(server);
+         return true;
+       }});
+  ASSERT_TRUE(client.ok()) << client.status();
+  client_ = *std::move(client);
+  EXPECT_TRUE(TakeStep().status.ok());
+  EXPECT_THAT(lost_, testing::ElementsAre("server/s1"));
+}
+
+TEST_F(StandbyClientTest, WhatIsNoLossIsAnError) {
+  // Of a server that says what is wrong.
+  Start();
+  fail_ = [](int server, const v1::ExchangeRequest&) {
+    return server == 1 ? grpc::Status(grpc::StatusCode::INVALID_ARGUMENT, "a bad frame")
+                       : grpc::Status::OK;
+  };
+  EXPECT_THAT(std::string(TakeStep().status.message()), HasSubstr("a bad frame"));
+  EXPECT_TRUE(lost_.empty());
+}
+
+TEST_F(StandbyClientTest, ALossThatComesOfTheGenerationsEndIsAnError) {
+  Start();
+  go_on_ = false;
+  const absl::Status cause = absl::AbortedError("generation 7 is over");
+  client_->Cancel(cause);
+  EXPECT_EQ(TakeStep().status, cause);
+}
+
+TEST_F(StandbyClientTest, CopiesThatDifferAreAnError) {
+  Start(/*clip_norm=*/1);
+  spoil_ = [](int server, v1::ExchangeResponse* response) {
+    if (server != 1 || !response->has_close()) return;
+    v1::TensorSquareSum& sum = *response->mutable_close()->mutable_square_sums(0);
+    sum.set_sum(std::nextafter(sum.sum(), 1e20));
+  };
+  const absl::Status status = TakeStep().status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("their copies differ"));
+}
+
 TEST_F(ClusterClientTest, ConnectRefusesAPlacementThatIsNotTheJobs) {
   Start();
   const auto message = [&](const v1::ClusterState& state) {
-    const auto client = ClusterClient::Connect(
-        state, plan_, {.member = "worker/w0", .owned_replicas = {0}, .on_wait = {}});
+    const auto client = ClusterClient::Connect(state, plan_,
+                                               {.member = "worker/w0",
+                                                .owned_replicas = {0},
+                                                .on_wait = {},
+                                                .go_on_without = {}});
     EXPECT_FALSE(client.ok());
     return std::string(client.status().message());
   };
@@ -775,7 +1008,8 @@ TEST_F(ClusterClientTest, TellsWhatItWaitsFor) {
       state_, plan_,
       {.member = "worker/w0",
        .owned_replicas = owned_,
-       .on_wait = [&](const std::string& reason) { reasons.push_back(reason); }});
+       .on_wait = [&](const std::string& reason) { reasons.push_back(reason); },
+       .go_on_without = {}});
   ASSERT_TRUE(client.ok()) << client.status();
   ASSERT_TRUE((*client)->parameters().PullReplicaState(0, 0).ok());
   EXPECT_THAT(

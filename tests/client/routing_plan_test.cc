@@ -99,8 +99,11 @@ TEST(RoutingPlan, EqualsTheNaiveLoops) {
 }
 
 TEST(RoutingPlan, ATokenGoesOnceToAServerWithSeveralOfItsGroups) {
-  const ExpertLayout layout{
-      .experts = 6, .groups = 3, .servers = 2, .server_of_group = {1, 0, 1}};
+  const ExpertLayout layout{.experts = 6,
+                            .groups = 3,
+                            .servers = 2,
+                            .server_of_group = {1, 0, 1},
+                            .standby_of_group = {}};
   // Token 0: experts 0 and 5, both on server 1; token 1: none; token 2: experts 1 and
   // 2.
   const std::vector<int32_t> offset = {0, 2, 2, 4};
@@ -121,9 +124,39 @@ TEST(RoutingPlan, ATokenGoesOnceToAServerWithSeveralOfItsGroups) {
   EXPECT_THAT(s1.groups[1].gate, ElementsAre(.75f));
 }
 
+TEST(RoutingPlan, BothCopiesOfAGroupGetItsRows) {
+  const ExpertLayout layout{.experts = 4,
+                            .groups = 2,
+                            .servers = 3,
+                            .server_of_group = {0, 1},
+                            .standby_of_group = {1, -1}};
+  const std::vector<int32_t> offset = {0, 2, 3, 4};
+  const std::vector<int32_t> expert = {0, 3, 2, 1};
+  const std::vector<float> gate = {.25f, .75f, 1, 1};
+  const RoutingPlan plan(layout, offset, expert, gate);
+  const RoutingPlan::Server& first = plan.servers()[0];
+  const RoutingPlan::Server& second = plan.servers()[1];
+  EXPECT_THAT(first.token, ElementsAre(0u, 2u));
+  EXPECT_THAT(second.token, ElementsAre(0u, 1u, 2u));
+  EXPECT_THAT(plan.servers()[2].groups, IsEmpty());
+  ASSERT_EQ(first.groups.size(), 1u);
+  ASSERT_EQ(second.groups.size(), 2u);
+  EXPECT_EQ(second.groups[0].group, 0);
+  // By its own frame's rows, the same tokens.
+  EXPECT_THAT(first.groups[0].row, ElementsAre(0u, 1u));
+  EXPECT_THAT(second.groups[0].row, ElementsAre(0u, 2u));
+  EXPECT_EQ(first.groups[0].token, second.groups[0].token);
+  EXPECT_EQ(first.groups[0].expert, second.groups[0].expert);
+  EXPECT_EQ(first.groups[0].choice, second.groups[0].choice);
+  EXPECT_EQ(plan.choices(), 4);
+}
+
 TEST(RoutingPlan, KeepsEmptyGroupsAndEmptyServers) {
-  const ExpertLayout layout{
-      .experts = 2, .groups = 2, .servers = 3, .server_of_group = {0, 2}};
+  const ExpertLayout layout{.experts = 2,
+                            .groups = 2,
+                            .servers = 3,
+                            .server_of_group = {0, 2},
+                            .standby_of_group = {}};
   const RoutingPlan plan(layout, std::vector<int32_t>{0, 1}, std::vector<int32_t>{0},
                          std::vector<float>{1});
   ASSERT_EQ(plan.servers().size(), 3u);

@@ -39,6 +39,31 @@ TEST(ShardMapTest, SaysWhoHasWhatAndHowManyShareIt) {
   }
 }
 
+TEST(ShardMapTest, SaysWhoHasSecondCopies) {
+  const v1::Job job =
+      JobOf("d_model: 3 vocabulary: 13 layers { lstm { hidden: 3 } }", "replicas: 5");
+  const ModelPlan plan = MakeModelPlan(job);
+  v1::ClusterState state = StateOf(job, plan);
+  *state.mutable_placement() =
+      MakePlacement(plan, {"server/s0", "server/s1"}, /*copies=*/2);
+  const auto map = MakeShardMap(state, plan);
+  ASSERT_TRUE(map.ok()) << map.status();
+  for (size_t i = 0; i < plan.shards.size(); ++i) {
+    const std::vector<int32_t> copies = map->CopiesOf(static_cast<int32_t>(i));
+    ASSERT_EQ(copies.size(), 2u);
+    EXPECT_EQ(copies[0], map->server_of_shard[i]);
+    EXPECT_NE(copies[0], copies[1]);
+  }
+  for (const ShardMap::Server& server : map->servers) {
+    EXPECT_EQ(server.shards.size(), plan.shards.size());
+  }
+
+  v1::ShardPlacement& placed = *state.mutable_placement()->mutable_shards(0);
+  placed.set_standby(placed.server());
+  EXPECT_EQ(MakeShardMap(state, plan).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST(ShardMapTest, RefusesAPlacementThatLacksAShard) {
   const v1::Job job =
       JobOf("d_model: 3 vocabulary: 13 layers { lstm { hidden: 3 } }", "replicas: 5");

@@ -317,7 +317,8 @@ TEST_F(AdoptionTest, OnlyWhatIsAskedForGoesOn) {
   for (const char* id : {"server/a", "server/b"}) ASSERT_TRUE(Beat(id, 1).ok());
   EXPECT_EQ(WhyNot(), "");
   options_.servers = 3;
-  EXPECT_EQ(WhyNot(), "other --servers or --workers are asked for: 3 2 instead of 2 2");
+  EXPECT_EQ(WhyNot(),
+            "other --servers, --workers or --copies are asked for: 3 2 instead of 2 2");
   options_.servers = 2;
   options_.job.mutable_training()->set_steps(5);
   EXPECT_EQ(WhyNot(), "the job has changed: modified: training.steps: 4 -> 5");

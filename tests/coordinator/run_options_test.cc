@@ -33,6 +33,17 @@ TEST(RunOptionsTest, RefusesImpossibleClusters) {
   options.workers = 4;
   expect_refused(options, "training.replicas is 3");
   options = possible;
+  options.copies = 2;
+  expect_refused(options, "--servers must be at least 2, not 1");
+  options.servers = 2;
+  EXPECT_TRUE(CompleteRunOptions(options).ok());
+  options.job.set_allow_mixed_numerics(true);
+  expect_refused(options, "allow_mixed_numerics");
+  options = possible;
+  options.copies = 3;
+  options.servers = 3;
+  expect_refused(options, "--copies is 3");
+  options = possible;
   options.lease = options.heartbeat;
   expect_refused(options, "--lease_ms");
   options = possible;

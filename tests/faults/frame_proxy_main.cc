@@ -37,9 +37,11 @@ ABSL_FLAG(double, duplicate, 0, "That it comes once more, up to 100 ms later.");
 ABSL_FLAG(double, cut, 0, "That the stream is cut when it comes.");
 ABSL_FLAG(double, swallow, 0, "That a reply is swallowed and the stream cut later.");
 ABSL_FLAG(int, quiet_after, 1 << 30, "Messages after which nothing is disturbed.");
-ABSL_FLAG(std::string, hold, "",
-          "What is held back: backward, close, or applied (that a step was).");
-ABSL_FLAG(uint64_t, hold_step, 0, "From which step on.");
+ABSL_FLAG(
+    std::string, hold, "",
+    "What is held back: backward, close, evaluation (its forward frames), or applied "
+    "(that a step was).");
+ABSL_FLAG(uint64_t, hold_step, 0, "From which step, or batch of an evaluation, on.");
 
 namespace moe {
 namespace {
@@ -250,6 +252,11 @@ class FrameProxy final : public v1::ShardService::Service {
     if (what == "backward" && request.has_backward() &&
         request.backward().id().step() >= from) {
       return absl::StrCat("backward step ", request.backward().id().step());
+    }
+    if (what == "evaluation" && request.has_forward() &&
+        request.forward().id().mode() == v1::MODE_EVALUATE &&
+        request.forward().id().step() >= from) {
+      return absl::StrCat("evaluation batch ", request.forward().id().step());
     }
     return "";
   }

@@ -148,7 +148,7 @@ class Worker {
     return experts.AwaitBackward(Id(), {&result, 1});
   }
 
-  RemoteParameters Parameters() const {
+  RemoteParameters Parameters() {
     return RemoteParameters(servers_, plan_, {kReplica}, testing::kReplicas, 1);
   }
 
@@ -182,7 +182,9 @@ class Worker {
   absl::Status Rows() {
     RemoteTables tables(servers_, plan_, testing::kWidth);
     std::vector<float> out(kWords.size() * tables.columns(Table::kSoftmax));
-    return tables.AwaitPull(0, Table::kSoftmax, kWords, std::span<float>(out));
+    absl::Status status = tables.SendPull(0, PullFor::kTraining, Table::kSoftmax, kWords);
+    status.Update(tables.AwaitPull(0, Table::kSoftmax, kWords, std::span<float>(out)));
+    return status;
   }
 
   absl::Status Score() {

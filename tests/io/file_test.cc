@@ -155,6 +155,22 @@ TEST_F(FileTest, RemovesWhatIsUnfinishedOfAFileAlone) {
               HasSubstr(Path("none")));
 }
 
+TEST_F(FileTest, RemovesAllThatIsUnfinished) {
+  for (const char* name : {"a", "a.tmp-12-3", "b.tmp-1-1f-1", "c"}) {
+    std::ofstream(Path(name)) << name;
+  }
+  ASSERT_TRUE(RemoveAllUnfinished(Path("")).ok());
+  EXPECT_THAT(Names(), ElementsAre("a", "c"));
+  // Whoever writes it fails, and leaves nothing.
+  const absl::Status written =
+      WriteFileAtomically(Path("d"), [this](FileSink& sink) -> absl::Status {
+        const absl::Status removed = RemoveAllUnfinished(Path(""));
+        return removed.ok() ? sink.Append("d") : removed;
+      });
+  EXPECT_FALSE(written.ok());
+  EXPECT_THAT(Names(), ElementsAre("a", "c"));
+}
+
 TEST_F(FileTest, RemovesFiles) {
   std::ofstream(Path("a")) << "a";
   fs::create_directories(Path("folder"));

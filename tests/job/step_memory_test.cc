@@ -642,6 +642,29 @@ TEST(StepMemoryTest, OfEveryMemberOfACluster) {
   EXPECT_EQ(needs.at("worker/b").total(), small.OneWorker().total());
 }
 
+TEST(StepMemoryTest, SecondCopiesCountAsTheFirst) {
+  const Planned small = Small();
+  const auto replicas = AssignReplicas(2, {"worker/a"});
+  const auto needs = [&](const std::vector<std::string>& servers, int copies) {
+    std::map<std::string, ServerLimits> limits;
+    for (const std::string& server : servers) limits[server] = {.threads = 1};
+    return ComputeMemoryNeeds(small.job, small.plan,
+                              MakePlacement(small.plan, servers, copies), replicas,
+                              limits,
+                              /*worker_threads=*/{}, /*training=*/true);
+  };
+  const MemoryNeeds single = needs({"server/a", "server/b"}, 1);
+  const MemoryNeeds twice = needs({"server/a", "server/b"}, 2);
+  // Of two servers each has all.
+  const MemoryNeeds all = needs({"server/a"}, 1);
+  for (const char* server : {"server/a", "server/b"}) {
+    EXPECT_EQ(twice.at(server).total(), all.at("server/a").total());
+  }
+  EXPECT_GT(twice.at("worker/a").messages, single.at("worker/a").messages);
+  EXPECT_LE(twice.at("worker/a").messages, 2 * single.at("worker/a").messages);
+  EXPECT_EQ(twice.at("worker/a").activations, single.at("worker/a").activations);
+}
+
 TEST(StepMemoryTest, Describes) {
   MemoryNeed need;
   need.parameters = int64_t{3} << 30;

@@ -131,6 +131,8 @@ class FakeMember : public Member {
                : absl::AbortedError("the generation is over");
   }
   void OnTrouble(std::function<void(const absl::Status&)>) override {}
+  void OnState(std::function<void(const v1::ClusterState&)>) override {}
+  void GoOnWithout(const std::string&, const std::string&) override {}
   std::string Describe() const override { return "the test's"; }
   void SetReady(uint64_t generation) override {
     absl::MutexLock lock(&cluster_.mutex_);

@@ -1,5 +1,6 @@
 #include "common/trace/check_trace.h"
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -266,6 +267,73 @@ TEST(CheckTrace, LinesThatMakeNoSenseAreNamed) {
                 HasSubstr(absl::StrCat("line 7: \"", line, "\" is no line of a trace")));
   }
   EXPECT_FALSE(ParseTrace("A 1 2 forward 4\n").ok()) << "before any generation";
+}
+
+// Three servers, of which each has a copy of everything but the replica's state, of two of them; s2 ends in
+// step 3, before it is taken.
+std::vector<TraceFile> WithCopies() {
+  std::vector<TraceFile> files;
+  for (const std::string server : {"server/s0", "server/s1", "server/s2"}) {
+    TraceFile& file = files.emplace_back();
+    file.name = server.substr(7) + ".9.trace";
+    TracePart& part = file.parts.emplace_back(Head(1, "server/s0", 0));
+    part.server = server;
+    part.job_shards = 3;
+    part.shards = server == "server/s0" ? std::vector<std::string>{"dense/0", "dense/1"}
+                  : server == "server/s1"
+                      ? std::vector<std::string>{"dense/1", "replica/0"}
+                      : std::vector<std::string>{"replica/0", "dense/0"};
+    part.copied = {part.shards.begin(), part.shards.end()};
+    const uint64_t steps = server == "server/s2" ? 3 : 5;
+    for (uint64_t step = 0; step < steps; ++step) Take(&part, step);
+  }
+  TracePart& lost = files[2].parts[0];
+  Add(&lost, TraceEvent::kReceived, 3, Contributions(lost)[0]);
+  return files;
+}
+
+TEST(CheckTrace, AServerMayBeLostWhileOthersHaveCopies) {
+  for (const bool given : {true, false}) {
+    const auto summary =
+        Check(WithCopies(), given ? std::optional<uint64_t>(5) : std::nullopt);
+    ASSERT_TRUE(summary.ok()) << summary.status();
+    EXPECT_EQ(summary->end, 5u);
+    EXPECT_EQ(summary->rolled_back, 0u);
+  }
+  auto files = WithCopies();
+  files.pop_back();
+  EXPECT_TRUE(Check(files, 5).ok());
+}
+
+TEST(CheckTrace, ALostServersStepsMustBeRight) {
+  auto files = WithCopies();
+  std::vector<TraceRecord>& records = files[2].parts[0].records;
+  const auto applied =
+      std::find_if(records.begin(), records.end(), [](const auto& record) {
+        return record.event == TraceEvent::kApplied && record.step == 2;
+      });
+  records.erase(applied);
+  const auto summary = Check(files, 5);
+  EXPECT_THAT(std::string(summary.status().message()), HasSubstr("step 2"));
+  EXPECT_THAT(std::string(summary.status().message()), HasSubstr("is missing"));
+}
+
+TEST(CheckTrace, BothCopiesMustNotEndEarly) {
+  auto files = WithCopies();
+  // It has dense/0 with s2.
+  std::vector<TraceRecord>& records = files[0].parts[0].records;
+  while (records.back().step == 4) records.pop_back();
+  const auto summary = Check(files, 5);
+  EXPECT_THAT(std::string(summary.status().message()),
+              HasSubstr("the trace ends too early"));
+}
+
+TEST(CheckTrace, OnlyCopiesMayBeTwice) {
+  auto files = WithCopies();
+  files[0].parts[0].copied.erase("dense/0");
+  const auto summary = Check(files, 5);
+  EXPECT_THAT(std::string(summary.status().message()),
+              HasSubstr("shard dense/0 is on server/s0 and on server/s2"));
 }
 
 }  // namespace

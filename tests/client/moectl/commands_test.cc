@@ -145,6 +145,16 @@ TEST(Moectl, DescribeCountsAJob) {
   }
   // Of the model, and c and h of one lane.
   EXPECT_EQ(parameters, 4 * (288 + 40 + 50 + 4 * 4 * 8 + 4 * 4) + 4 * 2 * 4);
+
+  const Result twice = Moectl({"describe", "--job", path, "--vocabulary=10",
+                               "--servers=11", "--copies=2", "--json"});
+  ASSERT_EQ(twice.exit_status, 0) << twice.err;
+  int64_t of_both = 0;
+  const auto with_both = nlohmann::json::parse(twice.out)["memory"];
+  for (const auto& member : with_both) {
+    if (member["member"] != "worker/w0") of_both += member["parameters"].get<int64_t>();
+  }
+  EXPECT_EQ(of_both, 2 * parameters);
 }
 
 TEST(Moectl, DescribeKnowsWhatServersKeepElsewhere) {
@@ -187,7 +197,8 @@ TEST(Moectl, DescribeKnowsWhatServersKeepElsewhere) {
   EXPECT_LT(again["activations"].get<int64_t>(), all["activations"].get<int64_t>());
   EXPECT_EQ(again["parameters"], all["parameters"]);
 
-  for (const std::string flag : {"--disk", "--activation_gib=1", "--threads=2"}) {
+  for (const std::string flag :
+       {"--disk", "--activation_gib=1", "--threads=2", "--copies=2"}) {
     const Result result = Moectl({"describe", "--job", path, flag});
     EXPECT_NE(result.exit_status, 0) << flag;
     EXPECT_THAT(result.err, AllOf(HasSubstr(flag.substr(0, flag.find('='))),
@@ -221,6 +232,12 @@ TEST(Moectl, DescribeRefusesWhatMakesNoCluster) {
   EXPECT_THAT(error("--workers=200000"),
               HasSubstr("--workers is 200000; it must be at most"));
   EXPECT_THAT(error("--workers=3"), HasSubstr("training.replicas is 2"));
+  for (const char* copies : {"--copies=2", "--copies=3"}) {
+    const Result result =
+        Moectl({"describe", "--job", path, "--vocabulary=10", "--servers=1", copies});
+    EXPECT_NE(result.exit_status, 0);
+    EXPECT_THAT(result.err, HasSubstr("at least 2 --servers"));
+  }
 }
 
 // A cluster of one coordinator and two servers that only answer questions.

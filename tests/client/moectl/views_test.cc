@@ -156,6 +156,25 @@ TEST(Views, Shards) {
               HasSubstr("layer1/group1  server/s1        7        2            30"));
 }
 
+TEST(Views, StatusSaysWhatHasNoSecondCopy) {
+  v1::GetClusterStatusResponse status = Running();
+  EXPECT_THAT(StatusView(status), Not(HasSubstr("standby")));
+  status.mutable_state()->set_without_standby("server/s1 was lost; 3 of 9 shards ...");
+  EXPECT_THAT(StatusView(status),
+              HasSubstr("standby     server/s1 was lost; 3 of 9 shards ...\n"));
+}
+
+TEST(Views, ExpertsOfTwoCopiesCountOnce) {
+  std::vector<ServerReport> reports = Reports();
+  const std::string once = ExpertsView(LayerLoads(reports), 0);
+  std::vector<ServerReport> twice = reports;
+  for (const ServerReport& report : reports) {
+    twice.push_back(report);
+    twice.back().server.set_server("server/s9");
+  }
+  EXPECT_EQ(ExpertsView(LayerLoads(twice), 0), once);
+}
+
 TEST(Views, ExpertsAreSortedByLoad) {
   const std::vector<LayerLoad> layers = LayerLoads(Reports());
   ASSERT_EQ(layers.size(), 1u);
