@@ -57,8 +57,8 @@ class NoStream final : public ShardStream {
 
   const std::string& peer() const override { return peer_; }
   absl::Status Send(v1::ExchangeRequest /*request*/) override { return why_; }
-  absl::StatusOr<v1::ExchangeResponse> Await(const ExchangeKey& /*key*/,
-                                             absl::Time /*deadline*/) override {
+  absl::StatusOr<Received<v1::ExchangeResponse>> Await(const ExchangeKey& /*key*/,
+                                                       absl::Time /*deadline*/) override {
     return why_;
   }
   void Cancel(const absl::Status& /*cause*/) override {}

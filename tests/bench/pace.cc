@@ -33,6 +33,12 @@ class PacedMember final : public Member {
   void OnTrouble(std::function<void(const absl::Status&)> callback) override {
     member_->OnTrouble(std::move(callback));
   }
+  void OnState(std::function<void(const v1::ClusterState&)> callback) override {
+    member_->OnState(std::move(callback));
+  }
+  void GoOnWithout(const std::string& server, const std::string& why) override {
+    member_->GoOnWithout(server, why);
+  }
   std::string Describe() const override { return member_->Describe(); }
   void SetReady(uint64_t generation) override { member_->SetReady(generation); }
   void SetArrived(uint64_t version) override { member_->SetArrived(version); }

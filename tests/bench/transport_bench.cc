@@ -107,7 +107,8 @@ class Client {
                                     .experts = 1,
                                     .groups = 1,
                                     .servers = 1,
-                                    .server_of_group = {0}};
+                                    .server_of_group = {0},
+                                    .standby_of_group = {}};
     auto stream = OpenShardStream({.server = kServer,
                                    .address = address,
                                    .member = "worker/w0",

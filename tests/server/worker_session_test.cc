@@ -46,11 +46,11 @@ class WorkerSessionTest : public ::testing::Test {
     return session_.Attach(hello, {sink_, std::move(cancel)}, {}, patience);
   }
   absl::Status Put(uint64_t sequence) {
-    return session_.Put(
-        Message(sequence), [&](Received<v1::ExchangeRequest> request, bool again) {
-          (again ? again_ : taken_).push_back(request.message.sequence());
-          return absl::OkStatus();
-        });
+    return session_.Put(Message(sequence),
+                        [&](Received<v1::ExchangeRequest> request, bool again) {
+                          (again ? again_ : taken_).push_back(request.message.sequence());
+                          return absl::OkStatus();
+                        });
   }
 
   WorkerSession session_{"worker/w0", kIncarnation};
@@ -83,10 +83,11 @@ TEST_F(WorkerSessionTest, LittleMayBeAhead) {
     v1::ExchangeRequest request = Message(sequence);
     request.mutable_forward()->add_frames()->set_x(
         std::string(WorkerSession::kAheadBytes / 3, 'x'));
-    return session_.Put(std::move(request), [&](v1::ExchangeRequest taken, bool) {
-      taken_.push_back(taken.sequence());
-      return absl::OkStatus();
-    });
+    return session_.Put(std::move(request),
+                        [&](Received<v1::ExchangeRequest> taken, bool) {
+                          taken_.push_back(taken.message.sequence());
+                          return absl::OkStatus();
+                        });
   };
   EXPECT_TRUE(put(2).ok());
   EXPECT_TRUE(put(2).ok());
