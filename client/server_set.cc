@@ -13,7 +13,9 @@ namespace {
 // sent.
 bool IsLoss(const absl::Status& why) {
   return absl::IsUnavailable(why) || absl::IsDeadlineExceeded(why) ||
-         absl::IsAborted(why) || absl::IsCancelled(why);
+         absl::IsAborted(why) || absl::IsCancelled(why) ||
+         // Others committed the checkpoint that it was writing, for they take it for lost.
+         absl::IsNotFound(why);
 }
 
 }  // namespace

@@ -225,11 +225,11 @@ class GrpcShardStream final : public ShardStream {
                       end.error_code() == grpc::StatusCode::UNKNOWN;
     // A server cancels a stream that it takes for broken.
     const bool cancelled = end.error_code() == grpc::StatusCode::CANCELLED;
-    return {lost ? absl::UnavailableError(
-                       absl::StrCat("the stream to ", peer_,
+    return {lost || cancelled ? absl::UnavailableError(absl::StrCat(
+                                    "the stream to ", peer_,
                                     " broke (it was killed, crashed, or was cut off): ",
                                     end.error_message()))
-                 : FromGrpcStatus(end, peer_),
+                              : FromGrpcStatus(end, peer_),
             lost || cancelled,
             lost && !connection.greeted &&
                 absl::StrContains(end.error_message(), std::strerror(ECONNREFUSED))};

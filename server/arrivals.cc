@@ -145,6 +145,10 @@ absl::Status Arrivals::Fetch(Incoming& incoming, v1::FetchShardRequest request,
   }
   const std::string what = absl::StrCat(incoming.spec->id, " from ", incoming.source);
   RETURN_IF_ERROR(Annotate(taken, what));
+  if (status.error_code() == grpc::StatusCode::CANCELLED && !stopped()) {
+    return absl::UnavailableError(
+        absl::StrCat(what, ": the call was refused or cut off"));
+  }
   RETURN_IF_ERROR(FromGrpcStatus(status, what));
   return Annotate(receiver.Finish(), what);
 }

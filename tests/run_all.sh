@@ -56,16 +56,18 @@ bazel test --keep_going --jobs="${JOBS:-2}" --build_event_json_file="$events" \
 
 # The backend for GPUs: nvcc's half of it, which needs no GPU.
 if [[ ${targets[*]} == //... && ${#options[@]} == 0 ]]; then
-  if [[ -x $cuda_home/bin/nvcc ]]; then
+  if [[ -x $cuda_home/bin/nvcc && -r $cuda_home/include/cublas_v2.h ]]; then
     if bazel build --config=cuda --define=cuda_home="$cuda_home" --jobs="${JOBS:-2}" \
       //server:expert_server //worker:worker //tests/kernels:rows_test; then
       echo "CUDA: compiled and linked with $cuda_home"
+      # bazel-bin has the programs that need nothing of CUDA again.
+      bazel build --jobs="${JOBS:-2}" //server:expert_server //worker:worker
     else
       echo "CUDA: doesn't compile with $cuda_home" >&2
       status=1
     fi
   else
-    echo "CUDA: not compiled: there is no $cuda_home/bin/nvcc (CUDA_HOME=DIR: it is elsewhere)"
+    echo "CUDA: not compiled: there is no nvcc with cuBLAS in $cuda_home (CUDA_HOME=DIR: it is elsewhere)"
   fi
 fi
 

@@ -37,7 +37,7 @@ class Splitter {
     while (reader_.left() > end) {
       const size_t begin = head_.size();
       uint64_t tag = 0;
-      if (!CopyVarint(&tag)) return false;
+      if (!CopyVarint(&tag) || tag >> 3 == 0 || tag > UINT32_MAX) return false;
       if ((tag & 7) != kLength) {
         if (!CopyNumber(tag & 7) || reader_.left() < end) return false;
         continue;
@@ -59,7 +59,7 @@ class Splitter {
         if (!Split(*kind, size)) return false;
         path_.pop_back();
         PutLength(length_at, content_at, head_.size() - content_at);
-      } else if (number == node.apart && size >= least_) {
+      } else if (node.apart != 0 && number == node.apart && size >= least_) {
         head_.resize(begin);
         Found& found = found_.emplace_back(Found{path_, {number, {}}});
         reader_.ForEach(size,

@@ -91,11 +91,15 @@ absl::StatusOr<std::vector<v1::CheckpointStatus>> CommitCheckpoint(
   RETURN_IF_ERROR(
       Annotate(VerifySizes(folder, manifest),
                "a server's file isn't here (is the checkpoint folder shared?)"));
-  // Of a server that was lost, and with whose shards others went on.
-  RETURN_IF_ERROR(RemoveAllUnfinished(folder));
   RETURN_IF_ERROR(WriteManifest(folder, manifest));
-  RETURN_IF_ERROR(RenameFolder(
-      folder, absl::StrCat(checkpoint_dir, "/", StepFolderName(manifest.step()))));
+  const std::string committed =
+      absl::StrCat(checkpoint_dir, "/", StepFolderName(manifest.step()));
+  RETURN_IF_ERROR(RenameFolder(folder, committed));
+  // Of a server that was lost, and with whose shards others went on. It can't make more of them: the
+  // folder that it knows isn't there any more.
+  if (const absl::Status status = RemoveAllUnfinished(committed); !status.ok()) {
+    LOG(WARNING) << "cannot remove what is unfinished: " << status.message();
+  }
   if (const absl::Status status =
           DeleteSuperseded(checkpoint_dir, manifest.step(), keep_last);
       !status.ok()) {

@@ -430,7 +430,8 @@ void JobLifecycle::Grow(const std::string& id, v1::MemberKind kind) {
                 members_.wanted(v1::MEMBER_KIND_WORKER) + (server ? 0 : 1));
 }
 
-void JobLifecycle::Lose(const std::string& id, const std::string& how) {
+// By value: the record that an id may lie in is removed.
+void JobLifecycle::Lose(std::string id, const std::string& how) {
   const MemberRecord* const member = members_.Find(id);
   // It may have gone with a generation that ended just now.
   if (member == nullptr) return;

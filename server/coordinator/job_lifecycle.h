@@ -82,7 +82,7 @@ class JobLifecycle {
   // Version of the placement to come; 0: none.
   uint64_t upcoming() const { return handover_.version(); }
   // A member has left or was lost.
-  void Lose(const std::string& id, const std::string& how);
+  void Lose(std::string id, const std::string& how);
   // A worker goes on without the server in that generation; cause: what it knows of it.
   void LoseServer(const std::string& server, const std::string& worker,
                   const std::string& cause, uint64_t generation);

@@ -78,6 +78,10 @@ compile() {
   local object=$objects/${1//\//-}.o
   # shellcheck disable=SC2086  # each of these is several options
   case "$mode $1" in
+    *few_rows_kernels.cc)
+      g++ $host_options $include -c "$1" -o "$object"
+      g++ $host_options $include -march=x86-64-v4 -Wno-uninitialized -Wno-maybe-uninitialized \
+        -c "$1" -o "${object%.cc.o}_avx512.cc.o" ;;
     *.cc) g++ $host_options $include -c "$1" -o "$object" ;;
     host*) g++ $host_options $include -x c++ -c "$1" -o "$object" ;;
     *) "$nvcc" $device_options -c "$1" -o "$object" ;;

@@ -66,7 +66,7 @@ struct Experts {
   std::vector<ExpertRows> experts32, experts16;
 };
 
-const std::vector<int64_t> kRows = {1, 0, 8, 12, 40, 700};
+const std::vector<int64_t> kRows = {1, 0, 8, 12, 40, 100, 257, 700};
 
 void ExpectSame(const DeviceMatrix& a, const DeviceMatrix& b) {
   const HostMatrix x = a.Get(), y = b.Get();

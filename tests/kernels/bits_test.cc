@@ -185,7 +185,7 @@ class Outputs {
     widths.insert(widths.end(), hidden_widths.begin(), hidden_widths.end());
     widths.push_back(d);
     const size_t matrices = widths.size() - 1;
-    const std::vector<int64_t> expert_rows = {1, 4, 0, 9, 33, 700};
+    const std::vector<int64_t> expert_rows = {1, 4, 0, 9, 33, 100, 257, 700};
     std::vector<DeviceMatrix> weights;
     std::vector<float*> pointers;
     for (size_t e = 0; e < expert_rows.size(); ++e) {

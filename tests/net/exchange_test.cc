@@ -174,9 +174,9 @@ TEST(Decode, RefusesWhatIsDamaged) {
   EXPECT_EQ(
       DecodeRequest(InSlices(sound.substr(0, sound.size() - 1), 999)).status().code(),
       absl::StatusCode::kDataLoss);
-  for (size_t i = 0; i < sound.size(); ++i) {
+  for (size_t i = 0; i < 8 * sound.size(); ++i) {
     std::string damaged = sound;
-    damaged[i] = static_cast<char>(damaged[i] ^ (1 << (i % 8)));
+    damaged[i / 8] = static_cast<char>(damaged[i / 8] ^ (1 << (i % 8)));
     const auto got = DecodeRequest(InSlices(damaged, 999));
     // What says the same is as good, such as a field twice.
     if (got.ok()) {

@@ -45,22 +45,27 @@ const FewRowsKernels& BestFewRows() {
 int64_t MostFewRows() { return BestFewRows().most_rows; }
 
 void FewRowsProduct(ConstMatrix a, ConstMatrix b, Matrix c, bool add) {
+  if (c.rows == 0 || c.cols == 0) return;
   BestFewRows().product(Plain(a, b, c, add));
 }
 void FewRowsProduct(ConstMatrix a, ConstBfloat16Matrix b, Matrix c) {
+  if (c.rows == 0 || c.cols == 0) return;
   BestFewRows().product16(Plain(a, b, c));
 }
 
 void FewRowsProductTransposed(ConstMatrix a, ConstMatrix b, Matrix c, bool add) {
+  if (c.rows == 0 || c.cols == 0) return;
   BestFewRows().transposed(Transposed(a, b, c, add));
 }
 void FewRowsProductTransposed(ConstMatrix a, ConstBfloat16Matrix b, Matrix c) {
+  if (c.rows == 0 || c.cols == 0) return;
   BestFewRows().transposed16(Transposed(a, b, c));
 }
 
 void OuterProducts(ConstMatrix a, ConstMatrix b, Matrix c, const NeededNext& next) {
   Check(a.rows == b.rows && a.cols == c.rows && b.cols == c.cols,
         "[p, m]^T [p, n] = [m, n]");
+  if (c.rows == 0 || c.cols == 0) return;
   BestFewRows().outer(Arguments(a, b, c, a.rows), next);
 }
 

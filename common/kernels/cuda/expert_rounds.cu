@@ -64,6 +64,10 @@ RoundWeights::RoundWeights(const Context& context, std::span<const ExpertRows> e
   for (size_t e : which) {
     for (size_t i = 0; i < shapes_.size(); ++i) {
       const int64_t size = shapes_[i].size();
+      if (size == 0) {
+        pointers_.push_back(nullptr);
+        continue;
+      }
       if (experts[e].w16.empty()) {
         const float* const w = experts[e].w[i];
         pointers_.push_back(on_device(w, size));
