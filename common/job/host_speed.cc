@@ -7,7 +7,7 @@ namespace {
 
 // Copying an operand's or a result's element, in floating-point operations of a large product.
 constexpr double kPacked = 24;
-// As in common/kernels/cpu/few_rows.h, and how much slower than a large product it is where the
+// As kernels without AVX-512 did when docs/results/plan.md was measured, and how much slower than a large product it is where the
 // weights come fast enough.
 constexpr double kFewRows = 12;
 constexpr double kFewRowsShare = 0.75;
