@@ -51,6 +51,7 @@ start_cluster() {
 
 # A unix socket, which takes a quarter less of the processors than loopback, if its path may be so long.
 server_address() {
+  local LC_ALL=C  # counts bytes
   local path="$out/$1.socket"
   if ((${#path} > longest_socket)); then path=; fi
   say "${path:+unix:}${path:-127.0.0.1:0}"
