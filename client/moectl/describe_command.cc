@@ -8,6 +8,7 @@
 #include "client/moectl/assumed_cluster.h"
 #include "client/moectl/command.h"
 #include "client/moectl/json.h"
+#include "client/moectl/memory_view.h"
 #include "client/moectl/text_table.h"
 #include "common/base/human.h"
 #include "common/base/status_macros.h"
@@ -58,7 +59,7 @@ class DescribeCommand final : public Command {
     }
     if (json_) {
       Json described = ToJson(job, count, stored);
-      if (!memory.empty()) described["memory"] = MemoryToJson(memory);
+      if (!memory.empty()) described["memory"] = MembersToJson(memory);
       out << Print(described);
     } else {
       out << View(job, count) << "\n" << View(job, stored);
@@ -68,41 +69,19 @@ class DescribeCommand final : public Command {
   }
 
  private:
-  static Json MemoryToJson(const MemoryNeeds& memory) {
+  static Json MembersToJson(const MemoryNeeds& memory) {
     Json members = Json::array();
     for (const auto& [member, need] : memory) {
-      members.push_back({{"member", member},
-                         {"program", need.program},
-                         {"parameters", need.parameters},
-                         {"optimizer", need.optimizer},
-                         {"gradients", need.gradients},
-                         {"activations", need.activations},
-                         {"messages", need.messages},
-                         {"copies", need.copies},
-                         {"total", need.total()}});
+      Json described = {{"member", member}};
+      described.update(MemoryToJson(need));
+      members.push_back(std::move(described));
     }
     return members;
   }
 
   static std::string MemoryView(const MemoryNeeds& memory) {
-    constexpr auto kRight = TextTable::Align::kRight;
-    TextTable table(std::vector<TextTable::Column>{{"MEMORY"},
-                                                   {"PARAMETERS", kRight},
-                                                   {"OPTIMIZER", kRight},
-                                                   {"GRADIENTS", kRight},
-                                                   {"ACTIVATIONS", kRight},
-                                                   {"MESSAGES", kRight},
-                                                   {"COPIES", kRight},
-                                                   {"PROGRAM", kRight},
-                                                   {"TOTAL", kRight}});
-    const auto bytes = [](int64_t count) {
-      return count == 0 ? "-" : FormatBytes(static_cast<uint64_t>(count));
-    };
-    for (const auto& [member, need] : memory) {
-      table.AddRow({member, bytes(need.parameters), bytes(need.optimizer),
-                    bytes(need.gradients), bytes(need.activations), bytes(need.messages),
-                    bytes(need.copies), bytes(need.program), bytes(need.total())});
-    }
+    MemoryTable table;
+    for (const auto& [member, need] : memory) table.Add(member, need);
     return table.ToString();
   }
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
+#include "client/moectl/memory_view.h"
 #include "client/moectl/text_table.h"
 #include "common/base/human.h"
 
@@ -41,7 +42,6 @@ constexpr Kind kToWorkers[] = {
 std::string Bytes(double bytes) {
   return bytes == 0 ? "-" : FormatBytes(static_cast<uint64_t>(std::llround(bytes)));
 }
-std::string Bytes(int64_t bytes) { return Bytes(static_cast<double>(bytes)); }
 
 std::string Seconds(double seconds) {
   if (seconds < 1e-3) return absl::StrFormat("%.0f us", 1e6 * seconds);
@@ -150,16 +150,8 @@ std::string BytesView(const Plan& plan) {
   return table.ToString();
 }
 
-std::string MemoryTable(const Plan& plan) {
-  TextTable table(std::vector<TextTable::Column>{{"MEMORY"},
-                                                 {"PARAMETERS", kRight},
-                                                 {"OPTIMIZER", kRight},
-                                                 {"GRADIENTS", kRight},
-                                                 {"ACTIVATIONS", kRight},
-                                                 {"MESSAGES", kRight},
-                                                 {"COPIES", kRight},
-                                                 {"PROGRAM", kRight},
-                                                 {"TOTAL", kRight}});
+std::string MemoryView(const Plan& plan) {
+  MemoryTable table;
   for (const auto& [name, members] :
        {std::pair("server", &plan.servers), std::pair("worker", &plan.workers)}) {
     const auto [least, most] = std::minmax_element(
@@ -167,15 +159,10 @@ std::string MemoryTable(const Plan& plan) {
         [&](const std::string& a, const std::string& b) {
           return plan.memory.at(a).total() < plan.memory.at(b).total();
         });
-    const auto add = [&](const std::string& title, const std::string& member) {
-      const MemoryNeed& need = plan.memory.at(member);
-      table.AddRow({title, Bytes(need.parameters), Bytes(need.optimizer),
-                    Bytes(need.gradients), Bytes(need.activations), Bytes(need.messages),
-                    Bytes(need.copies), Bytes(need.program), Bytes(need.total())});
-    };
     const bool same = plan.memory.at(*least).total() == plan.memory.at(*most).total();
-    add(same ? absl::StrCat("a ", name) : absl::StrCat("the largest ", name), *most);
-    if (!same) add(absl::StrCat("the smallest ", name), *least);
+    table.Add(same ? absl::StrCat("a ", name) : absl::StrCat("the largest ", name),
+              plan.memory.at(*most));
+    if (!same) table.Add(absl::StrCat("the smallest ", name), plan.memory.at(*least));
   }
   return table.ToString();
 }
@@ -200,15 +187,7 @@ Json HostToJson(const std::string& member, bool server, const HostCost& host,
           {"computing_seconds", host.computing},
           {"message_seconds", host.messages},
           {"network_seconds", host.network},
-          {"memory",
-           {{"program", need.program},
-            {"parameters", need.parameters},
-            {"optimizer", need.optimizer},
-            {"gradients", need.gradients},
-            {"activations", need.activations},
-            {"messages", need.messages},
-            {"copies", need.copies},
-            {"total", need.total()}}}};
+          {"memory", MemoryToJson(need)}};
 }
 
 Json SpeedToJson(const HostSpeed& speed) {
@@ -222,7 +201,7 @@ Json SpeedToJson(const HostSpeed& speed) {
 
 std::string PlanView(const Plan& plan) {
   return absl::StrJoin(
-      {StepView(plan), BusyView(plan), BytesView(plan), MemoryTable(plan)}, "\n");
+      {StepView(plan), BusyView(plan), BytesView(plan), MemoryView(plan)}, "\n");
 }
 
 Json PlanToJson(const Plan& plan) {
