@@ -2,6 +2,7 @@
 // and becomes part of a whole gradient only where an update takes means.
 #include <algorithm>
 
+#include "common/kernels/arguments.h"
 #include "common/kernels/cpu/check.h"
 #include "common/kernels/cpu/experts.h"
 #include "common/kernels/cpu/few_rows.h"
@@ -150,13 +151,7 @@ void UpdateRowsOf(const Context& context, const ExpertUpdate& update, size_t mat
 
 Gradients CheckedGradients(ConstMatrix x, std::span<const ConstMatrix> hidden,
                            std::span<const ConstMatrix> dhidden, ConstMatrix gated_dy) {
-  Check(dhidden.size() == hidden.size(), "the gradient of each hidden layer");
-  for (size_t i = 0; i < hidden.size(); ++i) {
-    Check(hidden[i].rows == x.rows && dhidden[i].rows == x.rows &&
-              dhidden[i].cols == hidden[i].cols,
-          "hidden and dhidden: [p, h]");
-  }
-  Check(gated_dy.rows == x.rows, "x: [p, d], gated_dy: [p, o]");
+  CheckExpertGradients(x, hidden, dhidden, gated_dy);
   return {x, hidden, dhidden, gated_dy};
 }
 

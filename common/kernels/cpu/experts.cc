@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/kernels/arguments.h"
 #include "common/kernels/cpu/check.h"
 #include "common/kernels/cpu/few_rows.h"
 #include "common/kernels/cpu/gemm.h"
@@ -22,11 +23,6 @@ struct RowTask {
   Range rows;  // within the batch
 };
 
-void CheckRows(const ExpertRows& expert, ConstMatrix batch) {
-  Check(expert.begin >= 0 && expert.rows >= 0 && expert.begin + expert.rows <= batch.rows,
-        "an expert's rows lie in the batch");
-}
-
 // Calls fn(expert, block of rows) for all blocks of all experts, longest first.
 template <typename Fn>
 void ForRowBlocks(const Context& context, std::span<const ExpertRows> experts,
@@ -36,7 +32,7 @@ void ForRowBlocks(const Context& context, std::span<const ExpertRows> experts,
   };
   int64_t count = 0;
   for (const ExpertRows& e : experts) {
-    CheckRows(e, batch);
+    CheckExpertRows(e, batch);
     count += parts(e);
   }
   const Scratch<RowTask> tasks(context.scratch, count);
@@ -134,8 +130,7 @@ void ReluBackward(ConstMatrix hidden, Matrix gradient) {
 void ExpertForward(const Context& context, std::span<const ExpertRows> experts,
                    ConstMatrix x, std::span<const Matrix> hidden, Matrix y) {
   const size_t depth = hidden.size();
-  for (const Matrix& layer : hidden) Check(layer.rows == x.rows, "hidden: [p, h]");
-  Check(y.data == nullptr || y.rows == x.rows, "x: [p, d], y: [p, o]");
+  CheckExpertForward(x, hidden, y);
   ForRowBlocks(context, experts, x, [&](const ExpertRows& e, Range rows) {
     Check(e.matrices() == depth + 1, "a matrix more than hidden layers");
     ConstMatrix in = Rows(x, rows);
@@ -155,15 +150,7 @@ void ExpertBackward(const Context& context, std::span<const ExpertRows> experts,
                     std::span<const ConstMatrix> hidden, float* dgate,
                     std::span<const Matrix> dhidden, Matrix dx) {
   const size_t depth = hidden.size();
-  Check(dhidden.size() == depth, "the gradient of each hidden layer");
-  Check(depth > 0 || (x.rows == dy.rows && x.cols == dx.cols),
-        "x: [p, d], without a hidden layer");
-  for (size_t i = 0; i < depth; ++i) {
-    Check(hidden[i].rows == dy.rows && dhidden[i].rows == dy.rows &&
-              dhidden[i].cols == hidden[i].cols,
-          "hidden and dhidden: [p, h]");
-  }
-  Check(dx.data == nullptr || dx.rows == dy.rows, "dy: [p, o], dx: [p, d]");
+  CheckExpertBackward(x, dy, hidden, dhidden, dx);
   ForRowBlocks(context, experts, dy, [&](const ExpertRows& e, Range rows) {
     Check(e.matrices() == depth + 1, "a matrix more than hidden layers");
     if (depth == 0) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <span>
 
+#include "common/kernels/arguments.h"
 #include "common/kernels/cpu/check.h"
 #include "common/kernels/cpu/gating_math.h"
 #include "common/kernels/cpu/thread_pool.h"
@@ -15,23 +16,7 @@ namespace {
 // Load is summed over the tokens of such a block, then over the blocks, both in order.
 constexpr int64_t kTokenBlock = 32;
 
-bool SmoothLoad(const GateBatch& batch) {
-  return batch.with_noise && batch.k < batch.clean.cols;
-}
-
 int64_t Padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
-void CheckBatch(const GateBatch& batch) {
-  const ConstMatrix clean = batch.clean;
-  Check(batch.k >= 1 && batch.k <= clean.cols, "1 <= k <= n");
-  if (!batch.with_noise) return;
-  Check(batch.raw.rows == clean.rows && batch.raw.cols == clean.cols, "raw is [T, n]");
-  Check(batch.noise.rows == clean.rows && batch.noise.cols == clean.cols,
-        "noise is [T, n]");
-  Check(
-      batch.draw_row.empty() || static_cast<int64_t>(batch.draw_row.size()) == clean.rows,
-      "draw_row is [T]");
-}
 
 // One token's forward pass; the buffers serve one token after another.
 class ForwardPass {
@@ -134,7 +119,7 @@ class ForwardPass {
 };
 
 void Forward(const Context& context, const GateBatch& batch, bool draw) {
-  CheckBatch(batch);
+  CheckGateBatch(batch);
   const int64_t tokens = batch.clean.rows;
   const int64_t n = batch.clean.cols;
   const bool smooth = SmoothLoad(batch);
@@ -288,12 +273,8 @@ void TopKForwardWithNoise(const Context& context, const GateBatch& batch) {
 
 void NoisyTopKBackward(const Context& context, const GateBatch& batch, const float* dgate,
                        const float* dload, Matrix dclean, Matrix draw) {
-  CheckBatch(batch);
-  const auto same_shape = [&](ConstMatrix x) {
-    return x.rows == batch.clean.rows && x.cols == batch.clean.cols;
-  };
-  Check(same_shape(dclean) && (!batch.with_noise || same_shape(draw)),
-        "[T, n] gradients");
+  CheckGateBatch(batch);
+  CheckGateGradients(batch, dclean, draw);
   if (!SmoothLoad(batch)) dload = nullptr;
   ForRanges(context.parallel, batch.clean.rows, kTokenBlock,
             [&](int64_t begin, int64_t end) {

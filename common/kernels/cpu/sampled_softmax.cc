@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/kernels/arguments.h"
 #include "common/kernels/cpu/check.h"
 #include "common/kernels/cpu/simd.h"
 #include "common/kernels/cpu/thread_pool.h"
@@ -28,15 +29,6 @@ void AddScaled(int64_t n, float factor, const float* x, float* y) {
     lanes.Store(y + i,
                 _mm256_fmadd_ps(Splat(factor), lanes.Load(x + i), lanes.Load(y + i)));
   });
-}
-
-void CheckTargets(ConstMatrix x, ConstMatrix w, ConstMatrix logits,
-                  std::span<const int32_t> index) {
-  Check(static_cast<int64_t>(index.size()) == x.rows, "an index for each row");
-  Check(x.cols == w.cols, "equal columns");
-  Check(logits.rows == x.rows && logits.cols >= 1,
-        "logits: rows of x, and the target's column");
-  for (int32_t i : index) Check(i >= -1 && i < w.rows, "-1 <= index < rows");
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Weight gradients of experts, and what becomes of them: an update or a sum of squares.
 #include <algorithm>
 
+#include "common/kernels/arguments.h"
 #include "common/kernels/cuda/block.h"
 #include "common/kernels/cuda/expert_rounds.h"
 #include "common/kernels/cuda/experts.h"
@@ -18,13 +19,7 @@ struct Gradients {
   Gradients(ConstMatrix x, std::span<const ConstMatrix> hidden,
             std::span<const ConstMatrix> dhidden, ConstMatrix gated_dy)
       : left({x}), right(dhidden.begin(), dhidden.end()) {
-    Check(dhidden.size() == hidden.size(), "the gradient of each hidden layer");
-    for (size_t i = 0; i < hidden.size(); ++i) {
-      Check(hidden[i].rows == x.rows && dhidden[i].rows == x.rows &&
-                dhidden[i].cols == hidden[i].cols,
-            "hidden and dhidden: [p, h]");
-    }
-    Check(gated_dy.rows == x.rows, "x: [p, d], gated_dy: [p, o]");
+    CheckExpertGradients(x, hidden, dhidden, gated_dy);
     left.insert(left.end(), hidden.begin(), hidden.end());
     right.push_back(gated_dy);
   }
@@ -48,8 +43,7 @@ struct Gradients {
     std::vector<Product> products;
     for (size_t e : which) {
       const ExpertRows& expert = experts[e];
-      Check(expert.begin >= 0 && expert.begin + expert.rows <= left[0].rows,
-            "an expert's rows lie in the batch");
+      CheckExpertRows(expert, left[0]);
       for (size_t i = 0; i < matrices(); ++i) {
         const Matrix& gradient =
             gradients.emplace_back(scratch, shape(i).rows, shape(i).cols, stride(i));

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/kernels/arguments.h"
 #include "common/kernels/cuda/block.h"
 #include "common/kernels/cuda/elements.h"
 #include "common/kernels/cuda/expert_rounds.h"
@@ -76,8 +77,7 @@ __global__ void GateRowsKernel(ConstView value, const float* gate, bool relu, Vi
 void CheckExperts(std::span<const ExpertRows> experts, ConstMatrix batch,
                   size_t matrices) {
   for (const ExpertRows& e : experts) {
-    Check(e.begin >= 0 && e.rows >= 0 && e.begin + e.rows <= batch.rows,
-          "an expert's rows lie in the batch");
+    CheckExpertRows(e, batch);
     Check(e.rows == 0 || e.matrices() == matrices, "a matrix more than hidden layers");
   }
 }
@@ -102,8 +102,7 @@ void ForRoundsOfWeights(const Context& context, std::span<const ExpertRows> expe
 void ExpertForward(const Context& context, std::span<const ExpertRows> experts,
                    ConstMatrix x, std::span<const Matrix> hidden, Matrix y) {
   const size_t depth = hidden.size();
-  for (const Matrix& layer : hidden) Check(layer.rows == x.rows, "hidden: [p, h]");
-  Check(y.data == nullptr || y.rows == x.rows, "x: [p, d], y: [p, o]");
+  CheckExpertForward(x, hidden, y);
   CheckExperts(experts, x, depth + 1);
   std::vector<Matrix> out(hidden.begin(), hidden.end());
   if (y.data != nullptr) out.push_back(y);
@@ -138,15 +137,7 @@ void ExpertBackward(const Context& context, std::span<const ExpertRows> experts,
                     std::span<const ConstMatrix> hidden, float* dgate,
                     std::span<const Matrix> dhidden, Matrix dx) {
   const size_t depth = hidden.size();
-  Check(dhidden.size() == depth, "the gradient of each hidden layer");
-  Check(depth > 0 || (x.rows == dy.rows && x.cols == dx.cols),
-        "x: [p, d], without a hidden layer");
-  for (size_t i = 0; i < depth; ++i) {
-    Check(hidden[i].rows == dy.rows && dhidden[i].rows == dy.rows &&
-              dhidden[i].cols == hidden[i].cols,
-          "hidden and dhidden: [p, h]");
-  }
-  Check(dx.data == nullptr || dx.rows == dy.rows, "dy: [p, o], dx: [p, d]");
+  CheckExpertBackward(x, dy, hidden, dhidden, dx);
   CheckExperts(experts, dy, depth + 1);
   // gradients[i] is by the input of matrix i; without dx the first matrix isn't needed.
   std::vector<Matrix> gradients = {dx};

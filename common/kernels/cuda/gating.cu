@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/kernels/arguments.h"
 #include "common/kernels/cuda/block.h"
 #include "common/kernels/cuda/device_math.h"
 #include "common/kernels/cuda/elements.h"
@@ -256,21 +257,10 @@ __global__ void BackwardKernel(Gate g, const float* all_dgate, const float* dloa
       inside * g.noise.row(t)[next_expert] * NoiseScale(g.raw.row(t)[next_expert]).slope;
 }
 
-bool SmoothLoad(const GateBatch& batch) {
-  return batch.with_noise && batch.k < batch.clean.cols;
-}
-
 void CheckBatch(const GateBatch& batch) {
-  const ConstMatrix clean = batch.clean;
-  Check(batch.k >= 1 && batch.k <= clean.cols, "1 <= k <= n");
-  Check(clean.rows <= INT32_MAX && clean.cols < INT32_MAX, "sizes below 2^31");
-  if (!batch.with_noise) return;
-  Check(batch.raw.rows == clean.rows && batch.raw.cols == clean.cols, "raw is [T, n]");
-  Check(batch.noise.rows == clean.rows && batch.noise.cols == clean.cols,
-        "noise is [T, n]");
-  Check(
-      batch.draw_row.empty() || static_cast<int64_t>(batch.draw_row.size()) == clean.rows,
-      "draw_row is [T]");
+  CheckGateBatch(batch);
+  Check(batch.clean.rows <= INT32_MAX && batch.clean.cols < INT32_MAX,
+        "sizes below 2^31");
 }
 
 Gate GateOf(const GateBatch& batch) {
@@ -315,11 +305,7 @@ void NoisyTopKForward(const Context& context, const GateBatch& batch) {
 void NoisyTopKBackward(const Context& context, const GateBatch& batch, const float* dgate,
                        const float* dload, Matrix dclean, Matrix draw) {
   CheckBatch(batch);
-  const auto same_shape = [&](ConstMatrix x) {
-    return x.rows == batch.clean.rows && x.cols == batch.clean.cols;
-  };
-  Check(same_shape(dclean) && (!batch.with_noise || same_shape(draw)),
-        "[T, n] gradients");
+  CheckGateGradients(batch, dclean, draw);
   if (!SmoothLoad(batch)) dload = nullptr;
   Launch(context, BackwardKernel, dim3(static_cast<unsigned>(batch.clean.rows)), kThreads,
          GateOf(batch), dgate, dload, dclean, draw);

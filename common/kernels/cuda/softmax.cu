@@ -1,6 +1,7 @@
 #include <limits>
 #include <vector>
 
+#include "common/kernels/arguments.h"
 #include "common/kernels/cuda/block.h"
 #include "common/kernels/cuda/device_math.h"
 #include "common/kernels/cuda/elements.h"
@@ -125,15 +126,6 @@ struct TargetInputBody {
     *to = fmaf(dlogits.row(t)[dlogits.cols - 1], w.row(index[t])[c], *to);
   }
 };
-
-void CheckTargets(ConstMatrix x, ConstMatrix w, ConstMatrix logits,
-                  std::span<const int32_t> index) {
-  Check(static_cast<int64_t>(index.size()) == x.rows, "an index for each row");
-  Check(x.cols == w.cols, "equal columns");
-  Check(logits.rows == x.rows && logits.cols >= 1,
-        "logits: rows of x, and the target's column");
-  for (int32_t i : index) Check(i >= -1 && i < w.rows, "-1 <= index < rows");
-}
 
 dim3 ABlockForEachRow(ConstMatrix x) {
   Check(x.rows <= INT32_MAX, "rows fit in 32 bits");
